@@ -189,7 +189,6 @@ def encode_bytes(
     table: list,  # its `token_bytes`
 ) -> list:        # a pair (ids int64, ends int64) for each text
     "Tokenize raw text as text, and say at which byte of it every token ends (-1: inside something that was rewritten or lost)."
-    lengths = np.array([len(piece or b'') for piece in table])
     result, normalize = [], None
     with plain_backend(tokenizer) as backend:
         for text, encoding in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False)):
@@ -197,11 +196,11 @@ def encode_bytes(
             pieces = [table[i] for i in encoding.ids]
             ends = None
             if None not in pieces:
-                written = b''.join(pieces)
-                ends = exact_ends(written, lengths[ids], raw)
+                written, lengths = b''.join(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces))
+                ends = exact_ends(written, lengths, raw)
                 if ends is None:
                     normalize = normalize or text_normalizer(backend)
-                    ends = normalized_ends(written, lengths[ids], text, normalize)
+                    ends = normalized_ends(written, lengths, text, normalize)
             if ends is None: ends = located_ends(pieces, backend.encode(text, add_special_tokens=False).offsets, text)
             result.append((ids, ends))
     return result

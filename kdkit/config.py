@@ -67,7 +67,7 @@ class DistillConfig:
     temperature: float = option(1.0, "divides both models' logits; 1 is best across tokenizers")
     mask_inconsistent: bool = option(False, 'plain cross-entropy where the true next tokens fall into different classes')
     contrastive_segments: int = option(4, 'segments of a text to tell apart')
-    contrastive_temperature: float = option(0.1, 'divides the cosines of the contrastive loss')
+    contrastive_temperature: float = option(0.5, 'divides the cosines of the contrastive loss')
     use_curriculum: bool = option(True, 'scheduled weights; otherwise every loss at its alpha throughout')
     total_steps: int|None = option(None, 'optimizer steps that the curriculum spans (unset: those of the run)')
     max_length: int = option(512, 'student tokens in a window')

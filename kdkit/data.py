@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['readers', 'DataError', 'pick_text_column', 'join_lines', 'are_lines', 'split_paragraphs', 'load_rows', 'local_rows',
-           'offline', 'hub_rows', 'load_text', 'has_text', 'hold_out', 'control_ids', 'one_stream', 'cut_greedily',
-           'list_column', 'cut_windows', 'pair_batch', 'pair_dataset', 'PairCollator', 'alignment_summary']
+           'offline', 'hub_rows', 'load_text', 'has_text', 'hold_out', 'control_ids', 'tokenizer_digest', 'one_stream',
+           'cut_greedily', 'list_column', 'too_short', 'cut_windows', 'pair_batch', 'pair_dataset', 'PairCollator',
+           'alignment_summary']
 
 # %% ../nbs/20_data.ipynb #723439c7
 import hashlib
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset, concatenate_datasets, load_dataset
 
-from .align import backend_json, encode_bytes, shared_boundaries, token_bytes
+from .align import encode_bytes, plain_backend, shared_boundaries, token_bytes
 from .vocab import gold_consistency
 
 # %% ../nbs/20_data.ipynb #2f05c432
@@ -209,33 +210,42 @@ def control_ids(
     return start, end
 
 # %% ../nbs/20_data.ipynb #4b91cbe4
-def one_stream(
-    encoded: list,     # (ids, ends) of each document
-    sizes: np.ndarray, # bytes of each document
-    start_id: int,
-    end_id: int|None,  # None: documents follow one another unmarked
-) -> tuple:            # ids and ends, both int64
-    "One side's documents in one row of any length: a start token, then each document and its end token."
-    steps = sizes + (end_id is not None)  # the end token takes the place of one byte
-    bases = np.cumsum(steps) - steps
-    ids, ends = [[start_id]], [[0]]
-    for (doc_ids, doc_ends), base, step in zip(encoded, bases, steps):
-        ids.append(doc_ids), ends.append(np.where(doc_ends < 0, -1, doc_ends + base))
-        if end_id is not None: ids.append([end_id]), ends.append([base + step])
-    return np.concatenate(ids), np.concatenate(ends)
+def tokenizer_digest(
+    tokenizer,  # fast
+) -> str:
+    "The same for tokenizers that do the same, however often they were used."
+    with plain_backend(tokenizer) as backend: return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 # %% ../nbs/20_data.ipynb #5a48a245
+def one_stream(
+    encoded: list,      # (ids, ends) of each document
+    sizes: np.ndarray,  # bytes of each document
+    start_id: int,
+    end_id: int|None,   # None: documents follow one another unmarked
+) -> tuple:             # ids, ends
+    "One side's documents in one row of any length. A start or end token counts as a byte, so that it ends where nothing else does."
+    step = 1 if end_id is None else 2
+    ids, ends, base = [[start_id]], [[0]], 0
+    for (doc_ids, doc_ends), size in zip(encoded, sizes):
+        ids.append(doc_ids), ends.append(np.where(doc_ends < 0, -1, doc_ends + base + 1))
+        base += size + step
+        if end_id is not None: ids.append([end_id]), ends.append([base])
+        elif len(doc_ends): ends[-1][-1] = base  # both sides know that the document is over
+    return np.concatenate(ids), np.concatenate(ends)
+
+# %% ../nbs/20_data.ipynb #39997b6e
 def cut_greedily(
-    read: np.ndarray,  # [sides, boundaries] tokens read at each boundary
-    limits: list,      # tokens that a window of each side may hold, without its start token
-) -> list:             # indices of the boundaries at which windows begin and end; None after a boundary from which no window fits
+    read: np.ndarray,   # [sides, boundaries], index of the last token read at each boundary
+    limits: list,       # tokens of each side that a window may hold besides its start token
+    stops: np.ndarray,  # boundaries at which a window must end, the last one among them
+) -> list:              # boundaries at which windows meet; it stops early where even the next boundary is too far
     "The longest windows, one after another."
-    cuts, last = [0], read.shape[1] - 1
-    while cuts[-1] < last:
-        begin = 0 if len(cuts) == 1 else read[:, cuts[-1]]
-        end = min(np.searchsorted(side, limit, 'right') for side, limit in zip(read, begin + np.array(limits))) - 1
-        if end <= cuts[-1]: return cuts + [None]
-        cuts.append(end)
+    cuts, read = [0], list(read)
+    for stop in stops:
+        while cuts[-1] < stop:
+            reach = min(np.searchsorted(side, side[cuts[-1]] + limit, 'right') - 1 for side, limit in zip(read, limits))
+            if reach <= cuts[-1]: return cuts
+            cuts.append(min(reach, stop))
     return cuts
 
 # %% ../nbs/20_data.ipynb #1fb86667
@@ -248,60 +258,66 @@ def list_column(
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
 
 # %% ../nbs/20_data.ipynb #85899485
-def cut_windows(
-    texts: list,        # documents that share rows
-    sides: list,        # for each side its encoded documents, (start id, end id) and limit: student[, teacher]
-) -> list:              # for each window: ids of each side, positions of each side, bytes
-    "Windows in which all sides hold the same text."
-    sizes = np.array([len(text.encode()) for text in texts])
-    marked = all(control[1] is not None for _, control, _ in sides)
-    streams = [one_stream(encoded, sizes, start, end if marked else None) for encoded, (start, end), _ in sides]
-    ends = [ends for _, ends in streams]
-    read = np.stack(shared_boundaries(ends[0], ends[-1])[:len(sides)])
-    last = [[len(e) - 1] for e in ends]
-    if (read[:, -1:] != last).any(): read = np.append(read, last, axis=1)  # the tokenizer lost the end of the text
-    limits = [limit - 1 for _, _, limit in sides]
-    cuts = cut_greedily(read, limits)
-    at = ends[0][read[0]]  # bytes read at each boundary
-    if cuts[-1] is None:
-        begin = cuts[-2]
-        side = next(i for i, limit in enumerate(limits) if read[i, begin + 1] - read[i, begin] > limit)
-        need, text = read[side, begin + 1] - read[side, begin] + 1, ('\n' if marked else '').join(texts).encode()[at[begin]:][:60]
-        raise DataError(f"{['student', 'teacher'][side]} windows of at most {limits[side] + 1} tokens are too short: they need {need} "
-                        f"to hold {text.decode(errors='ignore')[:40]!r}, which both tokenizers cannot cut in one place. Raise the limit or drop that text.")
-    document_ends = np.cumsum(sizes + 1) if marked else np.empty(0)
-    n_bytes = at - np.searchsorted(document_ends, at, 'right')
-    windows = []
-    for i, j in zip(cuts, cuts[1:]):
-        begin = read[:, i] if i else np.zeros(len(sides), int)
-        ids = [np.append(stream[0], stream[b + 1:r + 1]) for (stream, _), b, r in zip(streams, begin, read[:, j])]
-        windows.append((ids, read[:, i:j] - begin[:, None], n_bytes[j] - n_bytes[i]))
-    return windows
+def too_short(
+    text: str,    # all of it
+    start: int,   # byte at which the window would begin
+    need: list,   # tokens of each side up to the next shared boundary
+    limits: list, # tokens of each side
+) -> DataError:
+    "The error for a stretch of text that no window can hold."
+    side, n, limit = next((side, n + 1, limit) for side, n, limit in zip(('student', 'teacher'), need, limits) if n + 1 > limit)
+    found = text.encode()[start:start + 200].decode(errors='ignore')[:40]
+    return DataError(f"{side} windows of at most {limit} tokens cannot hold {found!r}: the next place where a window can end "
+                     f"is {n} tokens away. Raise the limit to {n}, or drop such text.")
 
 # %% ../nbs/20_data.ipynb #f27f5e7c
+def cut_windows(
+    texts: list,      # documents
+    encoded: list,    # `encode_bytes` of each side: student[, teacher]
+    controls: list,   # (start id, end id) of each side
+    limits: list,     # tokens that a window of each side may hold
+    pack: bool,       # documents may share a window
+) -> list:            # for each window: ids of each side, positions of each side [sides, positions], bytes
+    "Windows in which all sides hold the same text."
+    sizes = np.array([len(text.encode()) for text in texts])
+    marked = all(end_id is not None for _, end_id in controls)
+    streams = [one_stream(side, sizes, start_id, end_id if marked else None) for side, (start_id, end_id) in zip(encoded, controls)]
+    read = np.stack(shared_boundaries(streams[0][1], streams[-1][1])[:len(streams)])
+    at = streams[0][1][read[0]]  # where the boundaries are, control tokens counted
+    document_ends = np.cumsum(sizes + 1 + marked)
+    stops = np.searchsorted(at, document_ends, 'right') - 1
+    cuts = cut_greedily(read, [limit - 1 for limit in limits], stops[-1:] if pack else stops)
+    over = np.searchsorted(document_ends, at, 'right')  # documents
+    text_bytes = at - over * (1 + marked) - (at > np.append(0, document_ends)[over])
+    if cuts[-1] < stops[-1]: raise too_short(''.join(texts), text_bytes[cuts[-1]], np.diff(read[:, cuts[-1]:])[:, 0], limits)
+    windows = []
+    for i, j in zip(cuts, cuts[1:]):
+        ids = [np.append(ids[:1], ids[begin + 1:end + 1]) for (ids, _), begin, end in zip(streams, read[:, i], read[:, j])]
+        windows.append((ids, read[:, i:j] - read[:, i:i + 1], text_bytes[j] - text_bytes[i]))
+    return windows
+
+# %% ../nbs/20_data.ipynb #2403220b
 def pair_batch(
-    table: pa.Table,       # column text
-    tokenizers: list,      # student[, teacher]
-    tables: list,          # `token_bytes` of each
-    controls: list,        # (start id, end id) of each
-    limits: list,          # tokens of each
-    pack: bool,
-) -> pa.Table:             # the columns of `pair_dataset`
+    table: pa.Table,   # column text
+    tokenizers: list,  # student[, teacher]
+    tables: list,      # `token_bytes` of each
+    controls: list,    # (start id, end id) of each
+    limits: list,      # tokens that a window of each may hold
+    pack: bool,        # documents may share a window
+) -> pa.Table:         # the columns of `pair_dataset`
     "The windows of some documents."
     texts = [text for text in table['text'].to_pylist() if text]
     encoded = [encode_bytes(tokenizer, texts, pieces) for tokenizer, pieces in zip(tokenizers, tables)]
-    rows = []
-    for chosen in ([slice(None)] if pack else [slice(i, i + 1) for i in range(len(texts))]):
-        sides = [(side[chosen], control, limit) for side, control, limit in zip(encoded, controls, limits)]
-        if texts: rows += cut_windows(texts[chosen], sides)
-    columns = {'input_ids': list_column([ids[0] for ids, _, _ in rows])}
+    windows = cut_windows(texts, encoded, controls, limits, pack) if texts else []
+    ids, positions, n_bytes = zip(*windows) if windows else ([], [], [])
+    columns = {'input_ids': list_column([row[0] for row in ids])}
     if len(tokenizers) > 1:
-        columns['teacher_input_ids'] = list_column([ids[1] for ids, _, _ in rows])
-        columns['student_positions'] = list_column([positions[0] for _, positions, _ in rows])
-        columns['teacher_positions'] = list_column([positions[1] for _, positions, _ in rows])
-    return pa.table(columns | {'n_bytes': pa.array([n_bytes for _, _, n_bytes in rows], pa.int64())})
+        columns['teacher_input_ids'] = list_column([row[1] for row in ids])
+        columns['student_positions'] = list_column([row[0] for row in positions])
+        columns['teacher_positions'] = list_column([row[1] for row in positions])
+    return pa.table(columns | {'n_bytes': pa.array(n_bytes, pa.int64())})
 
-# %% ../nbs/20_data.ipynb #2403220b
+# %% ../nbs/20_data.ipynb #1f6c4c56
 def pair_dataset(
     dataset: Dataset,                    # column text
     student_tokenizer,
@@ -319,15 +335,19 @@ def pair_dataset(
     controls = [control or control_ids(tokenizer) for tokenizer, control in zip(tokenizers, (student_control, teacher_control))]
     limits = [max_length, teacher_max_length or 2 * max_length][:len(tokenizers)]
     if min(limits) < 2: raise DataError(f"windows of {min(limits)} tokens hold no text: a start token and one more make 2.")
-    recipe = [dataset._fingerprint, [backend_json(tokenizer) for tokenizer in tokenizers], controls, limits, pack, 1]
-    fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
+    recipe = [dataset._fingerprint, [tokenizer_digest(tokenizer) for tokenizer in tokenizers], controls, limits, pack]
+    fingerprint = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+    cache = None  # next to the dataset's own files
+    if not dataset.cache_files:
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / 'kdkit' / f'{fingerprint}.arrow'
+        cache.parent.mkdir(parents=True, exist_ok=True)
     mean_bytes = dataset.data.nbytes / max(len(dataset.data), 1)
     make = partial(pair_batch, tokenizers=tokenizers, tables=[token_bytes(tokenizer) for tokenizer in tokenizers],
                    controls=controls, limits=limits, pack=pack)
-    paired = dataset.select_columns(['text']).with_format('arrow').map(
-        make, batched=True, batch_size=int(min(1000, max(1, 4e6 // max(mean_bytes, 1)))), remove_columns=['text'],
-        new_fingerprint=fingerprint, num_proc=num_proc, desc='Windows')
-    return paired.with_format(None)
+    return dataset.select_columns(['text']).with_format('arrow').map(
+        make, batched=True, batch_size=int(np.clip(4e6 // max(mean_bytes, 1), 1, 1000)),  # some 100 bytes of memory a token
+        remove_columns=['text'], new_fingerprint=fingerprint, cache_file_name=cache and str(cache), num_proc=num_proc, desc='Windows',
+    ).with_format(None)
 
 # %% ../nbs/20_data.ipynb #424de68e
 class PairCollator:

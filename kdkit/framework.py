@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import DistillConfig
 from .curriculum import Curriculum, constant, default_schedules
-from .losses import chunked
+from .data import control_ids
 from .models import (ModelError, body, capture_attention, capture_states, load_causal_lm, load_tokenizer, output_head,
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
@@ -82,7 +82,8 @@ class StudentAwareDistillationFramework(nn.Module):
         shared = shared_tokens(self.student_tokenizer, self.teacher_tokenizer)
         projector = TeacherToStudentLogitProjector(student.get_output_embeddings().weight, teacher.get_output_embeddings().weight, *shared)
         self._hold(logit_projector=projector)
-        self.student_end_id, self.teacher_end_id = self.student_tokenizer.eos_token_id, self.teacher_tokenizer.eos_token_id
+        self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
+        self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
         self.compare = comparison(config.kd_method, vocab_map, shared, config.divergence, config.beta, config.skew, config.temperature)
         self.to(device)
 

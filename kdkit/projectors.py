@@ -150,7 +150,7 @@ class ContrastiveDistillationLoss(nn.Module):
     def __init__(self,
         teacher_size: int,         # hidden size
         student_size: int,         # hidden size
-        temperature: float = 0.1,  # divides the cosines
+        temperature: float = 0.5,  # divides the cosines
     ):
         super().__init__()
         self.projector, self.temperature = FeatureProjector(teacher_size, student_size), temperature

@@ -268,7 +268,7 @@ class LayerwiseTerm(Term):
 class ContrastiveTerm(Term):
     "InfoNCE between segments of one row, nats per row that has at least one aligned position a segment."
     name = 'contrastive'
-    def __init__(self, teacher_size: int, student_size: int, n_segments: int = 4, temperature: float = 0.1):
+    def __init__(self, teacher_size: int, student_size: int, n_segments: int = 4, temperature: float = 0.5):
         super().__init__()
         self.loss, self.n_segments = ContrastiveDistillationLoss(teacher_size, student_size, temperature), n_segments
 

@@ -1,0 +1,121 @@
+"Alignment against brute force, on awkward text and on many tokenizers."
+import itertools
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from tiny_tokenizers import awkward, byte_level, get, lossy, real, sentencepiece, tiny
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from kdkit.align import encode_bytes, located_ends, shared_boundaries, token_bytes
+
+names = [*tiny, 'qwen2', 'gpt2', 'mistral']
+forms = {'bytes-NFC': 'NFC', 'bytes-NFKC': 'NFKC', 'qwen2': 'NFC'}
+
+def normal(name, text):
+    "The text as the tokenizer's tokens spell it."
+    text = unicodedata.normalize(forms[name], text) if name in forms else text
+    return text if name in forms or 'bytes' in name or name == 'gpt2' else text.replace('\u2581', ' ')
+
+def brute_ends(name, text, ids, table):
+    "For each token, the only byte of the text up to which it and those before it spell the normal form."
+    added = b''.join(table[i] for i in ids) != normal(name, text).encode()  # a space in front
+    prefixes = {}
+    if normal(name, text) == text: prefixes = {text.encode()[:n]: n for n in range(len(text.encode()) + 1)}
+    else:  # at characters; a cut inside what is composed changes the form of what follows
+        for k in range(len(text) + 1):
+            head, tail = normal(name, text[:k]), normal(name, text[k:])
+            if head + tail == normal(name, text): prefixes[head.encode()] = len(text[:k].encode())
+        for k in range(len(text)):  # bytes inside characters that stay
+            if (n := prefixes.get(normal(name, text[:k]).encode())) is not None and normal(name, text[k:k + 1]) == text[k]:
+                if len(text[:k + 1].encode()) in prefixes.values():
+                    for m in range(1, len(text[k].encode())): prefixes[normal(name, text[:k]).encode() + text[k].encode()[:m]] = n + m
+    ends, written = [], b''
+    for i in ids:
+        written += table[i]
+        ends.append(prefixes.get(written[added:], -1))
+    return ends
+
+def check(name, text):
+    tokenizer = get(name)
+    table = token_bytes(tokenizer)
+    (ids, ends), = encode_bytes(tokenizer, [text], table)
+    assert not set(ids) & set(tokenizer.all_special_ids) or name in lossy
+    assert ends.tolist() == brute_ends(name, text, ids, table), [table[i] for i in ids]
+    assert not len(ids) or ends[-1] == len(text.encode())
+    return ends
+
+@pytest.mark.parametrize('name', names)
+def test_ends_equal_brute_force(name):
+    for text in awkward + [''.join(awkward), ' '.join(awkward[::-1])]: check(name, text)
+
+@pytest.mark.parametrize('name', names)
+@settings(max_examples=60, deadline=None)
+@given(text=st.lists(st.sampled_from(awkward) | st.text(st.characters(codec='utf-8'), max_size=6), max_size=5).map(''.join))
+def test_ends_equal_brute_force_on_any_text(name, text):
+    if name in forms and unicodedata.unidata_version < '16' and any(unicodedata.category(c) == 'Cn' for c in text): return  # newer than Python's tables
+    check(name, text)
+
+@pytest.mark.parametrize('a, b', itertools.combinations(names, 2))
+def test_shared_boundaries_equal_brute_force(a, b):
+    text = ' '.join(awkward)
+    ends_a, ends_b = check(a, text), check(b, text)
+    index_a, index_b = shared_boundaries(ends_a, ends_b)
+    last = lambda ends: {end: i for i, end in enumerate(ends.tolist()) if end >= 0}
+    both = sorted(last(ends_a).keys() & last(ends_b).keys())
+    assert index_a.tolist() == [last(ends_a)[end] for end in both] and index_b.tolist() == [last(ends_b)[end] for end in both]
+    assert index_a.dtype == index_b.dtype == np.int64
+
+def test_of_tokens_with_one_end_the_last_counts():
+    index = shared_boundaries(np.array([0, 0, 3, -1, 5, 5]), np.array([0, 2, 3, 3, 4, 5]))
+    assert [i.tolist() for i in index] == [[1, 2, 5], [0, 3, 5]]
+    assert all(len(i) == 0 for i in shared_boundaries(np.array([], int), np.array([1, 2])))
+
+@pytest.mark.parametrize('name', [*lossy])
+def test_no_boundary_where_text_is_lost(name):
+    tokenizer = get(name)
+    table = token_bytes(tokenizer)
+    text = 'a str \u4f60\u597d and \U0001f600, the list'
+    (ids, ends), = encode_bytes(tokenizer, [text], table)
+    raw = text.encode()
+    assert None in [table[i] for i in ids]
+    for i, end in zip(ids, ends):
+        if end >= 0: assert table[i] is not None and (b' ' + raw)[:end + 1].endswith(table[i])
+    lost = range(raw.index('\u4f60'.encode()) + 1, raw.index(b' and') + 1)
+    assert not set(ends) & set(lost) and ends[-1] == len(raw)  # it goes on behind the loss
+
+def test_located_ends_know_a_trimmed_space_from_an_added_one():
+    assert located_ends([b'a', b' b'], [(0, 1), (2, 3)], 'a b').tolist() == [1, 3]
+    assert located_ends([b' a', b' ', b'b'], [(0, 1), (1, 1), (1, 2)], 'ab').tolist() == [1, 1, 2]
+    assert located_ends([b'a', None, b'b'], [(0, 1), (1, 2), (2, 3)], 'a?b').tolist() == [1, -1, 3]
+    assert located_ends([b'\xf0\x9f', b'\x98\x80'], [(0, 1), (0, 1)], '\U0001f600').tolist() == [2, 4]
+
+@pytest.mark.parametrize('name', names)
+def test_settings_of_the_tokenizer_survive(name):
+    tokenizer = get(name)
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(3)
+    backend.enable_padding(length=9)
+    try:
+        (ids, ends), = encode_bytes(tokenizer, ['one two three four five six seven'], token_bytes(tokenizer))
+        assert ends[-1] == 33 and backend.truncation['max_length'] == 3 and backend.padding['length'] == 9
+    finally: backend.no_truncation(), backend.no_padding()
+
+def test_added_text_tokens_are_text():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_level().backend_tokenizer.to_str()))
+    tokenizer.add_tokens(['<think>'])
+    table = token_bytes(tokenizer, 1000)
+    assert len(table) == 1000 and table[len(tokenizer) - 1] == b'<think>' and table[-1] is None
+    (ids, ends), = encode_bytes(tokenizer, ['a<think>b'], table)
+    assert ends.tolist() == [1, 8, 9]
+
+@pytest.mark.parametrize('model', [models.WordPiece({'[UNK]': 0}, unk_token='[UNK]'), models.WordLevel({'[UNK]': 0}, unk_token='[UNK]')])
+def test_other_kinds_are_told_apart(model):
+    with pytest.raises(ValueError, match=type(model).__name__):
+        token_bytes(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)))
+
+def test_slow_tokenizers_are_refused():
+    class Slow: pass
+    with pytest.raises(ValueError, match='Slow is a slow tokenizer'): token_bytes(Slow())
