@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import DistillConfig
 from .curriculum import Curriculum, constant, default_schedules
-from .data import control_ids
+from .data import PairCollator, control_ids
 from .models import (ModelError, body, capture_attention, capture_states, load_causal_lm, load_tokenizer, output_head,
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
@@ -124,6 +124,10 @@ class StudentAwareDistillationFramework(nn.Module):
     ) -> float:          # 0 for a loss that is not in use
         "Weight of a loss at that step; the same in training and in evaluation."
         return self.curriculum.weight(step, loss_type) if loss_type in self.terms else 0.
+
+    def collator(self) -> PairCollator:
+        "Makes batches of this pair's rows."
+        return PairCollator(*(t.pad_token_id or 0 for t in (self.student_tokenizer, self.teacher_tokenizer)))
 
     # -- the forward pass ----------------------------------------------------------------------------------------
 

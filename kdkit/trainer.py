@@ -15,15 +15,12 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from .config import DistillConfig
-from .data import PairCollator
 from .evaluation import compute_perplexity
 from .framework import StudentAwareDistillationFramework
 
@@ -246,8 +243,7 @@ class DistillationTrainer(Trainer):
         args = args or training_arguments(config, config.max_steps)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would copy the teacher every step; use torchrun for two GPUs
         self.meter = Meter()
-        collator = data_collator or PairCollator(*(t.pad_token_id or 0 for t in (framework.student_tokenizer, framework.teacher_tokenizer)))
-        super().__init__(framework, args, collator, train_dataset, eval_dataset, **kwargs)
+        super().__init__(framework, args, data_collator or framework.collator(), train_dataset, eval_dataset, **kwargs)
         for callback in (PrinterCallback, ProgressCallback): self.remove_callback(callback)
         self.finite_steps = FiniteSteps(self)
         ours = [self.finite_steps, MetricsFile(Path(args.output_dir) / 'metrics.jsonl'), ProgressLine(label)]

@@ -1,0 +1,161 @@
+"Laws of the vocabulary maps: partitions, identity, brute force on a toy world, KL under coarsening."
+import itertools
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from tiny_tokenizers import byte_level, get, real, sentencepiece, tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from kdkit.align import encode_bytes, token_bytes
+from kdkit.losses import forward_kl
+from kdkit.vocab import VocabMap, combined_map, common_prefix_map, first_token_map, gold_consistency, identity_map, same_tokenizer
+
+methods = first_token_map, common_prefix_map, combined_map
+pairs = [*itertools.permutations(['bytes', 'bytes-large', 'bytes-prefix', 'bytes-NFC', 'metaspace', 'prepend'], 2)]
+
+def sizes(*names): return [len(get(name)) + extra for name, extra in zip(names, (0, 37))]  # the teacher's model is padded
+def build(method, student, teacher): return method(get(student), get(teacher), *sizes(student, teacher), get(student).eos_token_id)
+
+@pytest.mark.parametrize('student, teacher', pairs)
+@pytest.mark.parametrize('method', methods)
+def test_maps_are_partitions(method, student, teacher):
+    vocab_map = build(method, student, teacher)
+    student_size, teacher_size = sizes(student, teacher)
+    student_logits, teacher_logits = torch.randn(3, 2, student_size), torch.randn(3, 2, teacher_size) * 5
+    for log_probs in (vocab_map.student_log_probs(student_logits), vocab_map.teacher_log_probs(teacher_logits)):
+        assert log_probs.shape == (3, 2, vocab_map.n_classes) and log_probs.dtype == torch.float32 and log_probs.isfinite().all()
+        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3, 2), atol=1e-6, rtol=0)
+    student_classes = set(vocab_map.student_class(torch.arange(student_size)).tolist())
+    teacher_classes = set(vocab_map.teacher_class(torch.arange(teacher_size)).tolist())
+    assert student_classes == set(range(vocab_map.n_classes))
+    assert teacher_classes == student_classes if method is not first_token_map else teacher_classes <= student_classes
+
+@pytest.mark.parametrize('student, teacher', pairs)
+@pytest.mark.parametrize('method', methods)
+def test_control_tokens_and_vacant_rows_are_the_end(method, student, teacher):
+    vocab_map = build(method, student, teacher)
+    end = vocab_map.student_class(torch.tensor(get(student).eos_token_id))
+    teacher_size = sizes(student, teacher)[1]
+    for i, piece in enumerate(token_bytes(get(teacher), teacher_size)):
+        if piece is None: assert vocab_map.teacher_class(torch.tensor(i)) == end
+        else: assert vocab_map.teacher_class(torch.tensor(i)) != end
+    if vocab_map.student_index is not None:
+        for i, piece in enumerate(token_bytes(get(student))): assert (vocab_map.student_class(torch.tensor(i)) == end) == (piece is None)
+
+@pytest.mark.parametrize('name', [*tiny, 'qwen2', 'gpt2', 'mistral'])
+def test_a_tokenizer_maps_to_itself(name):
+    tokenizer = get(name)
+    table = token_bytes(tokenizer)
+    vocab_map = first_token_map(tokenizer, tokenizer, len(table), len(table), 0)
+    for i, piece in enumerate(table):
+        same = int(vocab_map.teacher_index[i])
+        if piece: assert table[same] == piece and (same == i or table.count(piece) > 1)
+    assert same_tokenizer(tokenizer, tokenizer)
+
+def test_same_tokenizer_looks_past_control_tokens_only():
+    a, b = (PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_level().backend_tokenizer.to_str())) for _ in range(2))
+    b.add_special_tokens({'pad_token': '<|pad|>'})
+    assert same_tokenizer(a, b) and same_tokenizer(b, a)
+    assert not any(same_tokenizer(get(x), get(y)) for x, y in itertools.combinations(tiny, 2))
+
+@given(st.integers(2, 9), st.integers(0, 5), st.integers(0, 5))
+def test_identity_folds_padding_into_the_end(shared, more_student, more_teacher):
+    vocab_map = identity_map(shared + more_student, shared + more_teacher, end_id=1)
+    assert vocab_map.n_classes == shared + min(more_student, more_teacher)
+    assert (vocab_map.student_index is None) == (more_student <= more_teacher)
+    assert (vocab_map.teacher_index is None) == (more_teacher <= more_student)
+    for index, size in ((vocab_map.student_index, shared + more_student), (vocab_map.teacher_index, shared + more_teacher)):
+        if index is not None: assert index.tolist() == [i if i < vocab_map.n_classes else 1 for i in range(size)]
+
+def toy(tokens, merges=()):
+    "A byte-level tokenizer of exactly these tokens, the end of document first."
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=tokens[0])
+
+def toy_world():
+    student = toy(['</s>', 'a', 'b', 'c', 'd', '1', '2', 'Ġ', 'ab', 'Ġa', 'cd', '12'], [('a', 'b'), ('Ġ', 'a'), ('c', 'd'), ('1', '2')])
+    teacher = toy(['<e>', 'a', 'b', 'c', 'd', '1', '2', 'Ġ', 'Ġa', 'bc', 'abc', 'abcd'], [('Ġ', 'a'), ('b', 'c'), ('a', 'bc'), ('abc', 'd')])
+    return student, teacher
+
+def test_toy_world_by_hand():
+    student, teacher = toy_world()
+    #                        <e> a  b  c  d  1  2  _  _a bc abc abcd
+    assert first_token_map(student, teacher, 12, 12, 0).teacher_index.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 9, 2, 8, 8]
+    vocab_map = common_prefix_map(student, teacher, 12, 12, 0)
+    names = [b' ', b' a', b'1', b'2', b'a', b'b', b'c', b'd', None]
+    student_classes = [names[i] for i in vocab_map.student_index]
+    assert student_classes == [None, b'a', b'b', b'c', b'd', b'1', b'2', b' ', b'a', b' a', b'c', b'1']
+    assert [names[i] for i in vocab_map.teacher_index] == [None, b'a', b'b', b'c', b'd', b'1', b'2', b' ', b' a', b'b', b'a', b'a']
+    both = combined_map(student, teacher, 12, 12, 0)
+    assert [names[i] for i in both.teacher_index] == [None, b'a', b'b', b'c', b'd', b'1', b'2', b' ', b' a', b'b', b'a', b'a']
+
+@pytest.mark.parametrize('method', methods)
+def test_toy_world_by_brute_force(method):
+    student, teacher = toy_world()
+    student_bytes, teacher_bytes = token_bytes(student), token_bytes(teacher)
+    vocab_map = method(student, teacher, 12, 12, 0)
+    logits = torch.randn(4, 12)
+    common = set(student_bytes) & set(teacher_bytes) - {None}
+    def prefix(piece): return max((c for c in common if piece and piece.startswith(c)), key=len, default=None)
+    def first(piece): return student_bytes[student(piece.decode()).input_ids[0]] if piece else None
+    label = {first_token_map: first, common_prefix_map: prefix, combined_map: lambda piece: prefix(first(piece))}[method]
+    own = (lambda piece: piece) if method is first_token_map else prefix
+    expected = torch.zeros(4, vocab_map.n_classes)
+    for i, piece in enumerate(teacher_bytes):
+        match = next(j for j, mine in enumerate(student_bytes) if own(mine) == label(piece))
+        expected[:, vocab_map.student_class(torch.tensor(match))] += logits.softmax(-1)[:, i]
+    torch.testing.assert_close(vocab_map.teacher_log_probs(logits).exp(), expected)
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 9))
+def test_coarsening_never_raises_kl(seed, classes):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, 5, 40, generator=generator).unbind()
+    index = torch.randint(classes, (40,), generator=generator)
+    coarse = VocabMap('coarse', classes, index, index)
+    fine = forward_kl(student * 3, teacher * 3)
+    assert (forward_kl(coarse.student_log_probs(student * 3), coarse.teacher_log_probs(teacher * 3)) <= fine + 1e-5).all()
+
+@pytest.mark.parametrize('method', methods)
+def test_a_permuted_vocabulary_permutes_the_map(method):
+    student, teacher = get('bytes'), get('bytes-large')
+    state = __import__('json').loads(teacher.backend_tokenizer.to_str())
+    order = torch.randperm(len(teacher), generator=torch.Generator().manual_seed(0)).tolist()
+    state['model']['vocab'] = {token: order[i] for token, i in state['model']['vocab'].items()}
+    for token in state['added_tokens']: token['id'] = order[token['id']]
+    shuffled = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(__import__('json').dumps(state)), eos_token='<|endoftext|>')
+    plain, permuted = (method(student, t, len(student), len(teacher), student.eos_token_id) for t in (teacher, shuffled))
+    assert permuted.teacher_index[order].tolist() == plain.teacher_index.tolist()
+
+def test_gradients_flow_and_logits_may_be_half():
+    vocab_map = build(combined_map, 'bytes', 'bytes-large')
+    logits = torch.randn(2, len(get('bytes')), requires_grad=True)
+    vocab_map.student_log_probs(logits)[:, :5].sum().backward()
+    assert logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+    assert vocab_map.student_log_probs(logits.half()).dtype == torch.float32
+    assert vocab_map.to('cpu').n_classes == vocab_map.n_classes
+
+def test_gold_consistency_is_equality_of_classes():
+    vocab_map = VocabMap('toy', 2, torch.tensor([0, 1, 1]), torch.tensor([1, 0]))
+    assert gold_consistency(vocab_map, torch.tensor([0, 1, 2]), torch.tensor([1, 1, 0])).tolist() == [True, False, True]
+
+@pytest.mark.parametrize('student, teacher', [('gpt2', 'qwen2'), ('qwen2', 'gpt2'), ('mistral', 'qwen2'), ('qwen2', 'mistral')])
+def test_real_vocabularies_in_seconds(student, teacher):
+    rows = {'qwen2': 151_936, 'gpt2': 50_257, 'mistral': 32_000}
+    end = {'qwen2': 151_643, 'gpt2': 50_256, 'mistral': 2}[student]
+    tokenizers = real(student), real(teacher)
+    tables = [token_bytes(tokenizer, rows[name]) for tokenizer, name in zip(tokenizers, (student, teacher))]
+    for method in methods:
+        start = time.perf_counter()
+        vocab_map = method(*tokenizers, rows[student], rows[teacher], end)
+        assert time.perf_counter() - start < 30  # some 3 s on a free core
+        end_class = vocab_map.student_class(torch.tensor(end))
+        assert {i for i, piece in enumerate(tables[1]) if piece is None} == set((vocab_map.teacher_index == end_class).nonzero()[:, 0].tolist())
+        if method is first_token_map:  # what a token is mapped to is what begins it
+            for piece, i in zip(tables[1], vocab_map.teacher_index.tolist()):
+                if piece: assert piece.startswith(tables[0][i])
+        else: assert set(vocab_map.student_index.tolist()) == set(vocab_map.teacher_index.tolist()) == set(range(vocab_map.n_classes))
