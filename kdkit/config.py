@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_args
 
 # %% ../nbs/13_config.ipynb #03b0a62f
 RECIPES = {
@@ -40,6 +41,21 @@ def nearest(
     "The known word that was probably meant."
     close = difflib.get_close_matches(word, list(known), 1)
     return f" Did you mean {close[0]!r}?" if close else ''
+
+# %% ../nbs/13_config.ipynb #72c8e76a
+def _coerce(field, value):
+    "The value in the field's type; ConfigError where that would change it."
+    kinds = {kind.__name__ for kind in get_args(field.type) or (field.type,)}
+    if 'NoneType' in kinds and (value is None or str(value).lower() in ('none', 'null')): return None
+    [kind] = kinds - {'NoneType'}
+    try:
+        if kind == 'bool' and str(value).lower() in ('true', 'false'): return str(value).lower() == 'true'
+        if kind == 'int' and not isinstance(value, bool) and float(value) == int(float(value)): return int(float(value))
+        if kind == 'float' and not isinstance(value, bool): return float(value)
+        if kind == 'str' and isinstance(value, (str, Path)): return str(value)
+    except (TypeError, ValueError, OverflowError): pass
+    wanted = dict(int='a whole number', float='a number', bool='true or false', str='text')[kind]
+    raise ConfigError(f"{field.name} is {value!r}, but it must be {wanted}.")
 
 # %% ../nbs/13_config.ipynb #7fa9d0ab
 @dataclass
@@ -93,6 +109,7 @@ class DistillConfig:
     seed: int = option(42, 'of everything random')
 
     def __post_init__(self):
+        for f in fields(self): setattr(self, f.name, _coerce(f, getattr(self, f.name)))
         if self.recipe not in RECIPES: raise ConfigError(f"recipe {self.recipe!r} is unknown: choose one of {', '.join(RECIPES)}.")
         for name, alpha in RECIPES[self.recipe].items():
             if getattr(self, f'alpha_{name}') is None: setattr(self, f'alpha_{name}', alpha)
@@ -109,7 +126,8 @@ class DistillConfig:
         demand('divergence', lambda x: x in DIVERGENCES, 'one of ' + ', '.join(DIVERGENCES))
         demand('teacher_dtype', lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
         for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'): demand(name, lambda x: x > 0, 'above 0')
-        for name in ('beta',): demand(name, lambda x: 0 <= x <= 1, 'between 0 and 1')
+        if not any(getattr(self, f'alpha_{name}') for name in RECIPES['default']): raise ConfigError("every alpha is 0, so there is nothing to learn: give at least one loss a weight.")
+        demand('beta', lambda x: 0 <= x <= 1, 'between 0 and 1')
         demand('skew', lambda x: 0 <= x < 1, 'at least 0 and below 1')
         demand('eval_fraction', lambda x: 0 < x < 1, 'between 0 and 1')
         for name in ('batch_size', 'gradient_accumulation_steps', 'logging_steps', 'max_eval_rows', 'patience'): demand(name, lambda x: x >= 1, '1 or more')
@@ -123,11 +141,11 @@ class DistillConfig:
     def from_dict(cls,
         values: dict,  # field -> value
     ):                 # a config
-        "A config of these values; an unknown key or a value of the wrong kind is a ConfigError."
-        known = {f.name: f for f in fields(cls)}
+        "A config of these values; an unknown key is a ConfigError."
+        known = {f.name for f in fields(cls)}
         for key in values:
-            if key not in known: raise ConfigError(f"config key {key!r} is unknown.{nearest(key, known)}")
-        return cls(**{key: _coerce(known[key], value) for key, value in values.items()})
+            if key not in known: raise ConfigError(f"config key {key!r} is unknown.{nearest(str(key), known)}")
+        return cls(**values)
 
     def to_dict(self) -> dict: return asdict(self)
 
@@ -138,29 +156,12 @@ class DistillConfig:
         else:
             import yaml
             text = yaml.safe_dump(values, sort_keys=False)
-        path.write_text(text)
+        path.write_text(text, encoding='utf-8')
 
     @classmethod
     def load(cls, path: str|Path): return cls.from_dict(read_config_file(path))
 
-# %% ../nbs/13_config.ipynb #58fc8221
-def _coerce(field, value):
-    "The value in the field's type; ConfigError where that would change it."
-    kinds = {k.strip() for k in str(field.type if isinstance(field.type, str) else getattr(field.type, '__name__', field.type)).split('|')}
-    if isinstance(field.type, type): kinds = {field.type.__name__}
-    if value is None and kinds & {'None', 'NoneType'}: return None
-    try:
-        if 'bool' in kinds:
-            if isinstance(value, bool): return value
-            if str(value).lower() in ('true', 'false'): return str(value).lower() == 'true'
-        elif 'int' in kinds and not isinstance(value, bool) and float(value) == int(float(value)): return int(float(value))
-        elif 'float' in kinds and not isinstance(value, bool): return float(value)
-        elif 'str' in kinds and isinstance(value, (str, Path)): return str(value)
-    except (TypeError, ValueError): pass
-    wanted = ' or '.join(sorted(kinds - {'None', 'NoneType'})).replace('str', 'text')
-    raise ConfigError(f"{field.name} is {value!r}, but it must be {dict(int='a whole number', float='a number', bool='true or false').get(wanted, wanted)}.")
-
-# %% ../nbs/13_config.ipynb #793c87f9
+# %% ../nbs/13_config.ipynb #ed1bb4a2
 def read_config_file(
     path: str|Path,  # .yaml, .yml or .json
 ) -> dict:
@@ -168,7 +169,7 @@ def read_config_file(
     path = Path(path)
     if not path.is_file(): raise ConfigError(f"config file {str(path)!r} was not found.")
     import yaml  # JSON is YAML
-    try: values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error: raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
+    try: values = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error: raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict): raise ConfigError(f"config file {str(path)!r} holds a {type(values).__name__}, but it must map option names to values.")
     return values

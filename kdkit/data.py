@@ -53,19 +53,16 @@ def join_lines(
     table: pa.Table,  # column text, a line a row
 ) -> pa.Table:        # column text, a document a row
     "Whole documents from single lines: each begins at a ` = Title = ` between blank lines or, without any such, after a blank line."
-    lines = table['text'].cast(pa.large_string()).combine_chunks()
-    if isinstance(lines, pa.ChunkedArray): lines = pa.concat_arrays(lines.chunks)
+    lines = pc.fill_null(pa.concat_arrays(table['text'].cast(pa.large_string()).chunks), '')
     blank = pc.equal(pc.utf8_trim_whitespace(lines), '').to_numpy(zero_copy_only=False)
     title = pc.match_substring_regex(lines, r'^\s*= [^=]([^\n]*[^=])? =\s*$').to_numpy(zero_copy_only=False)
     after_blank = np.append(True, blank[:-1])
-    begins = title & after_blank
-    if not begins.any(): begins = ~blank & after_blank
+    begins = title & after_blank if (title & after_blank).any() else ~blank & after_blank
     if begins.sum() < 2: return table
-    offsets = np.flatnonzero(begins)
-    offsets[0] = 0  # what stands before the first title
-    lines = pc.if_else(pc.equal(lines, ''), '\n', lines)
-    documents = pa.LargeListArray.from_arrays(pa.array(np.append(offsets, len(lines))), lines)
-    return pa.table({'text': pc.binary_join(documents, '')})
+    begins = np.append(0, np.flatnonzero(begins)[1:])  # what stands before the first title is the first document's
+    _, offsets, letters = pc.if_else(pc.equal(lines, ''), '\n', lines).buffers()
+    offsets = np.frombuffer(offsets, np.int64)[np.append(begins, len(lines))]  # to join neighbours is to forget where they meet
+    return pa.table({'text': pa.LargeStringArray.from_buffers(len(begins), pa.py_buffer(offsets), letters)})
 
 # %% ../nbs/20_data.ipynb #c57d3797
 def are_lines(

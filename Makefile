@@ -1,0 +1,32 @@
+# make demo: a teacher with one tokenizer teaches a student with another, offline, in a few minutes.
+# make test: everything that CI checks.
+PYTHON ?= python3
+BIN    := .venv/bin
+
+.PHONY: demo test fast export clean
+
+demo: .venv/.installed
+	$(BIN)/kdkit demo
+
+test: .venv/.installed-dev
+	bash scripts/check
+
+fast: .venv/.installed-dev
+	bash scripts/check -m "not slow"
+
+# notebooks -> package and README
+export: .venv/.installed-dev
+	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python scripts/readme.py
+
+.venv/.installed: settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python %d.%d was found, but kdkit needs 3.10 to 3.13: make PYTHON=/path/to/python3.12" % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info runs/demo

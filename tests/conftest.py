@@ -1,0 +1,21 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing here may depend on a network
+sys.path.insert(0, str(Path(__file__).parent))
+from pairs import save_pair, save_text
+
+@pytest.fixture(scope='session')
+def pair(tmp_path_factory):
+    "Config values of a miniature pair with two tokenizers, and its text."
+    folder = tmp_path_factory.mktemp('pair')
+    return dict(save_pair(folder), dataset=save_text(folder))
+
+@pytest.fixture(scope='session')
+def same_pair(tmp_path_factory):
+    "The same with one tokenizer."
+    folder = tmp_path_factory.mktemp('same_pair')
+    return dict(save_pair(folder, same=True), dataset=save_text(folder))

@@ -1,0 +1,279 @@
+"Corpora, windows and batches: no text lost, both sides the same, every mistake told in a sentence."
+import json
+import time
+import unicodedata
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import HealthCheck, given, settings, strategies as st
+from tiny_tokenizers import awkward, corpus, get, shared, tiny
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+
+from kdkit.align import encode_bytes, token_bytes
+from kdkit.data import (DataError, PairCollator, alignment_summary, are_lines, control_ids, hold_out, load_text, pair_dataset)
+from kdkit.vocab import first_token_map, identity_map
+
+pairs = [('bytes', 'bytes-large'), ('bytes-large', 'metaspace'), ('prepend', 'bytes-NFC'), ('metaspace', 'prepend'), ('bytes', 'bytes'),
+         ('gpt2', 'qwen2'), ('mistral', 'qwen2'), ('qwen2', 'mistral')]
+documents = [text for text in awkward if text] + corpus[:4]
+
+@pytest.fixture(autouse=True)
+def quiet(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
+    datasets.disable_progress_bars()
+
+def control(name): return {'gpt2': (50256, 50256), 'qwen2': (151643, 151643), 'mistral': (1, 2)}.get(name) or control_ids(get(name))
+
+def pair(texts, student, teacher, max_length=64, **options):
+    return pair_dataset(Dataset.from_dict({'text': texts}), get(student), teacher and get(teacher), max_length=max_length,
+                        student_control=control(student), teacher_control=teacher and control(teacher), **options)
+
+def check_windows(texts, student, teacher, max_length, teacher_max_length, pack):
+    paired = pair(texts, student, teacher, max_length, teacher_max_length=teacher_max_length, pack=pack)
+    assert sum(paired['n_bytes']) == sum(len(text.encode()) for text in texts)
+    for name, column, positions, limit in ((student, 'input_ids', 'student_positions', max_length),
+                                           (teacher, 'teacher_input_ids', 'teacher_positions', teacher_max_length)):
+        start, end = control(name)
+        encoded = encode_bytes(get(name), [text for text in texts if text], token_bytes(get(name)))
+        assert sum((row[1:] for row in paired[column]), []) == sum(([*ids.tolist(), end] for ids, _ in encoded), [])  # the documents' own tokens
+        for row, listed in zip(paired[column], paired[positions]):
+            assert row[0] == start and 2 <= len(row) <= limit
+            assert listed[0] == 0 and (np.diff(listed) > 0).all() and listed[-1] < len(row) - 1
+            if not pack: assert end not in row[1:-1]
+
+    # every position by brute force: both have read the same bytes of the same document
+    def reads(name, rows):
+        start, end = control(name)
+        ends = [np.append(ends, len(text.encode()) + 1) for (ids, ends), text in
+                zip(encode_bytes(get(name), [text for text in texts if text], token_bytes(get(name))), [text for text in texts if text])]
+        places = [(d, int(e)) if e >= 0 else None for d, document in enumerate(ends) for e in document]
+        last, k = (0, -1), 0
+        for row in rows:
+            inside = places[k:k + len(row) - 1]
+            k += len(row) - 1
+            yield [last, *inside]
+            last = inside[-1]
+    for mine, theirs, p, q, n in zip(reads(student, paired['input_ids']), reads(teacher, paired['teacher_input_ids']),
+                                     paired['student_positions'], paired['teacher_positions'], paired['n_bytes']):
+        latest = lambda places: {place: i for i, place in enumerate(places) if place}
+        assert mine[-1] == theirs[-1] and mine[0] == theirs[0]
+        both = sorted(latest(mine).keys() & latest(theirs).keys())[:-1]
+        assert [*zip(p, q)] == [(latest(mine)[place], latest(theirs)[place]) for place in both]
+    return paired
+
+@pytest.mark.parametrize('pack', [True, False])
+@pytest.mark.parametrize('student, teacher', pairs)
+def test_windows(student, teacher, pack):
+    check_windows(documents, student, teacher, 700, 900, pack)
+    plain = [text for text in documents if len(text) < 300 and text == unicodedata.normalize('NFC', text)] + corpus[:4]
+    paired = check_windows(plain, student, teacher, 40, 30, pack)
+    assert len(paired) > 20
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.lists(st.sampled_from(awkward), max_size=4).map(''.join), min_size=1, max_size=6).filter(any),
+       sides=st.sampled_from(pairs[:5]), pack=st.booleans())
+def test_windows_of_any_documents(texts, sides, pack): check_windows(texts, *sides, 1700, 1800, pack)
+
+@pytest.mark.parametrize('student, teacher', pairs)
+def test_windows_are_the_longest(student, teacher):
+    paired = pair(corpus[:6], student, teacher, 50, teacher_max_length=1000)
+    lengths = [len(row) for row in paired['input_ids']]
+    gaps = [np.diff(p + [n - 1]).max() for p, n in zip(paired['student_positions'], lengths)]
+    for length, following in zip(lengths, gaps[1:]): assert length + max(gaps) > 50
+
+@pytest.mark.parametrize('student, teacher', pairs)
+def test_the_document_end_is_a_shared_event(student, teacher):
+    paired = pair(['One.', 'Two two.', '\nThree'], student, teacher, 200, teacher_max_length=200)
+    row = paired[0]
+    for name, ids, positions in ((student, 'input_ids', 'student_positions'), (teacher, 'teacher_input_ids', 'teacher_positions')):
+        ends = [i for i, token in enumerate(row[ids]) if token == control(name)[1] and i]
+        assert len(ends) == 3 and {end - 1 for end in ends} <= set(row[positions]) and set(ends[:-1]) <= set(row[positions])
+
+def test_no_end_token_on_one_side_marks_neither():
+    paired = pair_dataset(Dataset.from_dict({'text': ['a b', 'c']}), get('bytes'), get('metaspace'), max_length=99,
+                          student_control=(1, 0), teacher_control=(1, None))
+    assert 0 not in paired[0]['input_ids'] and paired[0]['n_bytes'] == 4 and len(paired) == 1
+
+def test_empty_documents_leave_no_trace():
+    assert pair(['', 'a', ''], 'bytes', 'metaspace')[:] == pair(['a'], 'bytes', 'metaspace')[:]
+    assert len(pair(['', ''], 'bytes', 'metaspace')) == 0
+
+def test_student_alone():
+    paired = pair(documents, 'bytes', None)
+    assert paired.column_names == ['input_ids', 'n_bytes'] and sum(paired['n_bytes']) == sum(len(text.encode()) for text in documents)
+    assert max(map(len, paired['input_ids'])) == 64
+
+def test_a_stretch_that_fits_no_window():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(get('bytes').backend_tokenizer.to_str()), bos_token='<s>', eos_token='<|endoftext|>')
+    tokenizer.add_tokens(['x' * 300])
+    text = Dataset.from_dict({'text': ['Some words.\n' + 'x' * 300]})
+    with pytest.raises(DataError, match=r"student windows of at most 20 tokens cannot hold 'xxx.*Raise the limit to \d+") as error:
+        pair_dataset(text, get('bytes'), tokenizer, max_length=20, teacher_max_length=99)
+    need = int(str(error.value).split('Raise the limit to ')[1].split(',')[0])
+    assert len(pair_dataset(text, get('bytes'), tokenizer, max_length=need)) >= 1
+    with pytest.raises(DataError, match=f'at most {need - 1} '): pair_dataset(text, get('bytes'), tokenizer, max_length=need - 1)
+    with pytest.raises(DataError, match='windows of 1 tokens hold no text'): pair(['a'], 'bytes', 'metaspace', 1)
+
+@pytest.mark.parametrize('name', ['bytes', 'qwen2', 'gpt2', 'mistral'])
+def test_second_call_reads_the_cache(name, tmp_path):
+    (tmp_path / 'a.jsonl').write_text('\n'.join(json.dumps({'text': text}) for text in corpus))
+    from_disk = load_text(str(tmp_path / 'a.jsonl'), cache_dir=str(tmp_path))
+    for data in (from_disk, Dataset.from_dict({'text': corpus})):
+        fingerprints, times = set(), []
+        for again in range(3):
+            tokenizer = get(name) if again < 2 or name in tiny else AutoTokenizer.from_pretrained(shared / name)
+            if again: tokenizer(['changes the state'] * 2, truncation=True, max_length=3, padding=True) if tokenizer.pad_token else tokenizer(['x'], truncation=True, max_length=3)
+            paired = pair_dataset(data, tokenizer, get('metaspace'), max_length=64, student_control=control(name))
+            fingerprints.add(paired._fingerprint)
+            times.append(max(__import__('os').stat(f['filename']).st_mtime_ns for f in paired.cache_files))
+        assert len(fingerprints) == 1 and len(set(times)) == 1  # written once
+        other = pair_dataset(data, get(name), get('metaspace'), max_length=65, student_control=control(name))
+        assert other._fingerprint not in fingerprints
+
+def test_deterministic_and_independent_of_processes(tmp_path):
+    first = pair(corpus, 'bytes', 'metaspace')[:]
+    datasets.config.HF_DATASETS_CACHE = tmp_path / 'elsewhere'
+    assert pair(corpus, 'bytes', 'metaspace')[:] == first
+    datasets.config.HF_DATASETS_CACHE = tmp_path / 'third'
+    two = pair(corpus, 'bytes', 'metaspace', num_proc=2)
+    assert sum(two['n_bytes']) == sum(first['n_bytes'])
+
+# Reading corpora
+
+def rows(n=3): return [f'Document {i}.\nIt has two lines.' for i in range(n)]
+
+def test_every_format(tmp_path):
+    texts, folder = rows(), tmp_path / 'mixed'
+    folder.mkdir()
+    frame = pd.DataFrame({'text': texts, 'label': [1, 2, 3]})
+    frame.to_csv(folder / 'a.csv', index=False)
+    frame.to_parquet(folder / 'b.parquet')
+    frame.to_json(folder / 'c.jsonl', orient='records', lines=True)
+    frame.to_json(folder / 'd.json', orient='records')
+    (folder / 'notes.md').write_text('not read')
+    for file in sorted(folder.iterdir())[:4]: assert load_text(str(file), cache_dir=str(tmp_path))['text'] == texts, file
+    assert sorted(load_text(str(folder), cache_dir=str(tmp_path))['text']) == sorted(texts * 4)
+
+def test_text_files_are_documents_or_paragraphs(tmp_path):
+    for i in range(20): (tmp_path / f'{i:02}.txt').write_text(f'File {i}.\n\nSame file.\n')
+    assert load_text(str(tmp_path), cache_dir=str(tmp_path / 'c'))['text'] == [f'File {i}.\n\nSame file.\n' for i in range(20)]
+    (tmp_path / 'few.txt').write_bytes(b'One\r\nstill one\r\n\r\nTwo\n \n\n  Three\n')
+    assert load_text(str(tmp_path / 'few.txt'), cache_dir=str(tmp_path / 'c'))['text'] == ['One\r\nstill one', 'Two', '  Three'] or \
+        load_text(str(tmp_path / 'few.txt'), cache_dir=str(tmp_path / 'c'))['text'] == ['One\nstill one', 'Two', '  Three']
+
+def test_a_folder_with_splits(tmp_path):
+    for split in ('train', 'validation', 'test'): pd.DataFrame({'text': [f'{split} text']}).to_parquet(tmp_path / f'{split}-00000-of-00001.parquet')
+    for split in ('train', 'validation', 'test'): assert load_text(str(tmp_path), split, cache_dir=str(tmp_path / 'c'))['text'] == [f'{split} text']
+
+def test_text_column(tmp_path):
+    pd.DataFrame({'body': ['x y'], 'n': [1]}).to_parquet(tmp_path / 'one.parquet')
+    assert load_text(str(tmp_path / 'one.parquet'))['text'] == ['x y']
+    pd.DataFrame({'body': ['x y'], 'title': ['t']}).to_parquet(tmp_path / 'two.parquet')
+    assert load_text(str(tmp_path / 'two.parquet'), text_column='title')['text'] == ['t']
+    with pytest.raises(DataError, match='columns body, title: which one'): load_text(str(tmp_path / 'two.parquet'))
+    with pytest.raises(DataError, match="'nope'"): load_text(str(tmp_path / 'two.parquet'), text_column='nope')
+    with pytest.raises(DataError, match="'n'"): load_text(str(tmp_path / 'one.parquet'), text_column='n')
+
+def test_empty_rows_are_dropped(tmp_path):
+    (tmp_path / 'a.jsonl').write_text('{"text": "a"}\n{"text": ""}\n{"text": null}\n{"text": " \\n"}\n{"text": "b"}\n')
+    assert load_text(str(tmp_path / 'a.jsonl'))['text'] == ['a', 'b']
+
+@pytest.mark.parametrize('name, content', [('a.json', b'{"text": '), ('a.jsonl', b'not json'), ('a.csv', b''), ('a.parquet', b'PAR?'), ('a.txt', b''), ('a.txt', b' \n\n '),
+                                           ('a.jsonl', b''), ('a.txt', b'\xff\xfe\x00bad'), ('a.jsonl', b'{"text": ""}'), ('a.jsonl', b'{"text": 5}'), ('a.bin', b'abc')])
+def test_bad_input_is_one_sentence(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as error: load_text(str(tmp_path / name), cache_dir=str(tmp_path / 'c'))
+    assert '\n' not in str(error.value) and name in str(error.value)
+
+def test_nothing_there(tmp_path):
+    for spec in (str(tmp_path / 'no.txt'), './no/such/folder', 'missing.csv'):
+        with pytest.raises(DataError, match='does not exist'): load_text(spec)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(DataError, match='nothing to read'): load_text(str(tmp_path / 'empty'))
+
+@pytest.mark.parametrize('spec', ['nobody/no-such-dataset', 'nobody/no-such-dataset:config', 'a name with spaces'])
+def test_a_hub_name_without_a_hub(spec, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv('HF_ENDPOINT', 'http://localhost:9')
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://localhost:9')
+    start = time.perf_counter()
+    with pytest.raises(DataError, match='neither|not a local file') as error: load_text(spec, cache_dir=str(tmp_path))
+    assert time.perf_counter() - start < 10 and '\n' not in str(error.value) and 'Retry' not in ''.join(capfd.readouterr())
+
+wiki = ['', ' = Robert Boulter = \n', '', ' Robert Boulter is an actor . \n', '', ' = = Career = = \n', '', ' = = = 2000 \u2013 2005 = = = \n', '', ' He had a role . \n', ' It was big . \n', '',
+        ' = Du Fu = \n', '', ' Du Fu was a poet . \n', ' a = b = c \n', '']
+
+@pytest.mark.parametrize('blank', ['', ' \n'])
+def test_lines_become_articles(tmp_path, blank):
+    lines = [line or blank for line in wiki]
+    pd.DataFrame({'text': lines}).to_parquet(tmp_path / 'train-00000.parquet')
+    articles = load_text(str(tmp_path), cache_dir=str(tmp_path / 'c'))['text']
+    assert len(articles) == 2 and articles[1].startswith(' = Du Fu = \n') and 'a = b = c' in articles[1]
+    assert ''.join(articles) == ''.join(line or '\n' for line in lines)
+
+def test_lines_without_titles_become_paragraphs(tmp_path):
+    pd.DataFrame({'text': ['one\n', 'still one\n', '\n', 'two\n', '', 'three\n']}).to_parquet(tmp_path / 'a.parquet')
+    assert load_text(str(tmp_path / 'a.parquet'))['text'] == ['one\nstill one\n\n', 'two\n\n', 'three\n']
+    pd.DataFrame({'text': ['one\n', 'two\n']}).to_parquet(tmp_path / 'b.parquet')
+    assert load_text(str(tmp_path / 'b.parquet'))['text'] == ['one\n', 'two\n']
+
+def test_documents_are_not_lines():
+    assert are_lines(['a\n', '', 'b \n']) and not are_lines(['a\n', 'b']) and not are_lines(['a\nb\n', 'c\n']) and not are_lines(['a\n'])
+
+# Holding out
+
+@given(st.integers(2, 40), st.floats(0.001, 0.999), st.integers(0, 99))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_hold_out(n, fraction, seed):
+    texts = [f'document {i % max(2, n - 3)}' for i in range(n)]
+    train, held = hold_out(Dataset.from_dict({'text': texts}), fraction, seed)
+    assert len(train) and len(held) and sorted([*train['text'], *held['text']]) == sorted(texts)
+    assert not set(train['text']) & set(held['text'])
+    again = hold_out(Dataset.from_dict({'text': texts[::-1]}), fraction, seed)[1]
+    assert sorted(again['text']) == sorted(held['text'])
+
+def test_hold_out_size_and_limits():
+    texts = Dataset.from_dict({'text': [str(i) for i in range(5000)]})
+    assert 0.08 < len(hold_out(texts, 0.1, 0)[1]) / 5000 < 0.12
+    assert hold_out(texts, 0.1, 0)[1]['text'] != hold_out(texts, 0.1, 1)[1]['text']
+    with pytest.raises(DataError, match='at least two'): hold_out(Dataset.from_dict({'text': ['a', 'a']}), 0.5, 0)
+
+# Batches
+
+def test_control_ids():
+    bare = PreTrainedTokenizerFast(tokenizer_object=get('bytes').backend_tokenizer)
+    assert control_ids(get('bytes')) == (1, 0)
+    assert control_ids(bare, LlamaConfig(vocab_size=500, bos_token_id=7, eos_token_id=[9, 8])) == (7, 9)
+    with pytest.raises(DataError, match='no bos'): control_ids(bare)
+    assert control_ids(get('bytes'), LlamaConfig(vocab_size=1, bos_token_id=None, eos_token_id=None)) == (0, 0)  # id 1 is out of the model's reach
+
+def test_collator():
+    paired = pair(corpus, 'bytes', 'metaspace', pack=False)
+    chosen = [paired[i] for i in (0, 3, len(paired) - 1)]
+    batch = PairCollator(student_pad_id=5, teacher_pad_id=6, pad_to_multiple_of=8)(chosen)
+    assert set(batch) == {'input_ids', 'attention_mask', 'labels', 'teacher_input_ids', 'teacher_attention_mask', 'student_positions', 'teacher_positions', 'n_bytes'}
+    assert batch['input_ids'].shape[1] % 8 == 0 and batch['teacher_input_ids'].shape[1] % 8 == 0 and all(v.dtype == torch.long for v in batch.values())
+    for b, row in enumerate(chosen):
+        n = len(row['input_ids'])
+        assert batch['input_ids'][b].tolist() == row['input_ids'] + [5] * (batch['input_ids'].shape[1] - n)
+        assert batch['labels'][b].tolist() == [-100] + row['input_ids'][1:] + [-100] * (batch['input_ids'].shape[1] - n)
+        assert batch['attention_mask'][b].sum() == n and batch['attention_mask'][b, :n].all()
+        assert batch['teacher_attention_mask'][b].sum() == len(row['teacher_input_ids'])
+        for side in ('student', 'teacher'):
+            p = batch[f'{side}_positions'][b]
+            assert p[p >= 0].tolist() == row[f'{side}_positions'] and (p[len(row[f'{side}_positions']):] == -1).all()
+        assert batch['n_bytes'][b] == row['n_bytes']
+    alone = PairCollator()([pair(corpus, 'bytes', None)[0]])
+    assert set(alone) == {'input_ids', 'attention_mask', 'labels', 'n_bytes'}
+
+def test_alignment_summary():
+    size = len(get('bytes'))
+    same = alignment_summary(pair(corpus, 'bytes', 'bytes'), {'identity': identity_map(size, size, 0)})
+    assert same == {'coverage': 1.0, 'teacher_coverage': 1.0, 'gold_consistency': {'identity': 1.0}}
+    mixed = alignment_summary(pair(corpus, 'bytes', 'bytes-large'), {'first': first_token_map(get('bytes'), get('bytes-large'), size, 700, 0)})
+    assert 0.5 < mixed['coverage'] < 1 and mixed['coverage'] < mixed['teacher_coverage'] and 0.9 < mixed['gold_consistency']['first'] <= 1
