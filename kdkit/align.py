@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['byte_alphabet', 'backend_json', 'spelling', 'tokenizer_kind', 'token_bytes', 'plain_backend', 'exact_ends',
-           'cluster_pattern', 'text_normalizer', 'independent_pieces', 'normalized_ends', 'located_ends',
+           'combines', 'split_clusters', 'text_normalizer', 'independent_pieces', 'normalized_ends', 'located_ends',
            'encode_bytes', 'shared_boundaries', 'plot_alignment']
 
 # %% ../nbs/10_align.ipynb #7b97c4a8
@@ -113,12 +113,23 @@ def exact_ends(
     if written == b' ' + text: return np.cumsum(lengths) - 1
 
 # %% ../nbs/10_align.ipynb #ae1ff92d
-@lru_cache(maxsize=1)
-def cluster_pattern() -> re.Pattern:
-    "Matches one character with the marks that combine with it, or a stretch without any such mark."
-    combines = lambda c: unicodedata.category(chr(c))[0] == 'M' or 0x1160 <= c < 0x1200 or 0xD7B0 <= c < 0xD800  # marks, Hangul vowels and finals
-    mark = '[' + ''.join(chr(c) for c in range(0x300, 0x1F000) if combines(c)) + ']'
-    return re.compile(f'(?P<one>.?{mark}+)|(?:(?!{mark}|.{mark}).)+', re.DOTALL)
+def combines(
+    character: str,
+) -> bool:
+    "Whether it joins the character before it: a mark, or a Hangul vowel or final."
+    return unicodedata.category(character)[0] == 'M' or '\u1160' <= character < '\u1200' or '\ud7b0' <= character < '\ud800'
+
+# %% ../nbs/10_align.ipynb #8c6fcf5e
+def split_clusters(
+    text: str,
+    normalize,  # function from str to str
+) -> list:      # str: whatever may change stands at the odd places
+    "Cut out each character that the normalizer changes, and each that has marks, together with them."
+    letters = sorted(set(text))
+    marks = ''.join(re.escape(c) for c in letters if combines(c))
+    changed = ''.join(re.escape(c) for c in letters if normalize(c) != c)
+    patterns = [f'.?[{marks}]+'] * bool(marks) + [f'[{changed}]'] * bool(changed)
+    return re.split(f"({'|'.join(patterns)})", text, flags=re.DOTALL) if patterns else [text]
 
 # %% ../nbs/10_align.ipynb #207c5f59
 def text_normalizer(
@@ -149,25 +160,21 @@ def normalized_ends(
     lengths: np.ndarray,  # bytes of each token
     text: str,            # the original
     normalize,            # function from str to str
-):                        # int64 ends, -1 inside characters that were rewritten; None where this does not explain the tokens
+):                        # int64 ends, -1 inside what was rewritten; None where normalizing does not explain the tokens
     "Ends of tokens that write a normalized form of the text."
-    pieces = []
-    for cluster in cluster_pattern().finditer(text):
-        if normalize(cluster[0]) == cluster[0]: pieces.append(cluster[0])
-        else: pieces += independent_pieces(cluster[0], normalize) if cluster['one'] else cluster[0]
-    forms = [normalize(piece).encode() for piece in pieces]
-    normal = b''.join(forms)
+    forms = lru_cache(None)(lambda cluster: [(piece.encode(), normalize(piece).encode()) for piece in independent_pieces(cluster, normalize)])
+    pieces = []  # bytes before and after
+    for n, part in enumerate(split_clusters(text, normalize)): pieces += forms(part) if n % 2 else [(part.encode(), part.encode())]
+    normal = b''.join(after for _, after in pieces)
     if written not in (normal, b' ' + normal): return None
-    origin, read, wrote = np.full(len(normal) + 1, -1), 0, 0  # byte of the normal form -> byte of the original
-    lost = []
-    for piece, form in zip(pieces, forms):
-        piece = piece.encode()
-        if form == piece: origin[wrote:wrote + len(form) + 1] = np.arange(read, read + len(piece) + 1)
-        if not form: lost.append(wrote)
-        read, wrote = read + len(piece), wrote + len(form)
+    origin, lost = np.full(len(normal) + 1, -1), []  # byte of the normal form -> byte of the original
+    read = wrote = origin[0] = 0
+    for before, after in pieces:
+        if before == after: origin[wrote:wrote + len(after)] = np.arange(read, read + len(before))
+        if before and not after: lost.append(wrote)
+        read, wrote = read + len(before), wrote + len(after)
         origin[wrote] = read
-    origin[lost] = -1
-    origin[0] = 0
+    origin[lost] = -1  # between text that stayed and text that went
     return origin[np.maximum(np.cumsum(lengths) - len(written) + len(normal), 0)]
 
 # %% ../nbs/10_align.ipynb #91615e6e
@@ -241,14 +248,14 @@ def plot_alignment(
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(min(0.3 * len(text.encode()) + 2, 16), 2))[1]
     sides, size = [], len(text.encode())
-    for y, tokenizer, color in ((1, teacher_tokenizer, 'tab:orange'), (0, student_tokenizer, 'tab:blue')):
+    for y, tokenizer, color in ((1, teacher_tokenizer, '#0072B2'), (0, student_tokenizer, '#D55E00')):
         table = token_bytes(tokenizer)
         (ids, ends), = encode_bytes(tokenizer, [text], table)
         sides.append(ends)
         for i, begin, end in zip(ids, np.append(0, ends[:-1]), ends):
             if begin < 0 or end <= begin: continue
             ax.barh(y, end - begin, left=begin, height=0.6, color=color, alpha=0.25, edgecolor=color)
-            label = (table[i] or b'').decode(errors='replace').replace('\ufffd', '·').replace('\n', '⏎').strip(' ')
+            label = (table[i] or b'').decode(errors='replace').replace('\ufffd', '·').replace('\n', '⏎').strip(' ') or '␣'
             ax.text((begin + end) / 2, y, label, ha='center', va='center', fontsize=8, clip_on=True)
     shared = sides[1][shared_boundaries(sides[1], sides[0])[0]]
     ax.vlines(shared, 0.3, 0.7, color='black')

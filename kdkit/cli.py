@@ -8,6 +8,7 @@ __all__ = ['FLAGS', 'ALIASES', 'EVAL_OPTIONS', 'DEMO_OPTIONS', 'COMMANDS', 'GROU
            'check_together', 'only', 'evaluate', 'demo', 'option_lines', 'help_text', 'is_mistake', 'complain', 'main']
 
 # %% ../nbs/40_cli.ipynb #f70c8001
+import errno
 import os
 import re
 import sys
@@ -125,14 +126,14 @@ def check_names(
 
 # %% ../nbs/40_cli.ipynb #dd803c84
 def say_report(
-    report: dict,  # as in report.json
-    **where,       # printed below the table
+    report: dict,     # as in report.json
+    folder: str = '', # where student and report are; '': nothing was kept
 ):
     "Print the table, once, also when several processes train."
     if int(os.environ.get('RANK', 0)): return
     from kdkit.report import summary_table
     print('\n' + summary_table(report))
-    for what, path in where.items(): print(f'\n{what}: {path}')
+    if folder: print(f"\nThe student is in {Path(folder, 'student')}, the report in {Path(folder, 'report.md')}.")
 
 # %% ../nbs/40_cli.ipynb #d2955180
 def train(words: list):
@@ -141,7 +142,7 @@ def train(words: list):
     check_names(config, ('teacher_model', 'student_model', 'dataset'))
     if arguments: check_together(config, arguments)
     from kdkit.run import distill
-    say_report(distill(config, arguments), student=Path(config.output_dir, 'student'), report=Path(config.output_dir, 'report.md'))
+    say_report(distill(config, arguments), config.output_dir)
 
 # %% ../nbs/40_cli.ipynb #f03e7033
 def check_together(
@@ -186,7 +187,7 @@ def demo(words: list):
     config, given = only(words, DEMO_OPTIONS)
     check_names(config, ())
     from kdkit import run
-    say_report(run.demo(**given))
+    say_report(run.demo(**given), config.output_dir if 'output_dir' in given else 'runs/demo')
 
 # %% ../nbs/40_cli.ipynb #308935ee
 COMMANDS = dict(demo=demo, train=train, eval=evaluate)
@@ -231,8 +232,8 @@ def help_text(
 def is_mistake(
     error: Exception,
 ) -> bool:  # True: the user can mend it
-    "Whether kdkit itself refused something, or a file that the user named could not be read or written."
-    if isinstance(error, OSError): return error.filename is not None and any(str(error.filename).startswith(word) for word in sys.argv[1:] if len(word) > 1)
+    "Whether kdkit itself refused something, or the machine refused to write: no permission, no space."
+    if isinstance(error, OSError): return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
     if not isinstance(error, ValueError): return False
     if type(error).__module__.split('.')[0] == 'kdkit': return True
     last = traceback.extract_tb(error.__traceback__)[-1]

@@ -135,6 +135,7 @@ class DistillConfig:
         demand('teacher_max_length', lambda x: x is None or x >= 2, '2 or more')
         for name in ('warmup_steps', 'early_stopping_warmup', 'min_delta'): demand(name, lambda x: x is None or x >= 0, '0 or more')
         for name in ('eval_steps', 'total_steps'): demand(name, lambda x: x is None or x >= 1, '1 or more')
+        demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
 
     @classmethod

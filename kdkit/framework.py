@@ -127,7 +127,9 @@ class StudentAwareDistillationFramework(nn.Module):
 
     def collator(self) -> PairCollator:
         "Makes batches of this pair's rows."
-        return PairCollator(*(t.pad_token_id or 0 for t in (self.student_tokenizer, self.teacher_tokenizer)))
+        sides = (self.student_tokenizer, self.student_model), (self.teacher_tokenizer, self.teacher_model)
+        pads = [(tokenizer.pad_token_id, model.get_input_embeddings().num_embeddings) for tokenizer, model in sides]
+        return PairCollator(*(pad if pad is not None and pad < rows else 0 for pad, rows in pads))  # a pad token may have been added without a row
 
     # -- the forward pass ----------------------------------------------------------------------------------------
 

@@ -159,9 +159,9 @@ def attention_kl(
     teacher_attention: Tensor,  # [..., rows, columns], probabilities over the same columns
 ) -> Tensor:                    # [..., rows], nats
     "KL(teacher || student) between attention rows. They are probabilities: no second softmax."
-    tiny = torch.finfo(torch.float32).tiny
+    tiny = torch.finfo(torch.float32).tiny  # a column that lies ahead is 0 on both sides, and so must its gradient be
     s, t = widen(student_attention), widen(teacher_attention)
-    return (torch.xlogy(t, t) - t * s.clamp_min(tiny).log()).sum(-1)
+    return (t * (t.clamp_min(tiny).log() - s.clamp_min(tiny).log())).sum(-1)
 
 # %% ../nbs/00_losses.ipynb #d11eba99
 def info_nce(

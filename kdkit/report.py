@@ -172,7 +172,8 @@ def summary_table(
     report: dict,  # as in report.json
 ) -> str:          # Markdown
     "What `kdkit demo` and `kdkit train` end with."
-    labels = dict(teacher='teacher', student='student', student_before='student before', student_after='student after', control='control (no teacher)')
+    labels = dict(teacher='teacher', student_before='student before', student_after='student after', control='control (no teacher)')
+    if not report.get('student_before'): labels['student_after'] = 'student'  # nothing was trained
     rows = [['held-out text', 'bits per byte', 'perplexity', 'parameters']]
     for key, label in labels.items():
         score = report.get(key)
@@ -180,7 +181,6 @@ def summary_table(
                                _number(score.get('parameters'), ',')])
     parts, retention = [markdown_table(rows)], report.get('retention') or {}
     if retention:
-        if 'kl_nats' in retention: retention = dict(student=retention)  # of `kdkit eval`
         kinds = dict(kl_nats=('KL from the teacher, nats', '.3f'), top1_agreement=("says what the teacher says", '.1%'),
                      top5_agreement=("teacher's choice among its first five", '.1%'))
         rows = [['knowledge retention', *retention]]

@@ -24,6 +24,7 @@ import yaml
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
+from .align import token_bytes
 from .config import DistillConfig
 from .data import alignment_summary, control_ids, hold_out, load_text, pair_dataset
 from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
@@ -82,6 +83,9 @@ def prepare_text(
     if not config.dataset: raise RunError("dataset is not given: name a hub dataset, a file or a folder.")
     configs = {side: load_config(name, f'{side}_model', **hub).get_text_config() for side, name in names.items()}
     tokenizers = {side: load_tokenizer(name, f'{side}_model', **hub) for side, name in names.items()}
+    for side, tokenizer in tokenizers.items():
+        ids, rows = max(i for i, piece in enumerate(token_bytes(tokenizer)) if piece) + 1, configs[side].vocab_size
+        if ids > rows: raise RunError(f"{side}_model {names[side]!r} has {rows} rows for the {ids} tokens of its tokenizer: the two do not belong together.")
     limits = dict(student=config.max_length, teacher=config.teacher_max_length or 2 * config.max_length)
     for side, limit in limits.items():
         most = getattr(configs[side], 'max_position_embeddings', None)

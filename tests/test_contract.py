@@ -92,6 +92,11 @@ def test_loss_magnitudes_at_the_start_of_training(which, request):
     assert set(losses) == set(bounds)
     for name, most in bounds.items(): assert 0 <= losses[name] <= most, (name, losses[name])
 
+def test_every_gradient_is_finite(pair):
+    framework, text = framework_of(pair)
+    framework(**batch_of(framework, text['train'].select(range(3)), pad=4))['loss'].backward()
+    for name, p in framework.named_parameters(): assert p.grad is not None and p.grad.isfinite().all(), name
+
 @pytest.mark.parametrize('which', ['pair', 'same_pair'])
 def test_losses_do_not_depend_on_batches_padding_or_repetition(which, request):
     framework, text = framework_of(request.getfixturevalue(which), eval_fraction=.3)
@@ -174,6 +179,7 @@ def test_a_full_run_reaches_the_end_and_reports(pair, tmp_path, recipe):
     report = distill(dict(pair, output_dir=str(folder), recipe=recipe, max_length=64, batch_size=4, max_steps=12, logging_steps=1, learning_rate=1e-3,
                           control=True, max_eval_rows=8))
     lines = read_metrics(folder)
+    assert report['skipped_steps'] == 0
     assert lines[-1]['progress'] == 1 and [line['step'] for line in lines if 'losses' in line] == [*range(1, 13)]
     assert {'step', 'progress', 'loss', 'losses', 'weights', 'lr', 'grad_norm', 'tokens_per_second'} <= set(lines[0])
     for name in ('student/config.json', 'student/model.safetensors', 'student/tokenizer.json', 'config.yaml', 'report.json', 'report.md', 'losses.png', 'curriculum.png'):
