@@ -63,7 +63,7 @@ def tokenizer_kind(
 # %% ../nbs/10_align.ipynb #e156da1d
 def token_bytes(
     tokenizer,            # fast, byte-level or SentencePiece style
-    vocab_size:int=None,  # rows of the model's output, where there are more of them than tokens
+    vocab_size:int=None,  # rows of the model's output; they need not be as many as there are tokens
 ) -> list:                # bytes of each id; None for control tokens and vacant ids
     "The bytes that each id writes."
     kind = tokenizer_kind(tokenizer)
@@ -83,7 +83,7 @@ def token_bytes(
     for token in state['added_tokens']: table[token['id']] = None if token['special'] else token['content'].encode()
     for index in tokenizer.all_special_ids:
         if index < len(table): table[index] = None
-    return [piece or None for piece in table]
+    return [piece or None for piece in table][:vocab_size]
 
 # %% ../nbs/10_align.ipynb #4a6bbc50
 @contextmanager
