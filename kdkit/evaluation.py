@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from .framework import StudentAwareDistillationFramework
