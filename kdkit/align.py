@@ -62,9 +62,9 @@ def tokenizer_kind(
 
 # %% ../nbs/10_align.ipynb #e156da1d
 def token_bytes(
-    tokenizer,            # fast, byte-level or SentencePiece style
-    vocab_size:int=None,  # rows of the model's output; they need not be as many as there are tokens
-) -> list:                # bytes of each id; None for control tokens and vacant ids
+    tokenizer,               # fast, byte-level or SentencePiece style
+    vocab_size: int = None,  # rows of the model's output; they need not be as many as there are tokens
+) -> list:                   # bytes of each id; None for control tokens and vacant ids
     "The bytes that each id writes."
     kind = tokenizer_kind(tokenizer)
     state = backend_json(tokenizer)
@@ -104,10 +104,10 @@ def plain_backend(
 
 # %% ../nbs/10_align.ipynb #0bdf2cc3
 def exact_ends(
-    written:bytes,       # what the tokens write, one after another
-    lengths:np.ndarray,  # bytes of each token
-    text:bytes,          # the original
-):                       # int64 ends, or None where the tokens write something else
+    written: bytes,       # what the tokens write, one after another
+    lengths: np.ndarray,  # bytes of each token
+    text: bytes,          # the original
+):                        # int64 ends, or None where the tokens write something else
     "Ends of tokens that write just the text, or the text after a space that the tokenizer put in front."
     if written == text: return np.cumsum(lengths)
     if written == b' ' + text: return np.cumsum(lengths) - 1

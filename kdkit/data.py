@@ -350,7 +350,8 @@ def pair_dataset(
     controls = [control or control_ids(tokenizer) for tokenizer, control in zip(tokenizers, (student_control, teacher_control))]
     limits = [max_length, teacher_max_length or 2 * max_length][:len(tokenizers)]
     if min(limits) < 2: raise DataError(f"windows of {min(limits)} tokens hold no text: a start token and one more make 2.")
-    recipe = [dataset._fingerprint, [tokenizer_digest(tokenizer) for tokenizer in tokenizers], controls, limits, pack]
+    version = 1  # raise it when the same recipe begins to give other windows
+    recipe = [version, dataset._fingerprint, [tokenizer_digest(tokenizer) for tokenizer in tokenizers], controls, limits, pack]
     fingerprint = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
     cache = None  # next to the dataset's own files
     if not dataset.cache_files:

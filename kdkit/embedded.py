@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SKIPPED_FOLDERS', 'NOT_LETTERS', 'DEMO_PACKAGES', 'package_folder', 'source_files', 'file_docstrings',
-           'docstrings', 'is_held_out', 'is_prose', 'paragraphs', 'docstring_corpus', 'take_bytes', 'demo_corpus',
-           'save_documents', 'embedded_teacher', 'embedded_student_tokenizer', 'embedded_student']
+           'docstrings', 'is_held_out', 'is_prose', 'paragraphs', 'no_collector', 'docstring_corpus', 'take_bytes',
+           'demo_corpus', 'save_documents', 'embedded_teacher', 'embedded_student_tokenizer', 'embedded_student']
 
 # %% ../nbs/22_embedded.ipynb #a5f8aa34
 import ast
+import contextlib
+import gc
 import hashlib
 import importlib.util
 import json
@@ -103,11 +105,21 @@ def paragraphs(
     return [(p, ' '.join(p.split()).lower()) for p in re.split(r'\n\s*\n', text)]
 
 # %% ../nbs/22_embedded.ipynb #bd4a3379
+@contextlib.contextmanager
+def no_collector() -> Iterator[None]:
+    "No cyclic garbage collection in here: syntax trees make it scan all of torch again and again, two thirds of the time."
+    was_on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was_on: gc.enable()
+
+# %% ../nbs/22_embedded.ipynb #f6e82e6d
 def docstring_corpus(
     packages: Iterable[str] = PACKAGES,  # 'stdlib' and top-level names; those not installed are left out
 ) -> list[dict]:                         # {id, text, held_out}, training documents first, each part in order of id
     "English docstrings, with no document twice and no paragraph of more than 40 characters twice."
-    found = sorted((name, text) for package in packages for name, text in docstrings(package) if is_prose(text))
+    with no_collector(): found = sorted((name, text) for package in packages for name, text in docstrings(package) if is_prose(text))
     if not found: raise ValueError(f"no docstrings found in {', '.join(packages)}: is any of these packages installed with its source?")
     seen, corpus = set(), []
     for held_out in (False, True):

@@ -142,7 +142,7 @@ def first_tokens(
         ids = encoding.ids
         if len(text.encode()) < len(piece) and kind == 'bytes':
             ids = [token.id for token in inner.model.tokenize(''.join(letters[byte] for byte in piece))]
-        first = table[ids[0]] if ids else None
+        first = table[ids[0]] if ids and ids[0] < len(table) else None
         result[piece] = ids[0] if first and piece.startswith(first) else known.get(longest_prefix(piece, known))
     return [result[piece] for piece in pieces]
 

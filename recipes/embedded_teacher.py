@@ -261,7 +261,7 @@ def train(model, optimizers, stream, tokenizer, held_out, args, state):
             print(f"{state['steps']} {state['seconds']:.0f}s {state['tokens'] / 1e6:.2f}M tokens, loss {output.loss.item():.3f}", flush=True)
         if state['seconds'] > next_save or state['seconds'] >= budget:
             torch.save(dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], state=state), checkpoint)
-            save_teacher(model, tokenizer, args.out)
+            save_teacher(model, args.out)
             model.eval()
             print(f"step {state['steps']}: {bits_per_byte(model, tokenizer, held_out[::8]):.3f} bits per byte, held out", flush=True)
             model.train()
@@ -269,12 +269,11 @@ def train(model, optimizers, stream, tokenizer, held_out, args, state):
     return state
 
 
-def save_teacher(model, tokenizer, out):
-    "An ordinary model folder in half precision."
-    half = make_teacher(tokenizer.eos_token_id)
+def save_teacher(model, out):
+    "The weights in half precision, next to their tokenizer."
+    half = make_teacher(model.config.eos_token_id)
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(out / 'teacher')
-    tokenizer.save_pretrained(out / 'teacher')
 
 
 def main():
@@ -308,7 +307,7 @@ def main():
             state = saved['state']
             for _ in range(state['steps']): next(stream)
         state = train(model, optimizers, stream, tokenizer, held_out, args, state)
-        save_teacher(model, tokenizer, args.out)
+        save_teacher(model, args.out)
         log.write_text(json.dumps(state | dict(corpus_tokens=sum(map(len, documents)), threads=args.threads, python=platform.python_version(),
                                                versions=', '.join(f'{p} {installed(p)}' for p in ('torch', 'transformers', 'tokenizers')))))
     found = measure(args.out, held_out, texts)

@@ -2,19 +2,21 @@
 import json
 import time
 import unicodedata
+from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings, strategies as st
-from tiny_tokenizers import awkward, corpus, get, shared, tiny
+from tiny_tokenizers import awkward, corpus, get, shared, table_of, tiny
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from kdkit.align import encode_bytes, token_bytes
+from kdkit.align import encode_bytes
 from kdkit.data import (DataError, PairCollator, alignment_summary, are_lines, control_ids, hold_out, load_text, pair_dataset)
 from kdkit.vocab import first_token_map, identity_map
 
@@ -39,7 +41,7 @@ def check_windows(texts, student, teacher, max_length, teacher_max_length, pack)
     for name, column, positions, limit in ((student, 'input_ids', 'student_positions', max_length),
                                            (teacher, 'teacher_input_ids', 'teacher_positions', teacher_max_length)):
         start, end = control(name)
-        encoded = encode_bytes(get(name), [text for text in texts if text], token_bytes(get(name)))
+        encoded = encode_bytes(get(name), [text for text in texts if text], table_of(name))
         assert sum((row[1:] for row in paired[column]), []) == sum(([*ids.tolist(), end] for ids, _ in encoded), [])  # the documents' own tokens
         for row, listed in zip(paired[column], paired[positions]):
             assert row[0] == start and 2 <= len(row) <= limit
@@ -50,7 +52,7 @@ def check_windows(texts, student, teacher, max_length, teacher_max_length, pack)
     def reads(name, rows):
         start, end = control(name)
         ends = [np.append(ends, len(text.encode()) + 1) for (ids, ends), text in
-                zip(encode_bytes(get(name), [text for text in texts if text], token_bytes(get(name))), [text for text in texts if text])]
+                zip(encode_bytes(get(name), [text for text in texts if text], table_of(name)), [text for text in texts if text])]
         places = [(d, int(e)) if e >= 0 else None for d, document in enumerate(ends) for e in document]
         last, k = (0, -1), 0
         for row in rows:
@@ -130,7 +132,7 @@ def test_second_call_reads_the_cache(name, tmp_path):
             if again: tokenizer(['changes the state'] * 2, truncation=True, max_length=3, padding=True) if tokenizer.pad_token else tokenizer(['x'], truncation=True, max_length=3)
             paired = pair_dataset(data, tokenizer, get('metaspace'), max_length=64, student_control=control(name))
             fingerprints.add(paired._fingerprint)
-            times.append(max(__import__('os').stat(f['filename']).st_mtime_ns for f in paired.cache_files))
+            times.append(max(Path(f['filename']).stat().st_mtime_ns for f in paired.cache_files))
         assert len(fingerprints) == 1 and len(set(times)) == 1  # written once
         other = pair_dataset(data, get(name), get('metaspace'), max_length=65, student_control=control(name))
         assert other._fingerprint not in fingerprints
@@ -199,7 +201,6 @@ def test_nothing_there(tmp_path):
 @pytest.mark.parametrize('spec', ['nobody/no-such-dataset', 'nobody/no-such-dataset:config', 'a name with spaces'])
 def test_a_hub_name_without_a_hub(spec, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv('HF_ENDPOINT', 'http://localhost:9')
-    import huggingface_hub
     monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://localhost:9')
     start = time.perf_counter()
     with pytest.raises(DataError, match='neither|not a local file') as error: load_text(spec, cache_dir=str(tmp_path))

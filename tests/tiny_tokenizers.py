@@ -1,11 +1,14 @@
 "Tokenizers for the tests: tiny ones trained here, real ones where their folder is at hand."
 import inspect
+import json
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from kdkit.align import token_bytes
 
 corpus = [inspect.getdoc(thing) for thing in (inspect, str, list, dict, Path, lru_cache, property)] * 2
 shared = Path(__file__).parents[2] / 'shared' / 'tokenizers'
@@ -40,9 +43,9 @@ def sentencepiece(vocab_size=600, style='metaspace', byte_fallback=True, unigram
     words = corpus if style == 'metaspace' else [word for text in corpus for word in text.split(' ')]
     trainer = trainers.UnigramTrainer(unk_token='<unk>', **options) if unigram else trainers.BpeTrainer(max_token_length=12, **options)
     tokenizer.train_from_iterator(words, trainer)
-    state = __import__('json').loads(tokenizer.to_str())
+    state = json.loads(tokenizer.to_str())
     state['added_tokens'] = [token for token in state['added_tokens'] if not token['content'].startswith('<0x')]  # bytes are no control tokens
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(__import__('json').dumps(state)), bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token='<s>', eos_token='</s>', unk_token='<unk>')
 
 tiny = {
     'bytes': byte_level, 'bytes-large': lambda: byte_level(700), 'bytes-prefix': lambda: byte_level(450, add_prefix_space=True),
@@ -56,5 +59,8 @@ def real(name):
     "A published tokenizer; the test is skipped without it."
     if not (shared / name).exists(): pytest.skip(f'{shared} has no {name}')
     return AutoTokenizer.from_pretrained(shared / name)
+
+@lru_cache
+def table_of(name): return token_bytes(get(name))
 
 def get(name): return (tiny | lossy)[name]() if name in tiny | lossy else real(name)
