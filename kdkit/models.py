@@ -122,7 +122,8 @@ def check_causal_lm(
     model.train(training)
     tolerance = 1e-3 if states.dtype == torch.float32 else 5e-2
     close = lambda a, b: torch.allclose(a, b, rtol=tolerance, atol=tolerance * logits.abs().max().clamp_min(1).item())
-    if not close(logits[0, :-1], logits[1, :-1]):
+    ahead = (states[0, :-1] - states[1, :-1]).abs().max() / states.abs().max()  # a decoder's would be 0 but for rounding
+    if ahead > (1e-5 if states.dtype == torch.float32 else 5e-3):
         raise ModelError(f"{name} ({type(model).__name__}) sees later tokens: it is an encoder. Choose a decoder-only model.")
     if not close(output_head(model)(states).float(), logits):
         raise ModelError(f"{name} ({type(model).__name__}) does more to its states than its head shows: it cannot be distilled a chunk at a time.")

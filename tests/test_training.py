@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from kdkit.config import DistillConfig
 from kdkit.report import read_metrics
-from kdkit.run import distill, prepare_text, train_student
+from kdkit.run import distill, make_framework, make_trainer, prepare_text
 from kdkit.trainer import TrainingDiverged, last_complete_checkpoint
 from pairs import SHAPES, save_pair, save_text
 
@@ -24,7 +24,8 @@ def trainer_of(values, folder, arguments={}, **options):
     "A trainer with every loss in use; ragged rows."
     config = DistillConfig(**{**EVERY, 'use_curriculum': False, 'max_length': 64, 'pack': False, 'max_steps': 3, 'learning_rate': 1e-3, 'eval_fraction': .1,
                               'output_dir': str(folder), **values, **options})
-    return train_student(config, dict(save_strategy='no', eval_strategy='no', **arguments), prepare_text(config), Path(folder), 'test')
+    text = prepare_text(config)
+    return make_trainer(make_framework(config, text), dict(save_strategy='no', eval_strategy='no', **arguments), text, Path(folder), 'test')
 
 @pytest.mark.parametrize('optimizer', ['sgd', 'adamw_torch'])
 def test_gradient_accumulation_is_one_big_batch(pair, tmp_path, optimizer):
@@ -95,8 +96,7 @@ def command(values): return [sys.executable, '-c', RUN, *(f'--{k}={v}' for k, v 
 @pytest.mark.parametrize('kill_at', [1, 7, 14])
 def test_a_killed_run_ends_like_an_uninterrupted_one(pair, tmp_path, kill_at):
     values = dict(pair, recipe='seed', max_length=64, batch_size=2, gradient_accumulation_steps=2, max_steps=18, eval_steps=5, logging_steps=1, max_eval_rows=4,
-                  learning_rate=1e-3, attention_dropout=None)
-    values.pop('attention_dropout')
+                  learning_rate=1e-3)
     env = dict(os.environ, OMP_NUM_THREADS='1')
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     assert subprocess.run(command(dict(values, output_dir=whole)), env=env, capture_output=True).returncode == 0
