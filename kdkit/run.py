@@ -266,6 +266,7 @@ def demo_config(
     seed: int = 0,
 ) -> DistillConfig:   # for distill
     "Write the demo's text and untrained student into the folder, and say how to train."
+    quiet_libraries()
     inputs = Path(output_dir) / 'inputs'
     inputs.mkdir(parents=True, exist_ok=True)
     train, held_out = demo_corpus()
@@ -283,7 +284,6 @@ def demo(
     seed: int = 0,
 ) -> dict:                         # the report
     "Distil the embedded teacher into a fresh student; minutes on two CPU cores, no network."
-    quiet_libraries()
     return distill(demo_config(output_dir, seed))
 
 # %% ../nbs/33_run.ipynb #a7f13443
