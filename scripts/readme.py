@@ -28,6 +28,7 @@ def from_the_root(text):
 def main():
     notebook = nbformat.read(ROOT / 'nbs' / 'index.ipynb', 4)
     notebook.cells = [cell for cell in notebook.cells if visible(cell)]
+    notebook.metadata['language_info'] = {'name': 'python'}  # names the code blocks
     for cell in notebook.cells:
         cell.source = without_directives(cell.source) if cell.cell_type == 'code' else from_the_root(cell.source)
     body, resources = MarkdownExporter().from_notebook_node(notebook, resources={'unique_key': 'readme', 'output_files_dir': IMAGES})
