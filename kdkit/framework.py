@@ -6,10 +6,7 @@
 __all__ = ['build_terms', 'StudentAwareDistillationFramework']
 
 # %% ../nbs/21_framework.ipynb #f0e91a6b
-import contextlib
-import os
 import warnings
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .config import DistillConfig
 from .curriculum import Curriculum, constant, default_schedules
 from .data import PairCollator, control_ids
-from .models import (ModelError, body, capture_attention, capture_states, load_causal_lm, load_tokenizer, output_head,
+from .models import (body, capture_attention, capture_states, load_causal_lm, load_tokenizer, output_head,
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from kdkit.config import DistillConfig
-from kdkit.evaluation import compute_knowledge_retention, compute_perplexity
+from kdkit.evaluation import compute_knowledge_retention, compute_perplexity, eval_batches
 from kdkit.framework import StudentAwareDistillationFramework
-from kdkit.report import read_metrics
-from kdkit.run import distill, eval_batches, prepare_text
+from kdkit.metrics import read_metrics
+from kdkit.prepare import prepare_text
+from kdkit.run import distill
 from kdkit.trainer import EarlyStopping
 
 EVERY = dict(alpha_lm=.1, alpha_kd=.7, alpha_unaligned=.7, alpha_feature=.1, alpha_attention=.1, alpha_layerwise=.05, alpha_contrastive=.05)

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdkit.curriculum import Curriculum
-from kdkit.report import gap_closed, plot_losses, plot_scores, plot_weights, read_metrics, series, summary_table, write_report
+from kdkit.metrics import read_metrics, series
+from kdkit.pictures import plot_losses, plot_scores, plot_weights
+from kdkit.report import gap_closed, summary_table, write_report
 
 
 def score(bits, parameters=1000):

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from kdkit.config import DistillConfig
-from kdkit.report import read_metrics
-from kdkit.run import distill, make_framework, make_trainer, prepare_text
+from kdkit.metrics import read_metrics
+from kdkit.prepare import prepare_text
+from kdkit.run import distill, make_framework, make_trainer
 from kdkit.trainer import TrainingDiverged, last_complete_checkpoint
 from pairs import SHAPES, save_pair, save_text
 
