@@ -58,6 +58,7 @@ class Curriculum:
         use_curriculum: bool = True,     # False: every loss at its alpha throughout
     ):
         self.alphas, self.total_steps, self.use_curriculum = dict(alphas), total_steps, use_curriculum
+        self.multipliers = {}  # name -> factor, what a person adds to the plan while it runs
         self.schedules = default_schedules() if schedules is None else dict(schedules)
 
     def factor(self,
@@ -71,16 +72,23 @@ class Curriculum:
     def weight(self,
         step: int,   # optimizer steps taken
         name: str,   # of a loss
-    ) -> float:      # alpha times factor
+    ) -> float:      # alpha times factor, times what a person made of it
         "Weight of a loss at that step."
         if name not in self.alphas: raise KeyError(f"no loss is called {name!r}: choose one of {', '.join(self.alphas)}.")
-        return self.alphas[name] * self.factor(step / self.total_steps if self.total_steps else 0., name)
+        return self.alphas[name] * self.factor(step / self.total_steps if self.total_steps else 0., name) * self.multipliers.get(name, 1.)
 
     def weights(self,
         step: int,  # optimizer steps taken
     ) -> dict:      # name -> weight
         "Weights of all losses at that step."
         return {name: self.weight(step, name) for name in self.alphas}
+
+    def plan(self,
+        points: int = 201,  # from the first step to the last
+    ) -> dict:              # total_steps, and weights: name -> list of that many
+        "The planned weights as numbers, for a file or a picture; a loss without weight is left out."
+        progress = np.linspace(0, 1, points)
+        return dict(total_steps=self.total_steps, weights={name: [alpha * self.factor(p, name) for p in progress] for name, alpha in self.alphas.items() if alpha})
 
 # %% ../nbs/12_curriculum.ipynb #9b842eb6
 LOSS_STYLES = dict(  # one colour and dash a loss in all pictures; losses that share a schedule differ in both
@@ -90,18 +98,20 @@ LOSS_STYLES = dict(  # one colour and dash a loss in all pictures; losses that s
 
 # %% ../nbs/12_curriculum.ipynb #c5d09f31
 def plot_curriculum(
-    curriculum: Curriculum,
-    ax=None,              # matplotlib axes; None: a new figure's
-    step: int|None = None,# marks now
-):                        # the axes
+    curriculum: Curriculum|dict, # or its plan
+    ax=None,                     # matplotlib axes; None: a new figure's
+    step: int|None = None,       # marks now
+    weights: dict|None = None,   # name -> weight that a loss really has now
+):                               # the axes
     "Every loss's planned weight over the run."
     if ax is None:
         from matplotlib.figure import Figure
         ax = Figure(figsize=(6, 3), layout='constrained').subplots()
-    total, progress = curriculum.total_steps or 1, np.linspace(0, 1, 201)
-    for name, alpha in curriculum.alphas.items():
-        if alpha: ax.plot(progress * total, [alpha * curriculum.factor(p, name) for p in progress], label=name, **LOSS_STYLES.get(name, {}))
+    plan = curriculum if isinstance(curriculum, dict) else curriculum.plan()
+    for name, planned in plan['weights'].items():
+        [line] = ax.plot(np.linspace(0, plan['total_steps'] or 1, len(planned)), planned, label=name, **LOSS_STYLES.get(name, {}))
+        if step is not None and name in (weights or {}): ax.plot(step, weights[name], 'o', color=line.get_color(), clip_on=False)
     if step is not None: ax.axvline(step, color='0.5', linewidth=1)
-    ax.set(title='Planned weight of each loss', xlabel='optimizer steps' if curriculum.total_steps else 'progress', ylabel='weight', ylim=(0, None))
+    ax.set(title='Planned weight of each loss', xlabel='optimizer steps' if plan['total_steps'] else 'progress', ylabel='weight', ylim=(0, None))
     ax.legend(frameon=False)
     return ax

@@ -60,7 +60,8 @@ def metrics_line(
     renamed = {'learning_rate': 'lr'}
     rest = {renamed.get(k, k): v for k, v in logs.items() if '/' not in k and k not in ('epoch', 'loss')}
     finite = lambda x: x if not isinstance(x, float) or math.isfinite(x) else None  # JSON has no NaN
-    return dict(head, loss=finite(logs['loss']), losses=group('losses/'), weights=group('weights/'), **{k: finite(v) for k, v in rest.items()})
+    by_hand = dict(multipliers=group('multipliers/')) if group('multipliers/') else {}  # what a person made of the weights
+    return dict(head, loss=finite(logs['loss']), losses=group('losses/'), weights=group('weights/'), **by_hand, **{k: finite(v) for k, v in rest.items()})
 
 # %% ../nbs/31_metrics.ipynb #26b26ba3
 class ProgressLine(TrainerCallback):

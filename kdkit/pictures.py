@@ -126,7 +126,7 @@ def plot_scores(
     for name, (lines, final) in runs.items():
         steps, values = series(lines, 'eval', 'bits_per_byte')
         if not len(steps) and final: steps, values = np.array([last]), np.array([final['bits_per_byte']], float)
-        if before and len(steps) and steps[0] > 0: steps, values = np.r_[0, steps], np.r_[before['bits_per_byte'], values]
+        elif before and len(steps) and steps[0] > 0: steps, values = np.r_[0, steps], np.r_[before['bits_per_byte'], values]
         if len(steps): ax.plot(steps, values, '.-' if len(steps) < 40 else '-', color=COLOURS[name], label=name)
     flat = dict(control=(report.get('control'), ':'), before=(before, '-.'), teacher=(report.get('teacher'), '--'))
     for name, (score, dash) in flat.items():

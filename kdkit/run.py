@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEMO_STEPS', 'check_folder', 'run_values', 'claim_folder', 'count_steps', 'plain_text_only', 'make_framework',
-           'make_trainer', 'distill', 'say', 'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run']
+           'make_trainer', 'train_control', 'distill', 'say', 'quiet_libraries', 'versions', 'demo_config', 'demo',
+           'evaluate_run']
 
 # %% ../nbs/37_run.ipynb #f9e6fff5
 import importlib.metadata
@@ -99,13 +100,32 @@ def make_trainer(
     arguments: dict,        # of TrainingArguments, given explicitly
     text: dict,             # of prepare_text
     folder: Path,           # for checkpoints and metrics.jsonl
-    label: str,             # begins the progress line
+    label: str,             # names the run on the screen
+    **plan,                 # more that the live view may show: scores, coverage
 ) -> DistillationTrainer:
     "A trainer over the run's text."
     config = framework.config
     steps = count_steps(config, len(text['train']))
     args = training_arguments(config, steps, **{**arguments, 'output_dir': str(folder)})
-    return DistillationTrainer(framework, args, text['train'], text['held_out'], label=label)
+    trainer = DistillationTrainer(framework, args, text['train'], text['held_out'], label=label)
+    trainer.plan.update(plan)
+    return trainer
+
+# %% ../nbs/37_run.ipynb #27fb8263
+def train_control(
+    config: DistillConfig,
+    arguments: dict,  # of TrainingArguments, given explicitly
+    text: dict,       # of prepare_text
+    batches: list,    # held out
+    teacher,          # loaded already; the framework wants one, nobody asks it
+    scores: dict,     # what is measured already, for the live view
+) -> dict:            # its score, as of `measure`
+    "Train the same student on the same text without a teacher, and keep it in control/."
+    folder = Path(config.output_dir) / 'control'
+    trainer = make_trainer(make_framework(plain_text_only(config), text, teacher), arguments, text, folder, 'control', scores=scores)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+    trainer.model.save_student(folder / 'student')
+    return measure(trainer.model, batches)
 
 # %% ../nbs/37_run.ipynb #919d1521
 def distill(
@@ -120,21 +140,17 @@ def distill(
     started = time.time()
     text = prepare_text(config)
     framework = make_framework(config, text)  # whatever is wrong with names, text or models has shown by now, and nothing is written yet
-    trainer = make_trainer(framework, arguments, text, claim_folder(config, arguments), 'distilling')
+    claim_folder(config, arguments)
     where = dict(device=str(framework.device), dtype=str(framework.teacher_model.dtype).removeprefix('torch.'), dtype_reason=framework.teacher_dtype_reason)
     say(f"{text['summary']['coverage']:.1%} of the student's tokens have an aligned partner; vocabularies compared by {text['method']}: {text['why']}")
     batches = eval_batches(text['held_out'], framework, config.batch_size)
     report = dict(teacher=measure(framework, batches, 'teacher'), student_before=measure(framework, batches), control=None)
     before = retention(framework, batches)
+    if config.control: report['control'] = train_control(config, arguments, text, batches, framework.teacher_model, report)
+    trainer = make_trainer(framework, arguments, text, folder, 'distilling', scores=report, coverage=text['summary']['coverage'])
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
     report.update(student_after=measure(framework, batches), retention=dict(before=before, after=retention(framework, batches)))
     framework.save_student(folder / 'student')
-    if config.control:
-        teacher, framework.student_model = framework.teacher_model, None  # makes room
-        control = make_trainer(make_framework(plain_text_only(config), text, teacher), arguments, text, folder / 'control', 'control')
-        control.train(resume_from_checkpoint=last_complete_checkpoint(folder / 'control'))
-        report['control'] = measure(control.model, batches)
-        control.model.save_student(folder / 'control' / 'student')
     bits = {name: (report.get(name) or {}).get('bits_per_byte') for name in ('student_after', 'control', 'teacher')}
     report['gap_closed'] = gap_closed(*bits.values())
     report.update(data=dict(text['summary'], method=text['method'], why=text['why'], train_windows=len(text['train']), eval_windows=len(text['held_out'])),
