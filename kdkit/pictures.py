@@ -14,12 +14,13 @@ from collections.abc import Iterable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .curriculum import LOSS_STYLES
 from .metrics import names_in, series, smooth
 
 # %% ../nbs/32_pictures.ipynb #b41033c2
-COLOURS = dict(teacher='#0072B2', student='#D55E00', control='#767676')
+COLOURS = dict(teacher='#0072B2', student='#D55E00', control='#767676', before='#56B4E9')
 UNITS = dict(lm='nats/token', kd='nats/position', unaligned='nats/token', feature='1 - cosine', attention='nats/row',
              layerwise='1 - cosine', contrastive='nats/text')
 
@@ -58,6 +59,9 @@ def plot_losses(
         [line] = ax.plot(steps, smooth(values), **style_of(name), label=f'{name} ({UNITS[name]})' if name in UNITS else name)
         ax.plot(steps, values, '.', color=line.get_color(), alpha=.25, markersize=3)
     ax.set(title='Every loss before its weight', xlabel='optimizer steps', ylabel='loss, logarithmic', yscale='log')
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter('{x:g}')
+    ax.yaxis.set_minor_formatter(NullFormatter())
     return legend_beside(ax)
 
 # %% ../nbs/32_pictures.ipynb #333e1136
@@ -128,9 +132,10 @@ def plot_scores(
         if not len(steps) and final: steps, values = np.array([last]), np.array([final['bits_per_byte']], float)
         elif before and len(steps) and steps[0] > 0: steps, values = np.r_[0, steps], np.r_[before['bits_per_byte'], values]
         if len(steps): ax.plot(steps, values, '.-' if len(steps) < 40 else '-', color=COLOURS[name], label=name)
-    flat = dict(control=(report.get('control'), ':'), before=(before, '-.'), teacher=(report.get('teacher'), '--'))
-    for name, (score, dash) in flat.items():
-        if score: ax.axhline(score['bits_per_byte'], color=COLOURS.get(name, '#56B4E9'), linestyle=dash, linewidth=1, label=name if name == 'teacher' else f'_{name}')
+    levels = dict(before=(before, '-.'), control=(report.get('control'), ':'), teacher=(report.get('teacher'), '--'))
+    drawn = {line.get_label() for line in ax.lines}
+    for name, (score, dash) in levels.items():
+        if score: ax.axhline(score['bits_per_byte'], color=COLOURS[name], linestyle=dash, linewidth=1, label=f'_{name}' if name in drawn else name)
     ax.set(title='Held-out text: lower is better', xlabel='optimizer steps', ylabel='bits per byte')
     return legend_beside(ax)
 
@@ -189,7 +194,7 @@ def plot_retention(
     ax = ax or new_axes()
     for name, probs in ranks.items():
         probs = np.asarray(probs, float)
-        ax.plot(np.arange(1, len(probs) + 1), probs, '.-', color=COLOURS.get(name, '#56B4E9'), label='student before' if name == 'before' else name)
+        ax.plot(np.arange(1, len(probs) + 1), probs, '.-', color=COLOURS[name], label='student before' if name == 'before' else name)
     ax.set(title="Probability of the teacher's choices", xlabel="rank among the teacher's choices", ylabel='mean probability', xscale='log', yscale='log')
     return legend_beside(ax)
 

@@ -38,6 +38,8 @@ def verdict(
     gap = report.get('gap_closed')
     if gap is not None and gap > 0: says.append(f"Distillation closed {gap:.0%} of the gap between control and teacher.")
     elif gap is not None: says.append("Distillation closed none of the gap between control and teacher.")
+    elif control is not None and report['control'].get('steps', report.get('steps')) != report.get('steps'):
+        says.append(f"The control took {report['control']['steps']:,} optimizer steps and the student {report['steps']:,}, so the two cannot be compared.")
     elif control is not None: says.append("The control is as good as the teacher: there is no gap to close.")
     return says
 

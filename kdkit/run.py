@@ -119,13 +119,13 @@ def train_control(
     batches: list,    # held out
     teacher,          # loaded already; the framework wants one, nobody asks it
     scores: dict,     # what is measured already, for the live view
-) -> dict:            # its score, as of `measure`
+) -> dict:            # its score, as of `measure`, and the optimizer steps it took
     "Train the same student on the same text without a teacher, and keep it in control/."
     folder = Path(config.output_dir) / 'control'
     trainer = make_trainer(make_framework(plain_text_only(config), text, teacher), arguments, text, folder, 'control', scores=scores)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
     trainer.model.save_student(folder / 'student')
-    return measure(trainer.model, batches)
+    return dict(measure(trainer.model, batches), steps=trainer.state.global_step)
 
 # %% ../nbs/37_run.ipynb #919d1521
 def distill(
@@ -152,7 +152,8 @@ def distill(
     report.update(student_after=measure(framework, batches), retention=dict(before=before, after=retention(framework, batches)))
     framework.save_student(folder / 'student')
     bits = {name: (report.get(name) or {}).get('bits_per_byte') for name in ('student_after', 'control', 'teacher')}
-    report['gap_closed'] = gap_closed(*bits.values())
+    fair = config.control and report['control']['steps'] == trainer.state.global_step  # not where one of them was stopped
+    report['gap_closed'] = gap_closed(*bits.values()) if fair else None
     report.update(data=dict(text['summary'], method=text['method'], why=text['why'], train_windows=len(text['train']), eval_windows=len(text['held_out'])),
                   versions=versions(), seed=config.seed, **where,
                   steps=trainer.state.global_step, skipped_steps=trainer.finite_steps.skipped, seconds=round(time.time() - started, 1))

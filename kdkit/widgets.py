@@ -101,7 +101,8 @@ def score_signs(
     if not len(bits): return []
     now, before, control, teacher = bits[-1], scores.get('student_before'), scores.get('control'), scores.get('teacher')
     value = f'{now:.3f} bits per byte'
-    if None not in (control, teacher) and teacher < control: value += f', {(control - now) / (control - teacher):.0%} of the gap closed'
+    fair = (plan.get('scores') or {}).get('control') and plan['scores']['control'].get('steps') == plan.get('total_steps')  # not one that was stopped
+    if fair and teacher is not None and teacher < control: value += f', {(control - now) / (control - teacher):.0%} of the gap closed'
     if before is not None and now > before: sign = 'red', f'Before training it was {before:.3f}: stop, and lower learning_rate.'
     elif len(bits) >= 4 and (np.diff(bits[-4:]) > 0).all(): sign = 'amber', 'Held-out text has become harder for the student three times in a row: it may be time to stop.'
     else: sign = ()
@@ -188,7 +189,7 @@ def draw_run(
     else: plot_weights(metrics, axes[1, 0])
     plot_scores(plan.get('scores') or {}, metrics, control_metrics, axes[1, 1])
     for ax in axes.flat: legend_beside(ax).spines[['top', 'right']].set_visible(False)
-    figure.subplots_adjust(left=.06, right=.88, top=.95, bottom=.08, wspace=.5, hspace=.35)  # a layout engine would take longer than the drawing
+    figure.subplots_adjust(left=.06, right=.88, top=.95, bottom=.08, wspace=.58, hspace=.35)  # a layout engine would take longer than the drawing
     return figure
 
 # %% ../nbs/34_widgets.ipynb #db4804c9

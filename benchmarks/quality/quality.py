@@ -35,30 +35,33 @@ def mix(kd, **more):
     return dict(alpha_kd=kd, alpha_unaligned=kd, alpha_lm=round(1 - kd, 6), **more)
 
 
-ARMS = {  # name -> fields of the config; the first of each idea is the default's neighbour
+ARMS = {  # name -> fields of the config
     'first token, 0.9': mix(.9, kd_method='first_token'),
     'common prefix, 0.9': mix(.9, kd_method='common_prefix'),
     'combined, 0.9': mix(.9, kd_method='combined'),
+    'combined, 1.0': mix(1., kd_method='combined'),
+    'combined, 0.7': mix(.7, kd_method='combined'),
+    'combined, 0.9, inconsistent masked': mix(.9, kd_method='combined', mask_inconsistent=True),
+    'combined, 0.9 + feature 0.1': mix(.9, kd_method='combined', alpha_feature=.1),
+    'combined, 0.9 + attention 0.1': mix(.9, kd_method='combined', alpha_attention=.1),
+    'combined, 0.9 + layerwise 0.1': mix(.9, kd_method='combined', alpha_layerwise=.1),
+    'combined, 0.9 + contrastive 0.1': mix(.9, kd_method='combined', alpha_contrastive=.1),
+    'old weights': dict(recipe='seed', kd_method='first_token'),
+    'hybrid matching, 0.9': mix(.9, kd_method='hybrid'),
+    'ULD, 1.5 beside cross-entropy': dict(alpha_kd=1.5, alpha_unaligned=0., alpha_lm=1., kd_method='uld'),
+    'span likelihood, 0.5': dict(alpha_kd=.5, alpha_unaligned=0., alpha_lm=.5, kd_method='span'),
+    'least-squares projector, 0.5': mix(.5, kd_method='projector'),
     'first token, 0.5': mix(.5, kd_method='first_token'),
     'first token, 0.7': mix(.7, kd_method='first_token'),
     'first token, 1.0': mix(1., kd_method='first_token'),
-    'first token, 0.9, global mix': dict(alpha_kd=.9, alpha_unaligned=0., alpha_lm=.1, kd_method='first_token'),
     'first token, 0.9, inconsistent masked': mix(.9, kd_method='first_token', mask_inconsistent=True),
+    'first token, 0.9, global mix': dict(alpha_kd=.9, alpha_unaligned=0., alpha_lm=.1, kd_method='first_token'),
     'first token, 0.9, T = 2': mix(.9, kd_method='first_token', temperature=2.),
     'first token, 0.9, reverse KL': mix(.9, kd_method='first_token', divergence='reverse_kl'),
     'first token, 0.9, JSD': mix(.9, kd_method='first_token', divergence='jsd'),
     'first token, 0.9, skewed KL': mix(.9, kd_method='first_token', divergence='skewed_kl'),
-    'first token, 0.9 + feature 0.1': mix(.9, kd_method='first_token', alpha_feature=.1),
-    'first token, 0.9 + feature 0.5': mix(.9, kd_method='first_token', alpha_feature=.5),
-    'first token, 0.9 + attention 0.1': mix(.9, kd_method='first_token', alpha_attention=.1),
-    'first token, 0.9 + layerwise 0.1': mix(.9, kd_method='first_token', alpha_layerwise=.1),
-    'first token, 0.9 + contrastive 0.1': mix(.9, kd_method='first_token', alpha_contrastive=.1),
-    'old weights': dict(recipe='seed', kd_method='first_token'),
-    'hybrid matching, 0.9': mix(.9, kd_method='hybrid'),
-    'ULD, 0.5': dict(alpha_kd=1.5, alpha_unaligned=0., alpha_lm=1., kd_method='uld'),
-    'span likelihood, 0.5': dict(alpha_kd=.5, alpha_unaligned=0., alpha_lm=.5, kd_method='span'),
-    'least-squares projector, 0.5': mix(.5, kd_method='projector'),
 }
+ONE_SEED = list(ARMS)[12:]  # so far from the best on the first seed, or so near to a neighbour, that more would tell nothing new
 PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embedded student's own
     'small': (None, list(ARMS)),
     'large': (16_384, ['first token, 0.9', 'combined, 0.9', 'common prefix, 0.9']),
@@ -131,7 +134,8 @@ def all_runs(root, pairs, seeds):
     for seed in seeds:
         for pair in pairs:
             one_run(root, pair, 'language model', LM, seed, rates[pair])
-            for arm in PAIRS[pair][1]: one_run(root, pair, arm, ARMS[arm], seed, rates[pair])
+            for arm in PAIRS[pair][1]:
+                if seed == SEEDS[0] or arm not in ONE_SEED: one_run(root, pair, arm, ARMS[arm], seed, rates[pair])
 
 
 def main():
