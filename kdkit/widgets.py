@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIGN_COLOURS', 'SIZE', 'RUN_COLOURS', 'read_plan', 'write_plan', 'Sign', 'recent', 'loss_signs', 'score_signs',
            'duration', 'machine_signs', 'health', 'health_html', 'draw_run', 'png', 'dashboard_png', 'shows_widgets',
-           'LiveDashboard', 'Replay', 'replay', 'compare', 'share_limits']
+           'latest', 'LiveDashboard', 'Replay', 'replay', 'compare', 'share_limits']
 
 # %% ../nbs/34_widgets.ipynb #d527b5ad
 import html
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from transformers import TrainerCallback
 
 from .controls import Controls, handle_widget_messages, now_and_then, running_kernel
 from .curriculum import plot_curriculum
-from .metrics import metrics_line, names_in, read_metrics, series
+from .metrics import metrics_line, names_in, read_metrics, series, thin
 from .pictures import COLOURS, legend_beside, plot_losses, plot_scores, plot_shares, plot_weights, swallowing
 
 # %% ../nbs/34_widgets.ipynb #df946e6f
@@ -227,12 +228,21 @@ def shows_widgets() -> bool:
     "Whether this code runs in a notebook that can show widgets."
     return running_kernel() is not None and importlib.util.find_spec('ipywidgets') is not None
 
+# %% ../nbs/34_widgets.ipynb #187b0ba7
+def latest(
+    metrics: list,      # lines of metrics.jsonl
+    most: int = 100,    # training lines
+) -> list:
+    "The end of a run and its last evaluations: what the signs of this moment depend on, however long the run is."
+    evaluations = (line for line in reversed(metrics) if 'eval' in line)
+    return [line for line in metrics[-most:] if 'eval' not in line] + list(islice(evaluations, 4))[::-1]
+
 # %% ../nbs/34_widgets.ipynb #c3cd85b2
 class LiveDashboard(TrainerCallback):
     "The live view of one run, as a callback of the Trainer."
     def __init__(self,
         controls: Controls|None = None, # what the buttons act on; None: those of the trainer, or none
-        share: float = 0.008,           # of the run's time that drawing may take
+        share: float = 0.006,           # of the run's time that drawing may take
     ):
         self.controls, self.share, self.handle = controls, share, None
 
@@ -244,10 +254,12 @@ class LiveDashboard(TrainerCallback):
         self.metrics, self.plan = read_metrics(self.folder), read_plan(self.folder)
         self.control_metrics = read_metrics(self.folder / 'control') or read_metrics(self.plan.get('control_dir') or self.folder / 'none')
         self.figure, self.hidden, self.stale = Figure(figsize=SIZE), set(), True
-        self.began, self.spent, self.cost = time.monotonic(), 0., .2
-        self.refresh = now_and_then(self.look, .25)
+        self.began, self.spent, self.cost = time.monotonic(), 0., 0.
+        self.look = now_and_then(self.update)
+        self.refresh = now_and_then(self.hear, .1)
         if self.controls: self.controls.listen = self.refresh
         self.show()
+        self.update()
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.handle is None: return
@@ -272,7 +284,6 @@ class LiveDashboard(TrainerCallback):
         self.signs, self.image = w.HTML(), w.Image(format='png', layout=w.Layout(width='100%', max_width='1100px'))
         self.box = w.VBox([self.bar, self.signs, self.image, *self.buttons(w)], layout=w.Layout(max_width='1120px'))
         self.handle = display(self.box, display_id=True)
-        self.look()
 
     def buttons(self, w) -> list:  # of widgets
         names = list(self.plan.get('weights') or {})
@@ -301,7 +312,7 @@ class LiveDashboard(TrainerCallback):
         hidden: bool,
     ):
         (self.hidden.add if hidden else self.hidden.discard)(name)
-        self.stale, self.cost = True, 0.  # asked for, so it may cost something
+        self.stale, self.spent, self.cost = True, 0., 0.  # asked for, so it may cost something
 
     def pause_or_resume(self):
         (self.controls.resume if self.controls.paused else self.controls.pause)()
@@ -309,22 +320,27 @@ class LiveDashboard(TrainerCallback):
 
     # -- now and then --------------------------------------------------------------------------------------------
 
-    def look(self):
-        "Handle clicks; bring the signs up to date, and the picture if there is something new and time for it."
+    def hear(self):
+        "Handle clicks, and look whether something is new."
         handle_widget_messages()
+        self.look()
+
+    def update(self):
+        "Bring the signs up to date, and the picture if there is something new and time for it."
         if self.handle is None: return
         elapsed, done = time.monotonic() - self.began, self.step - self.first_step
         left = elapsed / done * (self.bar.max - self.step) if done else None
-        signs = health(self.metrics, self.plan, self.step, left)
+        signs = health(latest(self.metrics), self.plan, self.step, left)
         if self.controls and self.controls.paused: signs.insert(0, Sign('paused', 'waits for Resume', 'amber', 'Nothing is lost: Resume goes on with the next step.'))
         self.bar.value, self.signs.value = self.step, health_html(signs)
-        if self.stale and self.spent + self.cost <= self.share * elapsed + .5: self.draw()
+        if self.stale and self.spent + self.cost <= self.share * elapsed: self.draw()
 
     def draw(self):
         begin = time.monotonic()
-        self.stale, self.image.value = False, png(draw_run(self.figure, self.metrics, self.plan, self.control_metrics, self.hidden))
+        self.image.value = png(draw_run(self.figure, thin(self.metrics), self.plan, thin(self.control_metrics), self.hidden))
         self.cost = time.monotonic() - begin
-        self.spent += self.cost
+        if self.metrics: self.spent += self.cost  # the empty axes of the beginning are not held against it
+        self.stale = False
 
     def close(self):
         "Put a still picture in the place of the widgets, and into the run's folder; also after an error or an interrupt."
