@@ -443,6 +443,7 @@ d = { 'settings': { 'branch': 'main',
                                'kdkit.widgets.recent': ('widgets.html#recent', 'kdkit/widgets.py'),
                                'kdkit.widgets.replay': ('widgets.html#replay', 'kdkit/widgets.py'),
                                'kdkit.widgets.score_signs': ('widgets.html#score_signs', 'kdkit/widgets.py'),
+                               'kdkit.widgets.scores_of': ('widgets.html#scores_of', 'kdkit/widgets.py'),
                                'kdkit.widgets.share_limits': ('widgets.html#share_limits', 'kdkit/widgets.py'),
                                'kdkit.widgets.shows_widgets': ('widgets.html#shows_widgets', 'kdkit/widgets.py'),
                                'kdkit.widgets.write_plan': ('widgets.html#write_plan', 'kdkit/widgets.py')}}}

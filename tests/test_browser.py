@@ -1,7 +1,6 @@
 "The live view in a real browser: a person watches, pauses, reweighs and stops a run that is under way."
 import json
 import os
-import re
 import time
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import pytest
 
 import browser
 from kdkit.metrics import read_metrics
+from notebooks import copy_notebook
 
-NOTEBOOKS = Path(__file__).parents[1] / 'nbs' / 'tutorials'
 pytestmark = pytest.mark.browser
 
 
@@ -20,18 +19,6 @@ def shots(tmp_path_factory):
     folder = Path(os.environ.get('KDKIT_SCREENSHOTS') or tmp_path_factory.mktemp('screenshots'))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def copy_notebook(name, folder, **values):
-    "A tutorial with other values for the names that its first cells set."
-    nb = json.loads((NOTEBOOKS / f'{name}.ipynb').read_text())
-    for cell in nb['cells']:
-        cell['outputs'] = [] if cell['cell_type'] == 'code' else cell.pop('outputs', None)
-        text = ''.join(cell['source'])
-        for key, value in values.items(): text = re.sub(rf'^{key} = \S+', f'{key} = {value!r}', text, flags=re.M)
-        cell['source'] = text
-        if cell['cell_type'] == 'markdown': cell.pop('outputs')
-    (folder / f'{name}.ipynb').write_text(json.dumps(nb))
 
 
 def wait_for(what, seconds=90):
