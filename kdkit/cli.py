@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FLAGS', 'ALIASES', 'EVAL_OPTIONS', 'DEMO_OPTIONS', 'COMMANDS', 'GROUPS', 'USAGE', 'split_options', 'one_value',
            'read_training_arguments', 'trainer_fields', 'owner', 'read_options', 'check_names', 'say_report', 'train',
-           'check_together', 'only', 'evaluate', 'demo', 'option_lines', 'help_text', 'is_mistake', 'complain', 'main']
+           'check_together', 'only', 'evaluate', 'demo', 'compare', 'option_lines', 'help_text', 'is_mistake',
+           'complain', 'main']
 
 # %% ../nbs/40_cli.ipynb #f70c8001
 import errno
@@ -189,14 +190,24 @@ def demo(words: list):
     from kdkit import run
     say_report(run.demo(**given), config.output_dir if 'output_dir' in given else 'runs/demo')
 
+# %% ../nbs/40_cli.ipynb #4d0faf43
+def compare(words: list):
+    "set finished runs side by side"
+    folders, given = split_options(words)
+    if given: raise ConfigError(f"option --{next(iter(given))} is unknown: kdkit compare takes the folders of runs.")
+    if len(folders) < 2: raise ConfigError(f"two runs or more are compared, but {len(folders)} {'was' if len(folders) == 1 else 'were'} given.")
+    from kdkit.report import comparison_table
+    print(comparison_table(folders))
+
 # %% ../nbs/40_cli.ipynb #308935ee
-COMMANDS = dict(demo=demo, train=train, eval=evaluate)
+COMMANDS = dict(demo=demo, train=train, eval=evaluate, compare=compare)
 
 # %% ../nbs/40_cli.ipynb #4df92035
 GROUPS = dict(teacher_model='models, text, folder', recipe='losses', max_length='windows', batch_size='training', eval_steps='measuring', control='other')
 USAGE = dict(demo='kdkit demo [--output_dir DIR] [--seed N]',
              train='kdkit train [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME [--option value ...]',
-             eval='kdkit eval --student_model NAME --dataset NAME [--teacher_model NAME] [--option value ...]')
+             eval='kdkit eval --student_model NAME --dataset NAME [--teacher_model NAME] [--option value ...]',
+             compare='kdkit compare RUN RUN [RUN ...]')
 
 # %% ../nbs/40_cli.ipynb #09d0d16a
 def option_lines(
@@ -220,7 +231,7 @@ def help_text(
     if command is None:
         return '\n'.join(['usage: kdkit COMMAND [--option value ...]', '', *(f'  {name:<7} {call.__doc__}' for name, call in COMMANDS.items()),
                           '', '  kdkit COMMAND -h lists its options'])
-    names = dict(demo=DEMO_OPTIONS, eval=EVAL_OPTIONS).get(command, {f.name for f in fields(DistillConfig)})
+    names = dict(demo=DEMO_OPTIONS, eval=EVAL_OPTIONS, compare=()).get(command, {f.name for f in fields(DistillConfig)})
     lines = [f'usage: {USAGE[command]}', '', f'{COMMANDS[command].__doc__}', *option_lines(names)]
     if command == 'train':
         lines += ['', 'aliases: ' + ', '.join(f'--{a} = --{b}' for a, b in ALIASES.items()), '',

@@ -6,12 +6,13 @@
 __all__ = ['readers', 'DataError', 'pick_text_column', 'are_lines', 'join_lines', 'quiet', 'load_rows', 'split_paragraphs',
            'local_rows', 'offline', 'hub_rows', 'has_text', 'load_text', 'hold_out', 'control_ids', 'one_stream',
            'cut_greedily', 'too_short', 'cut_windows', 'list_column', 'pair_batch', 'tokenizer_digest', 'pair_dataset',
-           'PairCollator', 'alignment_summary']
+           'PairCollator', 'next_pairs', 'alignment_summary', 'inconsistent_tokens']
 
 # %% ../nbs/20_data.ipynb #723439c7
 import hashlib
 import json
 import re
+from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch
 from datasets import Dataset, concatenate_datasets, load_dataset
 
 from .align import encode_bytes, plain_backend, shared_boundaries, token_bytes
-from .vocab import gold_consistency
+from .vocab import VocabMap, gold_consistency
 
 # %% ../nbs/20_data.ipynb #2f05c432
 class DataError(ValueError):
@@ -394,6 +395,14 @@ class PairCollator:
         for to, row in zip(padded, rows): to[:len(row)] = torch.as_tensor(row)
         return padded
 
+# %% ../nbs/20_data.ipynb #c68ce389
+def next_pairs(
+    paired: Dataset,  # from `pair_dataset`
+) -> tuple:           # (student ids, teacher ids), each [aligned positions]
+    "The tokens that really came next at every aligned position."
+    def following(ids, positions): return torch.cat([torch.tensor(i)[torch.tensor(p, dtype=torch.long) + 1] for i, p in zip(paired[ids], paired[positions])])
+    return following('input_ids', 'student_positions'), following('teacher_input_ids', 'teacher_positions')
+
 # %% ../nbs/20_data.ipynb #75965a3c
 def alignment_summary(
     paired: Dataset,         # from `pair_dataset`
@@ -403,8 +412,21 @@ def alignment_summary(
     "How much of the text both models can be compared on, and how often a map puts the true next tokens together."
     rows = paired.select(range(min(rows, len(paired))))
     share = lambda ids, positions: sum(map(len, rows[positions])) / max(sum(len(r) - 1 for r in rows[ids]), 1)
-    def nexts(ids, positions):
-        return torch.cat([torch.tensor(i)[torch.tensor(p, dtype=torch.long) + 1] for i, p in zip(rows[ids], rows[positions])])
-    student_next, teacher_next = nexts('input_ids', 'student_positions'), nexts('teacher_input_ids', 'teacher_positions')
+    student_next, teacher_next = next_pairs(rows)
     return {'coverage': share('input_ids', 'student_positions'), 'teacher_coverage': share('teacher_input_ids', 'teacher_positions'),
             'gold_consistency': {name: gold_consistency(m, student_next, teacher_next).float().mean().item() for name, m in (vocab_maps or {}).items()}}
+
+# %% ../nbs/20_data.ipynb #71eb76d9
+def inconsistent_tokens(
+    paired: Dataset,       # from `pair_dataset`
+    vocab_map: VocabMap,
+    student_tokenizer,
+    teacher_tokenizer,
+    rows: int = 512,       # at most so many
+    top: int = 8,          # of the commonest
+) -> list:                 # of dicts: student, teacher (what each token writes), times
+    "Where the map puts the true next tokens into different classes: there the teacher's advice is about another token."
+    student_next, teacher_next = next_pairs(paired.select(range(min(rows, len(paired)))))
+    differ = ~gold_consistency(vocab_map, student_next, teacher_next)
+    common = Counter(zip(student_next[differ].tolist(), teacher_next[differ].tolist())).most_common(top)
+    return [dict(student=student_tokenizer.decode([s]), teacher=teacher_tokenizer.decode([t]), times=n) for (s, t), n in common]

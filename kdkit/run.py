@@ -28,8 +28,8 @@ from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer,
 from .evaluation import eval_batches, measure, retention
 from .framework import StudentAwareDistillationFramework
 from .models import load_tokenizer
-from .prepare import RunError, prepare_text
-from .report import gap_closed, write_report
+from .prepare import RunError, about_text, prepare_text
+from .report import gap_closed, write_model_card, write_report
 from .trainer import DistillationTrainer, last_complete_checkpoint, training_arguments
 
 # %% ../nbs/37_run.ipynb #a5b173e7
@@ -142,7 +142,7 @@ def distill(
     framework = make_framework(config, text)  # whatever is wrong with names, text or models has shown by now, and nothing is written yet
     claim_folder(config, arguments)
     where = dict(device=str(framework.device), dtype=str(framework.teacher_model.dtype).removeprefix('torch.'), dtype_reason=framework.teacher_dtype_reason)
-    say(f"{text['summary']['coverage']:.1%} of the student's tokens have an aligned partner; vocabularies compared by {text['method']}: {text['why']}")
+    for sentence in about_text(text): say(sentence)
     batches = eval_batches(text['held_out'], framework, config.batch_size)
     report = dict(teacher=measure(framework, batches, 'teacher'), student_before=measure(framework, batches), control=None)
     before = retention(framework, batches)
@@ -158,6 +158,7 @@ def distill(
                   versions=versions(), seed=config.seed, **where,
                   steps=trainer.state.global_step, skipped_steps=trainer.finite_steps.skipped, seconds=round(time.time() - started, 1))
     write_report(folder, report, framework.curriculum)
+    write_model_card(folder / 'student', report, config.to_dict())
     return report
 
 # %% ../nbs/37_run.ipynb #5474a86a
