@@ -19,14 +19,12 @@ class RunError(ValueError):
 
 # %% ../nbs/23_prepare.ipynb #cf7e5f1e
 def pick_method(
-    consistency: dict,      # map name -> share of aligned positions whose true next tokens fall into one class
-    enough: float = 0.97,   # from here on the sharper map is used
-) -> tuple:                 # (kd_method, why)
+    consistency: dict,  # map name -> share of aligned positions whose true next tokens fall into one class
+) -> tuple:             # (kd_method, why)
     "The vocabulary map for this text, with the reason."
     if 'identity' in consistency: return 'identity', 'both models have the same tokenizer'
-    first, both = consistency['first_token'], consistency['combined']
-    if first >= enough: return 'first_token', f'it puts {first:.1%} of the true next tokens together'
-    return 'combined', f'it puts {both:.1%} of the true next tokens together, the first-token map only {first:.1%}'
+    best = max(('combined', 'first_token', 'common_prefix'), key=consistency.get)  # of equals, the first
+    return best, f'it puts {consistency[best]:.1%} of the true next tokens together'
 
 # %% ../nbs/23_prepare.ipynb #9a3ac838
 def prepare_text(

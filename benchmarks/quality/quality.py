@@ -2,7 +2,7 @@
 
     python benchmarks/quality/quality.py runs/quality                  # everything; goes on where it was cut off
     python benchmarks/quality/quality.py runs/quality --only small     # one pair of the three
-    python benchmarks/quality/quality.py runs/quality --results        # only write the page from what there is
+    python benchmarks/quality/quality.py runs/quality --results        # only write benchmarks/quality/README.md from what there is
 
 The teacher is the embedded one. Its students are alike but for their tokenizer: `small` has 3,072 entries, fewer than the teacher's 8,192; `large` has
 16,384; `same` has the teacher's own. The learning rate is the one that is best for training *without* a teacher, and all methods get it.
@@ -12,18 +12,26 @@ Every run is a kdkit run in a folder of its own, so a second call only does what
 import argparse
 import json
 import os
-import sys
+import platform
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, decoders, trainers
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kdkit.config import DistillConfig
 from kdkit.embedded import demo_corpus, embedded_student_tokenizer, embedded_teacher, save_documents
+from kdkit.evaluation import compute_calibration, eval_batches
 from kdkit.models import load_tokenizer
-from kdkit.run import distill, quiet_libraries
+from kdkit.pictures import plot_gap
+from kdkit.prepare import prepare_text
+from kdkit.report import gap_closed, markdown_table
+from kdkit.run import distill, make_framework, make_trainer, quiet_libraries, versions
 
 STEPS, SEEDS = 500, (0, 1, 2)  # optimizer steps of 8 windows of 128 student tokens
 RATES = 1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3
@@ -36,9 +44,9 @@ def mix(kd, **more):
 
 
 ARMS = {  # name -> fields of the config
+    'combined, 0.9': mix(.9, kd_method='combined'),
     'first token, 0.9': mix(.9, kd_method='first_token'),
     'common prefix, 0.9': mix(.9, kd_method='common_prefix'),
-    'combined, 0.9': mix(.9, kd_method='combined'),
     'combined, 1.0': mix(1., kd_method='combined'),
     'combined, 0.7': mix(.7, kd_method='combined'),
     'combined, 0.9, inconsistent masked': mix(.9, kd_method='combined', mask_inconsistent=True),
@@ -66,7 +74,7 @@ ARMS_THEN = list(ARMS)[7:10]
 ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
 PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embedded student's own
     'small': (None, list(ARMS)),
-    'large': (16_384, ['first token, 0.9', 'combined, 0.9', 'common prefix, 0.9']),
+    'large': (16_384, ['combined, 0.9', 'first token, 0.9', 'common prefix, 0.9']),
     'same': (0, ['identity, 0.9']),
 }
 ARMS['identity, 0.9'] = mix(.9, kd_method='identity')
@@ -112,14 +120,17 @@ def student(folder, pair, seed):
 
 # The runs
 
+def config_of(root, pair, values, seed, rate, steps, folder):
+    "The config of a run."
+    return DistillConfig(teacher_model=embedded_teacher(), student_model=student(root / 'inputs', pair, seed), dataset=str(root / 'inputs' / 'train.jsonl'),
+                         eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
+                         eval_steps=steps, seed=seed, **{**dict(max_length=128, batch_size=8, max_eval_rows=256), **values})
+
+
 def one_run(root, pair, arm, values, seed, rate, steps=STEPS):
     "The report of a run; it is trained if it is not there."
     folder = root / pair / f'{arm} seed {seed} lr {rate:g} steps {steps}'.replace(' ', '_').replace(',', '')
-    values = {**dict(max_length=128, batch_size=8, max_eval_rows=256), **values}
-    config = DistillConfig(teacher_model=embedded_teacher(), student_model=student(root / 'inputs', pair, seed), dataset=str(root / 'inputs' / 'train.jsonl'),
-                           eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
-                           eval_steps=steps, seed=seed, **values)
-    report = distill(config, dict(save_strategy='no'))
+    report = distill(config_of(root, pair, values, seed, rate, steps, folder), dict(save_strategy='no'))
     print(f"{pair:6} {arm:40} seed {seed} lr {rate:g}: {report['student_after']['bits_per_byte']:.4f} bits per byte, {report['seconds']:.0f} s", flush=True)
     return report
 
@@ -140,6 +151,103 @@ def all_runs(root, pairs, seeds):
                 for arm in (arm for arm in PAIRS[pair][1] if arm in arms): one_run(root, pair, arm, ARMS[arm], seed, rates[pair])
     for pair in pairs:
         for arm in (arm for arm in PAIRS[pair][1] if arm in ONE_SEED): one_run(root, pair, arm, ARMS[arm], seeds[0], rates[pair])
+    return rates
+
+
+def step_ratio(root, pair, arm, rate, steps=40, turns=3):
+    "Seconds of a step of an arm over those of plain training, turn by turn in one process."
+    path = root / pair / f'step_ratio_{arm}.json'.replace(' ', '_').replace(',', '')
+    if path.exists(): return json.loads(path.read_text())
+    def seconds(name, values):
+        config = config_of(root, pair, values, SEEDS[0], rate, steps, root / pair / 'timing')
+        text = prepare_text(config)
+        trainer = make_trainer(make_framework(config, text), dict(save_strategy='no', eval_strategy='no'), text, root / pair / 'timing', name)
+        begin = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - begin
+    for name, values in ((arm, ARMS[arm]), ('language model', LM)): seconds(name, values)  # warms up
+    ratio = median(seconds(arm, ARMS[arm]) / seconds('language model', LM) for _ in range(turns))
+    path.write_text(json.dumps(ratio))
+    return ratio
+
+
+def equal_time(root, pair, arm, seeds, rates):
+    "Plain training for as long as the arm takes: more steps, on more text."
+    ratio = step_ratio(root, pair, arm, rates[pair])
+    for seed in seeds: one_run(root, pair, 'language model', LM, seed, rates[pair], round(STEPS * ratio))
+
+
+# The page
+
+def measured(root, pair):
+    "Rows of what there is: arm, seed, rate, steps, report, folder."
+    rows = []
+    for path in sorted((root / pair).glob('*/report.json')):
+        arm, seed, rate, steps = re.fullmatch(r'(.*)_seed_(\d+)_lr_([\d.e-]+)_steps_(\d+)', path.parent.name).groups()
+        rows.append(dict(arm=arm, seed=int(seed), rate=float(rate), steps=int(steps), folder=path.parent, report=json.loads(path.read_text())))
+    return rows
+
+
+def calibration(row):
+    "Calibration error and accuracy of a run's student, measured once."
+    path = row['folder'] / 'calibration.json'
+    if not path.exists():
+        saved = yaml.safe_load((row['folder'] / 'config.yaml').read_text())
+        config = DistillConfig(**{k: v for k, v in saved.items() if k in DistillConfig.__dataclass_fields__})
+        text = prepare_text(config)
+        framework = make_framework(replace(config, student_model=str(row['folder'] / 'student')), text)
+        path.write_text(json.dumps(compute_calibration(framework.student_model, eval_batches(text['held_out'], framework, 8), end_id=framework.student_end_id)))
+    return json.loads(path.read_text())
+
+
+def spread(values, form='.3f'):
+    "Mean and how far the seeds are apart."
+    values = list(values)
+    mean = format(sum(values) / len(values), form)
+    return mean if len(values) == 1 else f'{mean} ± {format((max(values) - min(values)) / 2, form)}'
+
+
+def pair_table(root, pair):
+    "What each arm gave, best first, and the share of the gap that each of its seeds closed."
+    rows = measured(root, pair)
+    rates = {row['rate']: row['report']['student_after']['bits_per_byte'] for row in rows if row['arm'] == 'language_model' and row['seed'] == SEEDS[0] and row['steps'] == STEPS}
+    best = min(rates, key=rates.get)
+    bits = lambda row: row['report']['student_after']['bits_per_byte']
+    control = {row['seed']: bits(row) for row in rows if row['arm'] == 'language_model' and row['rate'] == best and row['steps'] == STEPS}
+    groups = {}
+    for row in rows:
+        if row['rate'] == best and row['seed'] in control: groups.setdefault((row['arm'], row['steps']), []).append(row)
+    closed = {key: [gap_closed(bits(row), control[row['seed']], row['report']['teacher']['bits_per_byte']) for row in group] for key, group in groups.items()}
+    names = {key: key[0].replace('_', ' ') + (f' for {key[1]} steps' if key[1] != STEPS else '') for key in groups}
+    table = [['', 'seeds', 'bits per byte', 'gap closed', 'KL from the teacher', 'agrees', 'right', 'calibration error']]
+    for key, group in sorted(groups.items(), key=lambda item: sum(map(bits, item[1])) / len(item[1])):
+        kept, calibrated = [row['report']['retention']['after'] for row in group], [calibration(row) for row in group]
+        table.append([names[key], str(len(group)), spread(map(bits, group)), spread(closed[key], '.0%'), spread((k['kl_nats'] for k in kept), '.2f'),
+                      spread((k['top1_agreement'] for k in kept), '.1%'), spread((c['top1_accuracy'] for c in calibrated), '.1%'),
+                      spread((c['calibration_error'] for c in calibrated), '.1%')])
+    teacher = next(iter(rows))['report']['teacher']['bits_per_byte']
+    return table, {names[key]: values for key, values in closed.items()}, rates, best, teacher
+
+
+def write_page(root):
+    "benchmarks/quality/README.md and its pictures."
+    here = Path(__file__).parent
+    parts = [(here / 'about.md').read_text().strip()]
+    for pair, (size, _) in PAIRS.items():
+        if not any((root / pair).glob('*/report.json')): continue
+        table, closed, rates, best, teacher = pair_table(root, pair)
+        picture = plot_gap({k: v for k, v in closed.items() if k != 'language model' and min(v) > -1})
+        picture.set_title(f'{pair}: from control (0) to teacher (1)')
+        picture.figure.savefig(here / f'{pair}.png', dpi=100)
+        tried = ', '.join(f'{rate:g}: {bits:.3f}' for rate, bits in sorted(rates.items()))
+        entries = '3,072' if size is None else f'{size:,}' if size else '8,192, the teacher\'s own'
+        parts += [f'## Student vocabulary {entries}', f'Teacher {teacher:.3f} bits per byte. Learning rates tried for the language model on seed {SEEDS[0]}: {tried}; all runs use {best:g}.',
+                  markdown_table(table), f'![{pair}]({pair}.png)']
+        for path in sorted((root / pair).glob('step_ratio_*.json')):
+            parts.append(f"A step of `{path.stem.removeprefix('step_ratio_').replace('_', ' ')}` took {json.loads(path.read_text()):.2f} times as long as one of plain training, "
+                         f"the teacher online; the row with more steps is plain training for the same time.")
+    machine = f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {", ".join(f"{k} {v}" for k, v in versions().items() if v)}; {time.strftime("%Y-%m-%d")}'
+    (here / 'README.md').write_text('\n\n'.join(parts + [f'Measured on: {machine}.']) + '\n')
 
 
 def main():
@@ -147,10 +255,14 @@ def main():
     parser.add_argument('root', type=Path)
     parser.add_argument('--only', nargs='+', choices=PAIRS, default=list(PAIRS))
     parser.add_argument('--seeds', nargs='+', type=int, default=SEEDS)
+    parser.add_argument('--results', action='store_true', help='train nothing')
     args = parser.parse_args()
     quiet_libraries()
-    make_inputs(args.root / 'inputs')
-    all_runs(args.root, args.only, args.seeds)
+    if not args.results:
+        make_inputs(args.root / 'inputs')
+        rates = all_runs(args.root, args.only, args.seeds)
+        for pair in args.only: equal_time(args.root, pair, PAIRS[pair][1][0], args.seeds, rates)
+    write_page(args.root)
 
 
 if __name__ == '__main__': main()
