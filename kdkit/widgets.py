@@ -8,6 +8,7 @@ __all__ = ['SIGN_COLOURS', 'SIZE', 'RUN_COLOURS', 'read_plan', 'write_plan', 'Si
            'shows_widgets', 'latest', 'LiveDashboard', 'Replay', 'replay', 'compare', 'share_limits']
 
 # %% ../nbs/34_widgets.ipynb #d527b5ad
+import base64
 import html
 import importlib.util
 import io
@@ -382,20 +383,23 @@ class Replay:
         return [line for line in self.metrics if self.until is None or line['step'] <= self.until]
 
     def png(self) -> bytes: return dashboard_png(self.shown(), self.plan, self.control_metrics)
-    def _repr_png_(self): return self.png()  # where widgets are not shown
 
-    def show(self):
-        "Put it into the cell's output, with a slider over the run, and follow the run until it is finished."
+    def _repr_mimebundle_(self, **kwargs):
+        "A picture, for a saved notebook; and where there are widgets, the live view of the same, which is preferred to it."
+        picture = {'image/png': base64.b64encode(self.png()).decode(), 'text/plain': f'the run in {self.folder}'}
+        return {**self.widget()._repr_mimebundle_(**kwargs), **picture} if shows_widgets() else picture
+
+    def widget(self):  # an ipywidgets box
+        "The run with a slider over its steps; a run that is not finished is followed."
         import ipywidgets as w
-        from IPython.display import display
         self.image, self.signs = w.Image(format='png', layout=w.Layout(width='100%', max_width='1100px')), w.HTML()
         self.slider = w.IntSlider(value=self.last, min=0, max=max(self.last, 1), description='up to step', layout=w.Layout(width='600px'), continuous_update=False)
         self.slider.observe(self.go_to, 'value')
         self.draw()
-        display(w.VBox([self.signs, self.image, self.slider]))
-        if not self.finished:
+        if not self.finished and not self.following:
             self.following = True
             threading.Thread(target=self.follow, daemon=True).start()
+        return w.VBox([self.signs, self.image, self.slider])
 
     def go_to(self, change):
         self.until = change['new'] if change['new'] < self.last else None
@@ -422,10 +426,8 @@ def replay(
     run_dir: str|Path,    # its output_dir
     seconds: float = 5.,  # between two looks at a run that is being written
 ) -> Replay:
-    "Show a run, finished or not, from its folder; FileNotFoundError if there is none."
-    run = Replay(run_dir, seconds)
-    if shows_widgets(): run.show()
-    return run
+    "A run, finished or not, from its folder, as the last line of a cell shows it; FileNotFoundError if there is none."
+    return Replay(run_dir, seconds)
 
 # %% ../nbs/34_widgets.ipynb #62564559
 def compare(

@@ -117,6 +117,33 @@ def test_everything_runs_without_ipywidgets(pair, tmp_path, monkeypatch):
     assert trainer.dashboard is None and steps_of(tmp_path)[-1] == 8 and replay(tmp_path).png()
 
 
+FOLLOWS = '''
+from kdkit.widgets import replay
+run = replay({folder!r}, seconds=.2)
+display(run)
+import json, time
+before, picture = run.last, run.image.value
+with open({folder!r} + '/metrics.jsonl', 'a') as file: file.write(json.dumps(dict(step=500, loss=1., losses=dict(lm=1.), weights=dict(lm=1.))) + chr(10))
+for _ in range(100):
+    time.sleep(.1)
+    if run.slider.value == 500: break
+time.sleep(1)
+assert run.last == 500 and run.image.value != picture
+run.slider.value = 4
+assert max(line['step'] for line in run.shown()) == 4
+run.stop()
+'''
+
+
+def test_a_replay_follows_a_run_that_is_being_written(pair, tmp_path):
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    trainer_of(pair, tmp_path).train()
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(FOLLOWS.format(folder=str(tmp_path)))])
+    nbclient.NotebookClient(nb, timeout=120, kernel_name='python3').execute()
+    [shown] = [output for output in nb.cells[0].outputs if output.output_type == 'display_data']
+    assert {'image/png', 'application/vnd.jupyter.widget-view+json'} <= set(shown.data)
+
+
 RUNS = '''
 import sys
 sys.path.insert(0, {tests!r})
