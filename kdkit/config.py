@@ -105,6 +105,8 @@ class DistillConfig:
     early_stopping_warmup: int = option(1000, 'optimizer steps during which nothing stops')
     control: bool = option(False, 'also train the same student on the same text without a teacher')
     teacher_dtype: str = option('auto', 'auto, float32, float16 or bfloat16')
+    teacher_cache: str|None = option(None, "folder of what the teacher said, written by kdkit cache-teacher; trains without a teacher in memory")
+    cache_top_k: int = option(32, 'tokens that kdkit cache-teacher keeps at a position')
     trust_remote_code: bool = option(False, "run a model's own code from the hub")
     seed: int = option(42, 'of everything random')
 
@@ -130,11 +132,15 @@ class DistillConfig:
         demand('beta', lambda x: 0 <= x <= 1, 'between 0 and 1')
         demand('skew', lambda x: 0 <= x < 1, 'at least 0 and below 1')
         demand('eval_fraction', lambda x: 0 < x < 1, 'between 0 and 1')
-        for name in ('batch_size', 'gradient_accumulation_steps', 'logging_steps', 'max_eval_rows', 'patience'): demand(name, lambda x: x >= 1, '1 or more')
+        for name in ('batch_size', 'gradient_accumulation_steps', 'logging_steps', 'max_eval_rows', 'patience', 'cache_top_k'): demand(name, lambda x: x >= 1, '1 or more')
         for name in ('max_length', 'contrastive_segments'): demand(name, lambda x: x >= 2, '2 or more')
         demand('teacher_max_length', lambda x: x is None or x >= 2, '2 or more')
         for name in ('warmup_steps', 'early_stopping_warmup', 'min_delta'): demand(name, lambda x: x is None or x >= 0, '0 or more')
         for name in ('eval_steps', 'total_steps'): demand(name, lambda x: x is None or x >= 1, '1 or more')
+        if self.teacher_cache:
+            for name, only in dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0.).items():
+                if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but a teacher_cache holds only what {name}={only!r} needs.")
+            if self.kd_method in ('span', 'uld', 'hybrid', 'projector'): raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds its top: choose a vocabulary map, or auto.")
         demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
 

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .config import DistillConfig
 from .curriculum import Curriculum, constant, default_schedules
 from .data import PairCollator, control_ids
-from .models import (body, capture_attention, capture_states, load_causal_lm, load_tokenizer, output_head,
+from .models import (AbsentModel, body, capture_attention, capture_states, load_causal_lm, load_tokenizer, output_head,
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
-                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, comparison, next_tokens, read_heads,
+                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_comparison, comparison, next_tokens, read_heads,
                          shared_tokens)
 from .vocab import VocabMap, gold_consistency
 
@@ -66,7 +66,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.teacher_tokenizer = teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub)
         self.student_tokenizer = student_tokenizer or load_tokenizer(config.student_model, 'student_model', **hub)
         count = lambda model: sum(p.numel() for p in model.parameters())
-        if count(student) > count(teacher):
+        if count(student) > count(teacher) and not isinstance(teacher, AbsentModel):
             warnings.warn(f"the student ({count(student):,} parameters) is larger than the teacher ({count(teacher):,}): are the two swapped?")
         self.student_model = student.float()  # a GradScaler cannot unscale the gradient of an fp16 parameter
         self.terms = nn.ModuleDict(build_terms(config, student, teacher))
@@ -77,11 +77,12 @@ class StudentAwareDistillationFramework(nn.Module):
         self.step = 0  # optimizer steps taken; the trainer counts
         self._hold(teacher_model=teacher.eval().requires_grad_(False), vocab_map=vocab_map)
         shared = shared_tokens(self.student_tokenizer, self.teacher_tokenizer)
-        projector = TeacherToStudentLogitProjector(student.get_output_embeddings().weight, teacher.get_output_embeddings().weight, *shared)
-        self._hold(logit_projector=projector)
+        heads = student.get_output_embeddings().weight, teacher.get_output_embeddings().weight
+        self._hold(logit_projector=None if isinstance(teacher, AbsentModel) else TeacherToStudentLogitProjector(*heads, *shared))
         self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
         self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
         self.compare = comparison(config.kd_method, vocab_map, shared, config.divergence, config.beta, config.skew, config.temperature)
+        self.compare_cached = cached_comparison(vocab_map)
         self.to(device)
 
     def _hold(self, **parts):
@@ -90,7 +91,7 @@ class StudentAwareDistillationFramework(nn.Module):
 
     def _apply(self, fn, recurse=True):
         "Moving the framework moves the parts that it merely holds."
-        for part in (self.teacher_model, self.logit_projector): part._apply(fn, recurse)
+        for part in filter(None, (self.teacher_model, self.logit_projector)): part._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def train(self, mode=True):
@@ -208,7 +209,8 @@ class StudentAwareDistillationFramework(nn.Module):
         labels, here, there = batch['labels'], batch['student_positions'], batch['teacher_positions']
         weights = {name: self.get_curriculum_weight(self.step if step is None else step, name) for name in self.terms}
         active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name == 'lm'}
-        asking = [term for term in active.values() if term.needs_teacher and not isinstance(term, UnalignedTerm)]
+        said = batch.get('teacher_said')  # by a teacher that is not asked again
+        asking = [term for term in active.values() if said is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
         aligned, covered = self.masks(labels, here, there, batch['input_ids'], batch['teacher_input_ids'])
         units = units or {name: term.units(labels, aligned, covered) for name, term in active.items()}
 
@@ -220,8 +222,9 @@ class StudentAwareDistillationFramework(nn.Module):
             signals.student_states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
 
         compares = isinstance(active.get('kd'), KnowledgeTerm)
-        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, self.compare if compares else None,
-                                  self.teacher_head(), signals.teacher_states, here, there, covered, self.chunk)
+        if said is None: compare, teacher_side = self.compare, (self.teacher_head(), signals.teacher_states, here, there)
+        else: compare, teacher_side = self.compare_cached, (lambda said: said, said, here, torch.arange(said.shape[1], device=said.device).expand(said.shape[:2]))
+        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare if compares else None, *teacher_side, covered, self.chunk)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
             losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}
         return dict(loss=sum(weights[name] * loss for name, loss in losses.items()),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEMO_STEPS', 'check_folder', 'run_values', 'claim_folder', 'count_steps', 'plain_text_only', 'make_framework',
-           'make_trainer', 'train_control', 'distill', 'say', 'quiet_libraries', 'versions', 'demo_config', 'demo',
-           'evaluate_run']
+           'make_trainer', 'cache_teacher', 'open_cache', 'train_control', 'distill', 'say', 'quiet_libraries',
+           'versions', 'demo_config', 'demo', 'evaluate_run']
 
 # %% ../nbs/37_run.ipynb #f9e6fff5
 import importlib.metadata
@@ -23,11 +23,12 @@ import yaml
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
+from .cache import CachedRows, TeacherCache, write_cache
 from .config import DistillConfig
 from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
 from .evaluation import eval_batches, measure, retention
 from .framework import StudentAwareDistillationFramework
-from .models import load_tokenizer
+from .models import AbsentModel, load_config, load_tokenizer
 from .prepare import RunError, about_text, prepare_text
 from .report import gap_closed, write_model_card, write_report
 from .trainer import DistillationTrainer, last_complete_checkpoint, training_arguments
@@ -40,7 +41,7 @@ def check_folder(
     "RunError if the run's folder holds anything but this run; nothing is written."
     folder, wanted = Path(config.output_dir), run_values(config, arguments)
     if (folder / 'config.yaml').exists():
-        found = yaml.safe_load((folder / 'config.yaml').read_text()) or {}
+        found = {**DistillConfig().to_dict(), **(yaml.safe_load((folder / 'config.yaml').read_text()) or {})}  # an older kdkit knew fewer options
         differs = ', '.join(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
         if differs: raise RunError(f"{folder} already holds another run (it differs in {differs}): choose another output_dir, or delete the folder.")
         if (folder / 'report.json').exists(): return json.loads((folder / 'report.json').read_text())
@@ -111,6 +112,37 @@ def make_trainer(
     trainer.plan.update(plan)
     return trainer
 
+# %% ../nbs/37_run.ipynb #0bba55bf
+def cache_teacher(
+    config: DistillConfig|dict,  # of the run to come; teacher_cache is the folder to write
+) -> dict:                       # rows, positions, bytes_per_position, seconds, score
+    "Let the teacher read the training text once. On a folder where that was cut off: go on."
+    config = DistillConfig.from_dict(config) if isinstance(config, dict) else config
+    if not config.teacher_cache: raise RunError("teacher_cache is not given: name the folder to write.")
+    quiet_libraries()
+    started, text = time.time(), prepare_text(config)
+    framework = make_framework(config, text)
+    score = measure(framework, eval_batches(text['held_out'], framework, config.batch_size), 'teacher')
+    def progress(done, total): say(f'asking the teacher {done:,}/{total:,} windows')
+    pad = framework.collator().fill['teacher_input_ids']
+    write_cache(config.teacher_cache, framework.teacher_model, text['train'], dict(name=config.teacher_model, score=score), config.cache_top_k, config.batch_size, pad, progress=progress)
+    cache = TeacherCache(config.teacher_cache)
+    return dict(rows=len(text['train']), positions=sum(map(len, text['train']['teacher_positions'])), bytes_per_position=cache.bytes_per_position,
+                seconds=round(time.time() - started, 1), score=score)
+
+# %% ../nbs/37_run.ipynb #1bc8c482
+def open_cache(
+    config: DistillConfig,
+    text: dict,             # of prepare_text; its training rows get what the teacher said
+) -> TeacherCache|None:
+    "The run's teacher cache, checked, with an empty model to stand in for the teacher; None if the run has none."
+    if not config.teacher_cache: return None
+    cache = TeacherCache(config.teacher_cache)
+    cache.check(text['train'], config.teacher_model)
+    text['train'] = CachedRows(text['train'], cache)
+    cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', cache_dir=config.cache_dir, trust_remote_code=config.trust_remote_code))
+    return cache
+
 # %% ../nbs/37_run.ipynb #27fb8263
 def train_control(
     config: DistillConfig,
@@ -139,17 +171,19 @@ def distill(
     if finished := check_folder(config, arguments): return finished
     started = time.time()
     text = prepare_text(config)
-    framework = make_framework(config, text)  # whatever is wrong with names, text or models has shown by now, and nothing is written yet
+    cache = open_cache(config, text)
+    framework = make_framework(config, text, cache and cache.stand_in)  # whatever is wrong with names, text or models has shown by now, and nothing is written yet
     claim_folder(config, arguments)
     where = dict(device=str(framework.device), dtype=str(framework.teacher_model.dtype).removeprefix('torch.'), dtype_reason=framework.teacher_dtype_reason)
     for sentence in about_text(text): say(sentence)
     batches = eval_batches(text['held_out'], framework, config.batch_size)
-    report = dict(teacher=measure(framework, batches, 'teacher'), student_before=measure(framework, batches), control=None)
-    before = retention(framework, batches)
+    teacher_score = cache.about['score'] if cache else measure(framework, batches, 'teacher')
+    report = dict(teacher=teacher_score, student_before=measure(framework, batches), control=None)
+    before = None if cache else retention(framework, batches)
     if config.control: report['control'] = train_control(config, arguments, text, batches, framework.teacher_model, report)
     trainer = make_trainer(framework, arguments, text, folder, 'distilling', scores=report, coverage=text['summary']['coverage'])
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
-    report.update(student_after=measure(framework, batches), retention=dict(before=before, after=retention(framework, batches)))
+    report.update(student_after=measure(framework, batches), retention=None if cache else dict(before=before, after=retention(framework, batches)))
     framework.save_student(folder / 'student')
     bits = {name: (report.get(name) or {}).get('bits_per_byte') for name in ('student_after', 'control', 'teacher')}
     fair = config.control and report['control']['steps'] == trainer.state.global_step  # not where one of them was stopped

@@ -31,7 +31,7 @@ from kdkit.models import load_tokenizer
 from kdkit.pictures import plot_gap
 from kdkit.prepare import prepare_text
 from kdkit.report import gap_closed, markdown_table
-from kdkit.run import distill, make_framework, make_trainer, quiet_libraries, versions
+from kdkit.run import cache_teacher, distill, make_framework, make_trainer, open_cache, quiet_libraries, versions
 
 STEPS, SEEDS = 500, (0, 1, 2)  # optimizer steps of 8 windows of 128 student tokens
 RATES = 1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3
@@ -50,6 +50,8 @@ ARMS = {  # name -> fields of the config
     'combined, 1.0': mix(1., kd_method='combined'),
     'combined, 0.7': mix(.7, kd_method='combined'),
     'combined, 0.9, inconsistent masked': mix(.9, kd_method='combined', mask_inconsistent=True),
+    'combined, 0.9, from a cache of 32 tokens': mix(.9, kd_method='combined', cache_top_k=32),
+    'combined, 0.9, from a cache of 8 tokens': mix(.9, kd_method='combined', cache_top_k=8),
     'combined, 0.9 + feature 0.1': mix(.9, kd_method='combined', alpha_feature=.1),
     'combined, 0.9 + attention 0.1': mix(.9, kd_method='combined', alpha_attention=.1),
     'combined, 0.9 + layerwise 0.1': mix(.9, kd_method='combined', alpha_layerwise=.1),
@@ -69,8 +71,8 @@ ARMS = {  # name -> fields of the config
     'first token, 0.9, JSD': mix(.9, kd_method='first_token', divergence='jsd'),
     'first token, 0.9, skewed KL': mix(.9, kd_method='first_token', divergence='skewed_kl'),
 }
-ARMS_FIRST = ['identity, 0.9', *list(ARMS)[:7], 'old weights']
-ARMS_THEN = list(ARMS)[7:10]
+ARMS_FIRST = ['identity, 0.9', *list(ARMS)[:6], 'combined, 0.9 + feature 0.1', 'old weights']
+ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm) and arm not in ARMS_FIRST]
 ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
 PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embedded student's own
     'small': (None, list(ARMS)),
@@ -121,10 +123,14 @@ def student(folder, pair, seed):
 # The runs
 
 def config_of(root, pair, values, seed, rate, steps, folder):
-    "The config of a run."
-    return DistillConfig(teacher_model=embedded_teacher(), student_model=student(root / 'inputs', pair, seed), dataset=str(root / 'inputs' / 'train.jsonl'),
-                         eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
-                         eval_steps=steps, seed=seed, **{**dict(max_length=128, batch_size=8, max_eval_rows=256), **values})
+    "The config of a run. One that reads a cache finds it written."
+    config = DistillConfig(teacher_model=embedded_teacher(), student_model=student(root / 'inputs', pair, seed), dataset=str(root / 'inputs' / 'train.jsonl'),
+                           eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
+                           eval_steps=steps, seed=seed, **{**dict(max_length=128, batch_size=8, max_eval_rows=256), **values})
+    if 'cache_top_k' not in values: return config
+    cache = root / pair / f"cache_{values['cache_top_k']}"
+    if not (cache / 'cache.json').exists(): cache_teacher(replace(config, teacher_cache=str(cache)))
+    return replace(config, teacher_cache=str(cache))
 
 
 def one_run(root, pair, arm, values, seed, rate, steps=STEPS):
@@ -161,7 +167,8 @@ def step_ratio(root, pair, arm, rate, steps=40, turns=3):
     def seconds(name, values):
         config = config_of(root, pair, values, SEEDS[0], rate, steps, root / pair / 'timing')
         text = prepare_text(config)
-        trainer = make_trainer(make_framework(config, text), dict(save_strategy='no', eval_strategy='no'), text, root / pair / 'timing', name)
+        cache = open_cache(config, text)
+        trainer = make_trainer(make_framework(config, text, cache and cache.stand_in), dict(save_strategy='no', eval_strategy='no'), text, root / pair / 'timing', name)
         begin = time.perf_counter()
         trainer.train()
         return time.perf_counter() - begin
@@ -221,9 +228,9 @@ def pair_table(root, pair):
     names = {key: key[0].replace('_', ' ') + (f' for {key[1]} steps' if key[1] != STEPS else '') for key in groups}
     table = [['', 'seeds', 'bits per byte', 'gap closed', 'KL from the teacher', 'agrees', 'right', 'calibration error']]
     for key, group in sorted(groups.items(), key=lambda item: sum(map(bits, item[1])) / len(item[1])):
-        kept, calibrated = [row['report']['retention']['after'] for row in group], [calibration(row) for row in group]
-        table.append([names[key], str(len(group)), spread(map(bits, group)), spread(closed[key], '.0%'), spread((k['kl_nats'] for k in kept), '.2f'),
-                      spread((k['top1_agreement'] for k in kept), '.1%'), spread((c['top1_accuracy'] for c in calibrated), '.1%'),
+        kept, calibrated = [(row['report']['retention'] or {}).get('after') for row in group], [calibration(row) for row in group]  # a run from a cache has no teacher to agree with
+        table.append([names[key], str(len(group)), spread(map(bits, group)), spread(closed[key], '.0%'), *(spread((k[what] for k in kept), form) if all(kept) else '-'
+                      for what, form in (('kl_nats', '.2f'), ('top1_agreement', '.1%'))), spread((c['top1_accuracy'] for c in calibrated), '.1%'),
                       spread((c['calibration_error'] for c in calibrated), '.1%')])
     teacher = next(iter(rows))['report']['teacher']['bits_per_byte']
     return table, {names[key]: values for key, values in closed.items()}, rates, best, teacher
@@ -261,7 +268,8 @@ def main():
     if not args.results:
         make_inputs(args.root / 'inputs')
         rates = all_runs(args.root, args.only, args.seeds)
-        for pair in args.only: equal_time(args.root, pair, PAIRS[pair][1][0], args.seeds, rates)
+        for pair in args.only:
+            for arm in [arm for arm in PAIRS[pair][1] if arm == PAIRS[pair][1][0] or 'of 32' in arm]: equal_time(args.root, pair, arm, args.seeds, rates)
     write_page(args.root)
 
 

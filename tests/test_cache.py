@@ -1,0 +1,112 @@
+"A teacher that was written down says what the teacher says, to the right students only."
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from kdkit import cache as cache_module
+from kdkit.cache import CacheError, CachedRows, TeacherCache, write_cache
+from kdkit.cli import main
+from kdkit.config import ConfigError, DistillConfig
+from kdkit.models import AbsentModel, load_causal_lm, load_config
+from kdkit.prepare import prepare_text
+from kdkit.report import summary_table
+from kdkit.run import cache_teacher, distill, make_framework
+
+
+def config_of(values, folder, **options):
+    return DistillConfig(**{**values, 'max_length': 64, 'batch_size': 4, 'max_steps': 6, 'eval_steps': 6, 'logging_steps': 1, 'learning_rate': 1e-3, 'eval_fraction': .1,
+                            'max_eval_rows': 8, 'output_dir': str(folder / 'run'), 'teacher_cache': str(folder / 'cache'), **options})
+
+
+@pytest.mark.parametrize('method', ['first_token', 'common_prefix', 'combined', 'identity'])
+@pytest.mark.parametrize('mask', [False, True])
+def test_a_whole_distribution_gives_the_online_loss_and_gradient(pair, same_pair, tmp_path, method, mask):
+    config = config_of(same_pair if method == 'identity' else pair, tmp_path, kd_method=method, cache_top_k=10**6, mask_inconsistent=mask)
+    cache_teacher(config)
+    text = prepare_text(config)
+    absent = AbsentModel(load_config(config.teacher_model))
+    rows = CachedRows(text['train'], TeacherCache(config.teacher_cache))
+    gradients, losses = [], []
+    for teacher in (None, absent):
+        framework = make_framework(replace(config, teacher_cache=None if teacher is None else config.teacher_cache), text, teacher)
+        out = framework(**framework.collator()([(text['train'] if teacher is None else rows)[i] for i in range(6)]))
+        out['loss'].backward()
+        losses.append({name: value.item() for name, value in out['losses'].items()})
+        gradients.append({name: p.grad for name, p in framework.student_model.named_parameters()})
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3)  # log-probabilities are kept in fp16
+    for name, gradient in gradients[0].items(): assert (gradients[1][name] - gradient).norm() < .01 * gradient.norm() + 1e-6, name
+
+
+def test_less_kept_is_less_seen(pair, tmp_path):
+    losses = []
+    for k in (2, 16, 128, 700):
+        config = config_of(pair, tmp_path, kd_method='combined', cache_top_k=k, teacher_cache=str(tmp_path / f'{k}'))
+        cache_teacher(config)
+        text = prepare_text(config)
+        rows = CachedRows(text['train'], TeacherCache(config.teacher_cache))
+        framework = make_framework(config, text, AbsentModel(load_config(config.teacher_model)))
+        losses.append(framework(**framework.collator()([rows[i] for i in range(6)]))['losses']['kd'].item())
+    assert losses == sorted(losses) and losses[0] < losses[-1]
+
+
+def test_a_run_from_a_cache_ends_where_the_online_run_does(pair, tmp_path):
+    config = config_of(pair, tmp_path, cache_top_k=10**6, control=True)
+    cache_teacher(config)
+    cached = distill(config)
+    online = distill(replace(config, teacher_cache=None, output_dir=str(tmp_path / 'online')))
+    assert cached['teacher'] == pytest.approx(online['teacher']) and cached['control'] == online['control']
+    assert cached['student_after']['bits_per_byte'] == pytest.approx(online['student_after']['bits_per_byte'], abs=2e-3)
+    assert cached['student_after'] != cached['student_before'] and cached['retention'] is None and 'gap' in summary_table(cached)
+    AutoModelForCausalLM.from_pretrained(tmp_path / 'run' / 'student')
+
+
+def test_a_run_from_a_cache_loads_no_teacher(pair, tmp_path, monkeypatch):
+    config = config_of(pair, tmp_path)
+    cache_teacher(config)
+    import kdkit.framework
+    def only_students(name, *args, **kwargs):
+        assert name == config.student_model
+        return load_causal_lm(name, *args, **kwargs)
+    monkeypatch.setattr(kdkit.framework, 'load_causal_lm', only_students)
+    assert distill(config)['steps'] == 6
+
+
+def test_a_cache_that_was_cut_off_goes_on(pair, tmp_path, monkeypatch):
+    config = config_of(pair, tmp_path)
+    text, teacher = prepare_text(config), load_causal_lm(config.teacher_model)
+    write = lambda folder, **more: write_cache(folder, teacher, text['train'], dict(name='t'), 8, 3, shard_rows=4, **more)
+    def power_cut(done, total):
+        if done >= 8: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): write(tmp_path / 'cut', progress=power_cut)
+    with pytest.raises(CacheError, match='not finished'): TeacherCache(tmp_path / 'cut')
+    asked = []
+    monkeypatch.setattr(cache_module, 'top_of_teacher', lambda t, rows, *rest, real=cache_module.top_of_teacher: asked.append(len(rows)) or real(t, rows, *rest))
+    write(tmp_path / 'cut')
+    assert sum(asked) == len(text['train']) - 8
+    write(tmp_path / 'whole')
+    cut, whole = TeacherCache(tmp_path / 'cut'), TeacherCache(tmp_path / 'whole')
+    for i in range(len(text['train'])): assert (cut[i] == whole[i]).all()
+
+
+def test_a_cache_of_something_else_is_refused(pair, tmp_path, capsys):
+    config = config_of(pair, tmp_path)
+    cache_teacher(config)
+    for changed, match in ((dict(max_length=48), 'other windows'), (dict(seed=7), 'other windows'), (dict(teacher_model=config.student_model), 'other windows|written by the teacher'),
+                           (dict(teacher_cache=str(tmp_path / 'none')), 'kdkit cache-teacher')):
+        with pytest.raises(CacheError, match=match): distill(replace(config, output_dir=str(tmp_path / 'no'), **changed))
+    assert not (tmp_path / 'no').exists()  # nothing was written
+    with pytest.raises(CacheError, match='top_k differs'): cache_teacher(replace(config, cache_top_k=5))
+    with pytest.raises(CacheError, match='rows differs'): cache_teacher(replace(config, max_length=48))
+    for wrong in (dict(alpha_feature=.1), dict(kd_method='uld'), dict(temperature=2.), dict(divergence='jsd')):
+        with pytest.raises(ConfigError, match='teacher_cache'): replace(config, **wrong)
+
+
+def test_the_commands(pair, tmp_path, capsys):
+    options = [f'--{name}={value}' for name, value in pair.items()] + ['--max_length=64', '--batch_size=4', '--max_steps=2', '--max_eval_rows=8', '--eval_fraction=.1', f'--teacher_cache={tmp_path}/cache', f'--output_dir={tmp_path}/run']
+    assert main(['cache-teacher', *options]) == 0 and 'bytes each' in capsys.readouterr().out
+    assert main(['train', *options]) == 0 and 'student after' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'run' / 'report.json').read_text())['teacher']['bits_per_byte'] > 0
+    assert main(['cache-teacher', *options[:3]]) == 2
