@@ -69,7 +69,8 @@ def handle_widget_messages():
     stream = shell_stream(kernel) if kernel and threading.current_thread() is threading.main_thread() else None
     if stream is None: return
     import zmq
-    later = stream._recv_callback  # the kernel's own way to take a message in
+    later = getattr(stream, '_recv_callback', None)  # the kernel's own way to take a message in
+    if later is None: return
     def receive(parts):
         identities, message = kernel.session.feed_identities(parts, copy=False)
         kind = kernel.session.unpack(bytes(message[1]))['msg_type']  # only a look: a signature is accepted once

@@ -16,6 +16,7 @@ import json
 import math
 import threading
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -264,10 +265,10 @@ class LiveDashboard(TrainerCallback):
         self.figure, self.hidden, self.stale = Figure(figsize=SIZE), set(), True
         self.began, self.spent, self.cost = time.monotonic(), 0., 0.
         self.look = now_and_then(self.update)
-        self.refresh = now_and_then(self.hear, .1)
+        self.refresh = now_and_then(lambda: self.safely(self.hear), .1)
         if self.controls: self.controls.listen = self.refresh
-        self.show()
-        self.update()
+        self.safely(self.show)
+        self.safely(self.update)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.handle is None: return
@@ -281,6 +282,14 @@ class LiveDashboard(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.handle: self.step = state.global_step
         self.close()
+
+    def safely(self, act):
+        "Do something for the view; what goes wrong there ends the view and not the run."
+        try: act()
+        except Exception as error:
+            self.handle = None
+            if self.controls: self.controls.listen = lambda: None
+            warnings.warn(f"the live view has stopped ({type(error).__name__}: {error}); training goes on, and kdkit.widgets.replay({str(self.folder)!r}) shows it.")
 
     # -- what is shown -------------------------------------------------------------------------------------------
 
@@ -352,7 +361,9 @@ class LiveDashboard(TrainerCallback):
 
     def close(self):
         "Put a still picture in the place of the widgets, and into the run's folder; also after an error or an interrupt."
-        if self.handle is None: return
+        if self.handle: self.safely(self.end)
+
+    def end(self):
         from IPython.display import Image
         handle, self.handle = self.handle, None
         if self.controls: self.controls.listen = lambda: None

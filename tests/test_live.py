@@ -156,6 +156,17 @@ trainer.train()
 '''
 
 
+def test_a_view_that_breaks_does_not_break_the_run(pair, tmp_path, monkeypatch):
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    code = 'import kdkit.widgets\ndef broken(*args, **kwargs): raise OSError("no fonts")\nkdkit.widgets.draw_run = broken\n'
+    code += RUNS.format(tests=str(Path(__file__).parent), pair=pair, folder=str(tmp_path), act='pass') + '\nprint("steps", trainer.state.global_step)'
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(nb, timeout=120, kernel_name='python3').execute()
+    said = ''.join(output.get('text', '') for output in nb.cells[0].outputs)
+    assert 'steps 8' in said and said.count('the live view has stopped (OSError: no fonts)') == 1
+
+
 @pytest.mark.parametrize('act, ending', [('pass', None), ('raise MemoryError("full")', 'MemoryError'), ('import os, signal; os.kill(os.getpid(), signal.SIGINT)', 'KeyboardInterrupt')])
 def test_the_view_ends_as_a_picture_however_the_run_ends(pair, tmp_path, act, ending, monkeypatch):
     nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
