@@ -19,7 +19,7 @@ from .data import control_ids
 from .framework import StudentAwareDistillationFramework
 from .losses import forward_kl, widen
 from .models import body, output_head
-from .terms import read_heads
+from .terms import aligned_mask, read_heads
 
 # %% ../nbs/30_evaluation.ipynb #23378c05
 @torch.no_grad()
@@ -98,8 +98,7 @@ def aligned_log_probs(
     for batch in batches:
         batch = framework.complete({k: v.to(framework.device) for k, v in batch.items()})
         here, there = batch['student_positions'], batch['teacher_positions']
-        aligned, _ = framework.masks(batch['labels'], here, there, batch['input_ids'], batch['teacher_input_ids'])
-        row, pair = aligned.nonzero(as_tuple=True)
+        row, pair = aligned_mask(batch['labels'], here).nonzero(as_tuple=True)
         student = body(framework.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
         teacher = body(framework.teacher_model)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'], use_cache=False)[0]
         for some in torch.arange(len(row), device=row.device).split(framework.chunk):

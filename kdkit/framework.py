@@ -21,9 +21,9 @@ from .models import (AbsentModel, body, capture_attention, capture_states, load_
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
-                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_comparison, comparison, next_tokens, read_heads,
+                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_comparison, comparison, read_heads,
                          shared_tokens)
-from .vocab import VocabMap, gold_consistency
+from .vocab import VocabMap, boundaries, gold_consistency
 
 # %% ../nbs/21_framework.ipynb #86cf6c52
 def build_terms(
@@ -34,7 +34,7 @@ def build_terms(
     "The terms that the config gives weight to; lm always."
     s, t = student.config.get_text_config(), teacher.config.get_text_config()
     pairs = layer_pairs(s.num_hidden_layers, t.num_hidden_layers)
-    kd = (lambda: SpanTerm()) if config.kd_method == 'span' else KnowledgeTerm
+    kd = SpanTerm if config.kd_method == 'span' else lambda: KnowledgeTerm(config.aware_by if config.student_aware else None, config.aware_share)
     makers = dict(kd=kd, unaligned=UnalignedTerm,
                   feature=lambda: FeatureTerm(t.hidden_size, s.hidden_size),
                   attention=lambda: AttentionTerm(pairs[-1:], t.num_attention_heads, s.num_attention_heads),
@@ -71,7 +71,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.student_model = student.float()  # a GradScaler cannot unscale the gradient of an fp16 parameter
         self.terms = nn.ModuleDict(build_terms(config, student, teacher))
         vocab_map = vocab_map or build_map(config.kd_method, self.student_tokenizer, self.teacher_tokenizer,
-                                           student.config.get_text_config().vocab_size, teacher.config.get_text_config().vocab_size)
+                                           student.config.get_text_config().vocab_size, teacher.config.get_text_config().vocab_size, config.inside_tokens)
         self.curriculum = Curriculum({name: getattr(config, f'alpha_{name}') for name in self.terms}, default_schedules(),
                                      config.total_steps, config.use_curriculum)
         self.step = 0  # optimizer steps taken; the trainer counts
@@ -92,7 +92,9 @@ class StudentAwareDistillationFramework(nn.Module):
     def _apply(self, fn, recurse=True):
         "Moving the framework moves the parts that it merely holds."
         for part in filter(None, (self.teacher_model, self.logit_projector)): part._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        self._hold(vocab_map=self.vocab_map.to(self.device))
+        return self
 
     def train(self, mode=True):
         super().train(mode)
@@ -131,28 +133,36 @@ class StudentAwareDistillationFramework(nn.Module):
 
     # -- the forward pass ----------------------------------------------------------------------------------------
 
-    def masks(self,
-        labels: Tensor,                    # [batch, S], -100 is not predicted
-        student_positions: Tensor,         # [batch, P]; -1 is padding
-        teacher_positions: Tensor,         # [batch, P]
-        input_ids: Tensor,                 # [batch, S]
-        teacher_input_ids: Tensor,         # [batch, T]
-    ) -> tuple:                            # (aligned [batch, P], covered [batch, P])
-        "Pairs that count, and those of them that kd compares."
-        aligned = aligned_mask(labels, student_positions)
-        if 'kd' not in self.terms or isinstance(self.terms['kd'], SpanTerm): return aligned, torch.zeros_like(aligned)
-        if not self.config.mask_inconsistent: return aligned, aligned
-        following = next_tokens(input_ids, student_positions), next_tokens(teacher_input_ids, teacher_positions)
-        return aligned, aligned & gold_consistency(self.vocab_map.to(labels.device), *following)
+    def keep_time(self, step=None):
+        "Tell the terms how far the run is."
+        done = (self.step if step is None else step) / self.curriculum.total_steps if self.curriculum.total_steps else 0.
+        for term in self.terms.values(): term.progress = min(done, 1.)
+
+    def partners(self,
+        batch: dict,  # complete
+    ) -> tuple:       # (aligned [batch, P], partner [batch, S], node [batch, S])
+        "Pairs that count; and which of the teacher's positions kd compares each student position with, -1 for none, and what the student has written since."
+        labels, ids, teacher_ids, *positions = (batch[k] for k in ('labels', 'input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions'))
+        aligned = aligned_mask(labels, positions[0])
+        if not isinstance(self.terms['kd'] if 'kd' in self.terms else None, KnowledgeTerm): return aligned, torch.full_like(ids, -1), torch.full_like(ids, -1)
+        inside = self.vocab_map.inside
+        partner, node = inside.find(ids, teacher_ids, *positions) if inside else boundaries(ids, *positions)
+        compared = (partner >= 0) & (F.pad(labels[:, 1:], (0, 1), value=-100) != -100)
+        if self.config.mask_inconsistent:
+            following = ids.roll(-1, 1), teacher_ids.gather(1, (partner + 1).clamp(max=teacher_ids.shape[1] - 1))
+            compared &= (node > 0) | gold_consistency(self.vocab_map, *following)
+        if 'teacher_said' in batch: partner = (partner >= 0).cumsum(1) - 1  # its answers lie one after another
+        return aligned, partner.where(compared, -1), node
 
     def count_units(self,
-        batch: dict,  # a collated batch
-    ) -> dict:        # name -> 0-dim tensor
+        batch: dict,           # a collated batch
+        step: int|None = None, # optimizer steps taken; None: self.step
+    ) -> dict:                 # name -> 0-dim tensor
         "How many units each loss sums over in this batch, without running a model."
         batch = self.complete(batch)
-        keys = 'student_positions', 'teacher_positions', 'input_ids', 'teacher_input_ids'
-        aligned, covered = self.masks(batch['labels'], *(batch[k] for k in keys))
-        return {name: term.units(batch['labels'], aligned, covered) for name, term in self.terms.items()}
+        self.keep_time(step)
+        aligned, partner, _ = self.partners(batch)
+        return {name: term.units(batch['labels'], aligned, partner >= 0) for name, term in self.terms.items()}
 
     def complete(self,
         batch: dict,  # with at least input_ids
@@ -206,25 +216,27 @@ class StudentAwareDistillationFramework(nn.Module):
     ) -> dict:                          # loss: 0-dim; losses: name -> 0-dim raw mean; weights: name -> float
         "The weighted loss, every raw loss that has weight now, and the weights."
         batch = self.complete(dict(batch, input_ids=input_ids))
-        labels, here, there = batch['labels'], batch['student_positions'], batch['teacher_positions']
+        labels = batch['labels']
         weights = {name: self.get_curriculum_weight(self.step if step is None else step, name) for name in self.terms}
         active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name == 'lm'}
         said = batch.get('teacher_said')  # by a teacher that is not asked again
         asking = [term for term in active.values() if said is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
-        aligned, covered = self.masks(labels, here, there, batch['input_ids'], batch['teacher_input_ids'])
-        units = units or {name: term.units(labels, aligned, covered) for name, term in active.items()}
+        aligned, partner, node = self.partners(batch)
+        self.keep_time(step)
+        units = units or {name: term.units(labels, aligned, partner >= 0) for name, term in active.items()}
 
-        signals = Signals(labels, None, student_positions=here, teacher_positions=there, aligned=aligned)
+        signals = Signals(labels, None, student_positions=batch['student_positions'], teacher_positions=batch['teacher_positions'], aligned=aligned)
         if asking: self.read_teacher(signals, batch, asking)
         wanted = lambda kind: [layer for term in active.values() for layer in getattr(term, kind)]
         with (capture_states(self.student_model, wanted('student_layers')) as signals.student_layers,
               capture_attention(self.student_model, wanted('student_attention')) as signals.student_attention):
             signals.student_states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
 
-        compares = isinstance(active.get('kd'), KnowledgeTerm)
-        if said is None: compare, teacher_side = self.compare, (self.teacher_head(), signals.teacher_states, here, there)
-        else: compare, teacher_side = self.compare_cached, (lambda said: said, said, here, torch.arange(said.shape[1], device=said.device).expand(said.shape[:2]))
-        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare if compares else None, *teacher_side, covered, self.chunk)
+        kd = active.get('kd') if isinstance(active.get('kd'), KnowledgeTerm) else None
+        if said is None: compare, *teacher_side = self.compare, self.teacher_head(), signals.teacher_states
+        else: compare, *teacher_side = self.compare_cached, nn.Identity(), said
+        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare if kd else None, *teacher_side, partner, node, kd is not None and kd.select_by == 'entropy', self.chunk)
+        if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
             losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}
         return dict(loss=sum(weights[name] * loss for name, loss in losses.items()),

@@ -80,13 +80,13 @@ def divergence(
 
 # %% ../nbs/00_losses.ipynb #8d95201f
 def at_temperature(
-    per_position: Callable,    # (student_logits, teacher_logits) -> [...]
+    per_position: Callable,    # (student_logits, teacher_logits, ...) -> [...]
     temperature: float = 1.0,  # divides both models' logits
 ) -> Callable:                 # the same, softened, times temperature squared
     "Compare softened distributions, with the gradient kept at its size at temperature 1."
     if temperature == 1: return per_position
-    return lambda student_logits, teacher_logits: per_position(
-        student_logits / temperature, teacher_logits / temperature) * temperature**2
+    return lambda student_logits, teacher_logits, *rest: per_position(
+        student_logits / temperature, teacher_logits / temperature, *rest) * temperature**2
 
 # %% ../nbs/00_losses.ipynb #c3bf4697
 def kept_kl(

@@ -55,14 +55,14 @@ def prepare_text(
                                            teacher_max_length=limits['teacher'], pack=pack, **controls)
     train, held_out = pair(train, config.pack), pair(held_out.shuffle(seed=config.seed), False)
     held_out = held_out.select(range(min(config.max_eval_rows, len(held_out))))
-    def map_of(method): return build_map(method, tokenizers['student'], tokenizers['teacher'], configs['student'].vocab_size, configs['teacher'].vocab_size)
+    def map_of(method, inside=False): return build_map(method, tokenizers['student'], tokenizers['teacher'], configs['student'].vocab_size, configs['teacher'].vocab_size, inside)
     if config.kd_method != 'auto': methods = [config.kd_method]
     else: methods = ['identity'] if same_tokenizer(*tokenizers.values()) else ['first_token', 'common_prefix', 'combined']
     maps = {method: map_of(method) for method in methods}
     summary = alignment_summary(train, maps)
     method, why = pick_method(summary['gold_consistency']) if config.kd_method == 'auto' else (config.kd_method, 'asked for')
     summary['inconsistent'] = inconsistent_tokens(train, maps[method], tokenizers['student'], tokenizers['teacher'])
-    return dict(train=train, held_out=held_out, tokenizers=tokenizers, vocab_map=maps[method], summary=summary, method=method, why=why)
+    return dict(train=train, held_out=held_out, tokenizers=tokenizers, vocab_map=map_of(method, config.inside_tokens), summary=summary, method=method, why=why)
 
 # %% ../nbs/23_prepare.ipynb #53e0f618
 def about_text(

@@ -125,7 +125,8 @@ def cache_teacher(
     score = measure(framework, eval_batches(text['held_out'], framework, config.batch_size), 'teacher')
     def progress(done, total): say(f'asking the teacher {done:,}/{total:,} windows')
     pad = framework.collator().fill['teacher_input_ids']
-    write_cache(config.teacher_cache, framework.teacher_model, text['train'], dict(name=config.teacher_model, score=score), config.cache_top_k, config.batch_size, pad, progress=progress)
+    write_cache(config.teacher_cache, framework.teacher_model, text['train'], dict(name=config.teacher_model, score=score), config.cache_top_k, config.batch_size, pad,
+                framework.vocab_map.inside, progress=progress)
     cache = TeacherCache(config.teacher_cache)
     return dict(rows=len(text['train']), positions=sum(map(len, text['train']['teacher_positions'])), bytes_per_position=cache.bytes_per_position,
                 seconds=round(time.time() - started, 1), score=score)
@@ -138,7 +139,7 @@ def open_cache(
     "The run's teacher cache, checked, with an empty model to stand in for the teacher; None if the run has none."
     if not config.teacher_cache: return None
     cache = TeacherCache(config.teacher_cache)
-    cache.check(text['train'], config.teacher_model)
+    cache.check(text['train'], config.teacher_model, text['vocab_map'].inside)
     text['train'] = CachedRows(text['train'], cache)
     cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', cache_dir=config.cache_dir, trust_remote_code=config.trust_remote_code))
     return cache

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['at_positions', 'next_tokens', 'aligned_mask', 'comparison', 'cached_comparison', 'build_map', 'shared_tokens', 'Nats',
-           'read_heads', 'Signals', 'Term', 'LanguageModelTerm', 'UnalignedTerm', 'KnowledgeTerm', 'span_nats',
-           'SpanTerm', 'FeatureTerm', 'AttentionTerm', 'LayerwiseTerm', 'ContrastiveTerm']
+           'read_heads', 'Signals', 'Term', 'LanguageModelTerm', 'UnalignedTerm', 'highest_of_rows', 'KnowledgeTerm',
+           'span_nats', 'SpanTerm', 'FeatureTerm', 'AttentionTerm', 'LayerwiseTerm', 'ContrastiveTerm']
 
 # %% ../nbs/16_terms.ipynb #a9ace24d
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .align import token_bytes
+from .config import KD_MAPS
 from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, span_likelihood, uld
 from .models import span_attention
 from .projectors import (AttentionTransferModule, ContrastiveDistillationLoss, FeatureProjector, LayerwiseDistillationLoss,
                               pool_segments)
-from .vocab import VocabMap, combined_map, common_prefix_map, first_token_map, identity_map, ids_by_bytes, same_tokenizer
+from .vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, identity_map, ids_by_bytes, same_tokenizer,
+                         teacher_spellings)
 
 # %% ../nbs/16_terms.ipynb #8d289141
 def at_positions(
@@ -57,29 +59,31 @@ def comparison(
     beta: float = 0.5,                 # of jsd
     skew: float = 0.1,                 # of skewed_kl
     temperature: float = 1.0,          # divides both models' logits
-) -> Callable:                         # (student_logits [n, V_s], teacher_logits [n, V_t]) -> [n] nats
-    "How logits at aligned positions are compared."
-    if method == 'uld': return at_temperature(uld, temperature)
+) -> Callable:                         # (student_logits [n, V_s], teacher_logits [n, V_t], node [n]) -> [n] nats
+    "How logits are compared; node is 0 at a shared boundary, otherwise where inside the teacher's token."
+    if method == 'uld': return at_temperature(lambda s, t, node: uld(s, t), temperature)
     if method == 'hybrid':
-        return at_temperature(lambda s, t: hybrid_matching(s, t, *(ids.to(s.device) for ids in shared)), temperature)
+        return at_temperature(lambda s, t, node: hybrid_matching(s, t, *(ids.to(s.device) for ids in shared)), temperature)
     measure = divergence(divergence_name, beta, skew)
-    if method == 'projector': return at_temperature(measure, temperature)  # both sides speak the student's vocabulary already
+    if method == 'projector': return at_temperature(lambda s, t, node: measure(s, t), temperature)  # both sides speak the student's vocabulary already
     on_device = lru_cache(vocab_map.to)
-    def through_classes(student_logits, teacher_logits):
+    def through_classes(student_logits, teacher_logits, node):
         classes = on_device(student_logits.device)
-        return measure(classes.student_log_probs(student_logits), classes.teacher_log_probs(teacher_logits))
+        return measure(classes.student_log_probs(student_logits), classes.teacher_log_probs(teacher_logits, node))
     return at_temperature(through_classes, temperature)
 
 # %% ../nbs/16_terms.ipynb #70c452f8
 def cached_comparison(
     vocab_map: VocabMap,
-) -> Callable:  # (student_logits [n, V_s], said [n, 2 k]) -> [n] nats
-    "How student logits are compared with a teacher that was written down: token ids and, after them, their log-probabilities."
+) -> Callable:  # (student_logits [n, V_s], said [n, 2 k], node [n]) -> [n] nats
+    "How student logits are compared with a teacher that was written down: ids (inside its tokens the student's) and, after them, their log-probabilities."
     on_device = lru_cache(vocab_map.to)
-    def compare(student_logits, said):
+    def compare(student_logits, said, node):
         classes = on_device(student_logits.device)
         ids, log_probs = said.chunk(2, -1)
-        return kept_kl(classes.student_log_probs(student_logits), classes.teacher_class(ids.long()), log_probs)
+        ids, own = ids.long(), (node > 0)[:, None]
+        kept = classes.student_class(ids.where(own, 0)).where(own, classes.teacher_class(ids.masked_fill(own, 0)))
+        return kept_kl(classes.student_log_probs(student_logits), kept, log_probs)
     return compare
 
 # %% ../nbs/16_terms.ipynb #97ce4f71
@@ -89,6 +93,7 @@ def build_map(
     teacher_tokenizer,       # fast
     student_vocab_size: int, # rows of the student's head
     teacher_vocab_size: int, # rows of the teacher's
+    inside: bool = True,     # also for positions inside a teacher's token
 ) -> VocabMap:
     "The vocabulary map of a method; for methods without one, the safest, which retention is then measured on."
     end_id = student_tokenizer.eos_token_id
@@ -97,8 +102,9 @@ def build_map(
     if method == 'identity' and not same:
         raise ValueError("kd_method is 'identity', but the two tokenizers differ: their ids mean other text. Use 'auto'.")
     if same and method not in ('first_token', 'common_prefix', 'combined'): return identity_map(student_vocab_size, teacher_vocab_size, end_id)
-    make = dict(first_token=first_token_map, common_prefix=common_prefix_map).get(method, combined_map)
-    return make(student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size, end_id)
+    make, sides = dict(first_token=first_token_map, common_prefix=common_prefix_map), (student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size)
+    vocab_map = make.get(method, combined_map)(*sides, end_id)
+    return replace(vocab_map, inside=continuations(teacher_spellings(*sides), student_vocab_size)) if inside and method in ('auto', *KD_MAPS) else vocab_map
 
 # %% ../nbs/16_terms.ipynb #1a145650
 def shared_tokens(
@@ -114,41 +120,43 @@ def shared_tokens(
 @dataclass
 class Nats:
     "What reading the heads gave, one value a position; gradients flow to the student."
-    covered: Tensor             # [A] cross-entropy at the positions that the comparison covers, nats
-    rest: Tensor                # [U] cross-entropy at all other labelled positions, nats
-    compared: Tensor|None       # [A] the comparison
-    covered_mask: Tensor|None   # [batch, P] which aligned pairs were covered
-    rest_mask: Tensor           # [batch, S] which positions the rest are
+    covered: Tensor        # [A] cross-entropy at the positions that the comparison covers, nats
+    rest: Tensor           # [U] cross-entropy at all other labelled positions, nats
+    compared: Tensor|None  # [A] the comparison
+    row: Tensor|None       # [A] row of the batch
+    entropy: Tensor|None   # [A] of the student's distribution, where it was asked for
+    rest_mask: Tensor      # [batch, S] which positions the rest are
 
 # %% ../nbs/16_terms.ipynb #3b842657
 def read_heads(
     student_head: Callable,                  # states [n, H_s] -> logits [n, V_s]
     student_states: Tensor,                  # [batch, S, H_s]
     labels: Tensor,                          # [batch, S], -100 is not predicted
-    compare: Callable|None = None,           # (student_logits, teacher_logits) -> [n]; None: cross-entropy only
+    compare: Callable|None = None,           # (student_logits, teacher_logits, node) -> [n]; None: cross-entropy only
     teacher_head: Callable|None = None,      # states [n, H_t] -> logits [n, V_t]
     teacher_states: Tensor|None = None,      # [batch, T, H_t]
-    student_positions: Tensor|None = None,   # [batch, P]
-    teacher_positions: Tensor|None = None,   # [batch, P]
-    covered_mask: Tensor|None = None,        # [batch, P] pairs to compare
+    partner: Tensor|None = None,             # [batch, S], the teacher's position to compare each position with; -1: none
+    node: Tensor|None = None,                # [batch, S], for compare
+    entropy: bool = False,                   # also the student's entropy at the compared positions
     chunk: int = 4096,                       # positions whose logits exist at a time
 ) -> Nats:
     "Cross-entropy at every labelled position and the comparison at the covered ones."
     predicts = F.pad(labels[:, 1:] != -100, (0, 1))  # position i predicts label i + 1
     following = F.pad(labels[:, 1:], (0, 1), value=-100)
-    def entropy(states, targets): return F.cross_entropy(student_head(states), targets, reduction='none'),
-    def both(states, targets, teacher_states):
+    def text_alone(states, targets): return F.cross_entropy(student_head(states), targets, reduction='none'),
+    def both(states, targets, teacher_states, node):
         student_logits = student_head(states)
         with torch.no_grad(): teacher_logits = teacher_head(teacher_states)
-        return F.cross_entropy(student_logits, targets, reduction='none'), compare(student_logits, teacher_logits)
-    if compare is None: covered, compared, rest_mask = student_states.new_zeros(0), None, predicts
-    else:
-        row, pair = covered_mask.nonzero(as_tuple=True)
-        here, there = student_positions[row, pair], teacher_positions[row, pair]
-        covered, compared = chunked(both, student_states[row, here], following[row, here], teacher_states[row, there], chunk=chunk)
-        rest_mask = predicts.index_put((row, here), predicts.new_zeros(()))
-    rest, = chunked(entropy, student_states[rest_mask], following[rest_mask], chunk=chunk)
-    return Nats(covered, rest, compared, covered_mask, rest_mask)
+        doubt = [torch.special.entr(student_logits.detach().float().softmax(-1)).sum(-1)] * entropy
+        return F.cross_entropy(student_logits, targets, reduction='none'), compare(student_logits, teacher_logits, node), *doubt
+    covered, compared, row, doubt, rest_mask = student_states.new_zeros(0), None, None, [], predicts
+    if compare is not None:
+        mask = partner >= 0
+        row, _ = mask.nonzero(as_tuple=True)
+        covered, compared, *doubt = chunked(both, student_states[mask], following[mask], teacher_states[row, partner[mask]], node[mask], chunk=chunk)
+        rest_mask = predicts & ~mask
+    rest, = chunked(text_alone, student_states[rest_mask], following[rest_mask], chunk=chunk)
+    return Nats(covered, rest, compared, row, doubt[0] if doubt else None, rest_mask)
 
 # %% ../nbs/16_terms.ipynb #51eccfb2
 @dataclass
@@ -174,11 +182,12 @@ class Term(nn.Module):
     needs_teacher = True
     student_layers = teacher_layers = ()      # hidden states after these decoder layers
     student_attention = teacher_attention = ()  # attention of these decoder layers
+    progress = 0.  # share of the run that is done; the framework keeps it
 
     def units(self,
         labels: Tensor,   # [batch, S]
         aligned: Tensor,  # [batch, P] bool
-        covered: Tensor,  # [batch, P] bool: the pairs that kd compares
+        covered: Tensor,  # [batch, S] bool: the positions that kd compares
     ) -> Tensor:          # 0-dim, how many units forward sums over
         return aligned.sum()
 
@@ -199,11 +208,46 @@ class UnalignedTerm(Term):
     def units(self, labels, aligned, covered): return (labels[:, 1:] != -100).sum()
     def forward(self, signals): return signals.nats.rest.sum()
 
+# %% ../nbs/16_terms.ipynb #0fc6f05f
+def highest_of_rows(
+    score: Tensor,  # [A]
+    row: Tensor,    # [A], ascending
+    quota: Tensor,  # [rows], how many of each; of equals the first
+) -> Tensor:        # [A] bool
+    "The highest scores of each row."
+    order = score.argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    counts = row.bincount(minlength=len(quota))
+    rank = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    return torch.zeros_like(row, dtype=torch.bool).index_put((order,), rank < quota[row])
+
 # %% ../nbs/16_terms.ipynb #1ad95f55
 class KnowledgeTerm(Term):
     "The comparison of next-token distributions, nats per compared position."
     name = 'kd'
-    def units(self, labels, aligned, covered): return covered.sum()
+    def __init__(self,
+        select_by: str|None = None,  # one of config.AWARE_BY: compare only some positions of each row
+        share: float = 1.,           # of the positions; for easy at the beginning
+    ):
+        super().__init__()
+        self.select_by, self.share = select_by, share
+
+    def quota(self, covered):  # [batch] positions of each row that are compared
+        share = self.share + (1 - self.share) * self.progress * (self.select_by == 'easy')
+        counts = covered.sum(1)
+        return counts if self.select_by is None else (counts * share).ceil().long()
+
+    def narrow(self,
+        nats: Nats,
+        covered: Tensor,  # [batch, S] bool
+    ) -> Nats:            # those left out count to the rest
+        "Keep the comparison where it is wanted."
+        if self.select_by is None: return nats
+        score = dict(entropy=nats.entropy, disagreement=nats.compared, easy=-nats.compared)[self.select_by]
+        keep = highest_of_rows(score.detach(), nats.row, self.quota(covered))
+        return replace(nats, covered=nats.covered[keep], compared=nats.compared[keep], rest=torch.cat([nats.rest, nats.covered[~keep]]))
+
+    def units(self, labels, aligned, covered): return self.quota(covered).sum()
     def forward(self, signals): return signals.nats.compared.sum()
 
 # %% ../nbs/16_terms.ipynb #0d9b6f83

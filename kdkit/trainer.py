@@ -192,7 +192,7 @@ class DistillationTrainer(Trainer):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
         units = {}
         for batch in batches:
-            for name, n in self.model.count_units(batch).items(): units[name] = units.get(name, 0) + n.to(device)
+            for name, n in self.model.count_units(batch, self.state.global_step).items(): units[name] = units.get(name, 0) + n.to(device)
         if self.args.world_size > 1: units = {name: self.accelerator.reduce(n, 'sum') for name, n in units.items()}
         return batches, units
 

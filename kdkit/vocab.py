@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['class_log_probs', 'VocabMap', 'gold_consistency', 'same_tokenizer', 'identity_map', 'ids_by_bytes', 'longest_prefix',
-           'inside_text', 'first_tokens', 'first_token_map', 'common_prefix_map', 'combined_map']
+           'inside_text', 'spellings', 'teacher_spellings', 'first_token_map', 'common_prefix_map', 'combined_map',
+           'boundaries', 'Continuations', 'continuations']
 
 # %% ../nbs/11_vocab.ipynb #04307154
 import json
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -37,13 +39,17 @@ class VocabMap:
     n_classes: int
     student_index: Tensor | None = None  # [student vocabulary], class of each token; None: class = id
     teacher_index: Tensor | None = None  # [teacher vocabulary]
+    inside: 'Continuations | None' = None  # for positions inside a teacher's token; None: they are not compared
 
     def to(self, device):
         "The same map on another device."
-        move = lambda index: None if index is None else index.to(device)
-        return replace(self, student_index=move(self.student_index), teacher_index=move(self.teacher_index))
+        move = lambda part: None if part is None else part.to(device)
+        return replace(self, **{name: move(getattr(self, name)) for name in ('student_index', 'teacher_index', 'inside')})
     def student_log_probs(self, logits): return class_log_probs(logits, self.student_index, self.n_classes)
-    def teacher_log_probs(self, logits): return class_log_probs(logits, self.teacher_index, self.n_classes)
+    def teacher_log_probs(self, logits, node=None):  # node: [n] of `Continuations.find` for logits [n, vocabulary]
+        log_probs = class_log_probs(logits, self.teacher_index, self.n_classes)
+        if node is None or not (within := node > 0).any(): return log_probs
+        return log_probs.index_put((within,), self.inside.log_probs(logits[within], node[within], self.student_index, self.n_classes))
     def student_class(self, ids): return ids if self.student_index is None else self.student_index[ids]
     def teacher_class(self, ids): return ids if self.teacher_index is None else self.teacher_index[ids]
 
@@ -123,15 +129,15 @@ def inside_text(
     return copy
 
 # %% ../nbs/11_vocab.ipynb #78323ba6
-def first_tokens(
+def spellings(
     tokenizer,     # the student's
     table: list,   # its `token_bytes`
     pieces: list,  # byte strings
-) -> list:         # an id for each; None where no token can begin it
-    "The first token with which a tokenizer writes each byte string inside a text."
+) -> list:         # lists of ids, each from the beginning of its piece; empty where no token can begin it
+    "The tokens with which a tokenizer writes each byte string inside a text."
     known = ids_by_bytes(tokenizer, table)
-    result = {piece: known.get(piece) for piece in pieces}
-    unknown = [piece for piece, index in result.items() if index is None]
+    result = {piece: [known[piece]] if piece in known else [] for piece in pieces}
+    unknown = [piece for piece, ids in result.items() if not ids]
     inner, kind = inside_text(tokenizer), tokenizer_kind(tokenizer)
     letters = {byte: letter for letter, byte in byte_alphabet().items()}
     def whole(piece):  # its characters that are complete
@@ -139,14 +145,29 @@ def first_tokens(
         except UnicodeDecodeError as error: return piece[:error.start].decode()
     texts = [whole(piece) for piece in unknown]
     for piece, text, encoding in zip(unknown, texts, inner.encode_batch_fast(texts, add_special_tokens=False)):
-        ids = encoding.ids
+        ids, written = encoding.ids, b''
         if len(text.encode()) < len(piece) and kind == 'bytes':
             ids = [token.id for token in inner.model.tokenize(''.join(letters[byte] for byte in piece))]
-        first = table[ids[0]] if ids and ids[0] < len(table) else None
-        result[piece] = ids[0] if first and piece.startswith(first) else known.get(longest_prefix(piece, known))
+        for index in ids:
+            written += (table[index] if index < len(table) else None) or b'\0\0'
+            if not piece.startswith(written): break
+            result[piece].append(index)
+        if not result[piece] and (begin := longest_prefix(piece, known)): result[piece] = [known[begin]]
     return [result[piece] for piece in pieces]
 
 # %% ../nbs/11_vocab.ipynb #e9367bf1
+def teacher_spellings(
+    student_tokenizer,
+    teacher_tokenizer,
+    student_vocab_size: int,
+    teacher_vocab_size: int,
+) -> list:  # a list of student ids for each row of the teacher's vocabulary; empty for control tokens and vacant rows
+    "How the student writes each of the teacher's tokens."
+    student, teacher = token_bytes(student_tokenizer, student_vocab_size), token_bytes(teacher_tokenizer, teacher_vocab_size)
+    written = iter(spellings(student_tokenizer, student, [piece for piece in teacher if piece]))
+    return [next(written) if piece else [] for piece in teacher]
+
+# %% ../nbs/11_vocab.ipynb #8ea5f23f
 def first_token_map(
     student_tokenizer,
     teacher_tokenizer,
@@ -155,10 +176,8 @@ def first_token_map(
     end_id: int,              # the student's end of document
 ) -> VocabMap:
     "Each teacher token counts as the first student token of its bytes."
-    student, teacher = token_bytes(student_tokenizer, student_vocab_size), token_bytes(teacher_tokenizer, teacher_vocab_size)
-    written = iter(first_tokens(student_tokenizer, student, [piece for piece in teacher if piece]))
-    first = [next(written) if piece else None for piece in teacher]
-    return VocabMap('first_token', student_vocab_size, None, torch.tensor([end_id if i is None else i for i in first]))
+    written = teacher_spellings(student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size)
+    return VocabMap('first_token', student_vocab_size, None, torch.tensor([ids[0] if ids else end_id for ids in written]))
 
 # %% ../nbs/11_vocab.ipynb #e320fe2d
 def common_prefix_map(
@@ -187,3 +206,81 @@ def combined_map(
     sides = student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size, end_id
     first, prefix = first_token_map(*sides), common_prefix_map(*sides)
     return VocabMap('combined', prefix.n_classes, prefix.student_index, prefix.student_index[first.teacher_index])
+
+# %% ../nbs/11_vocab.ipynb #8ed985f4
+def boundaries(
+    ids: Tensor,                # [batch, S] student tokens
+    student_positions: Tensor,  # [batch, P]; -1 is padding
+    teacher_positions: Tensor,  # [batch, P]
+) -> tuple:                     # (partner [batch, S], node [batch, S]): the teacher's position and 0 at a shared boundary, elsewhere -1
+    "Pairs of positions as a map from the student's."
+    partner = ids.new_full((ids.shape[0], ids.shape[1] + 1), -1)  # one column more for the padding
+    partner = partner.scatter(1, student_positions.where(student_positions >= 0, ids.shape[1]), teacher_positions)[:, :-1]
+    return partner, partner.clamp(max=0)
+
+# %% ../nbs/11_vocab.ipynb #d215b90c
+@dataclass
+class Continuations:
+    "The tree of the teacher's tokens as the student spells them. Node 0 is a boundary, before the first token."
+    vocab_size: int    # of the student
+    edges: Tensor      # [nodes - 1] ascending, parent x vocab_size + student token; edge i leads to node i + 1
+    start: Tensor      # [nodes + 1], where each node's entries begin in the next two
+    tokens: Tensor     # [entries], teacher tokens that go on through the node
+    following: Tensor  # [entries], the student token with which each goes on
+    paths: Tensor      # [teacher vocabulary, depth], nodes that a token goes on from; -1 after the last
+
+    def to(self, device): return replace(self, **{name: getattr(self, name).to(device) for name in ('edges', 'start', 'tokens', 'following', 'paths')})
+
+    def find(self,
+        ids: Tensor,                # [batch, S] student tokens
+        teacher_ids: Tensor,        # [batch, T]
+        student_positions: Tensor,  # [batch, P] shared boundaries; -1 is padding
+        teacher_positions: Tensor,  # [batch, P]
+    ) -> tuple:                     # (partner [batch, S], node [batch, S]), -1 where the teacher cannot be asked
+        "The teacher's position that speaks about each student position, and what the student has written since."
+        partner, node = boundaries(ids, student_positions, teacher_positions)
+        before = lambda x: F.pad(x[:, :-1], (1, 0), value=-1)
+        for depth in range(self.paths.shape[1]):
+            asked, key = before(partner), before(node) * self.vocab_size + ids
+            edge = torch.searchsorted(self.edges, key).clamp(max=len(self.edges) - 1)
+            going = teacher_ids.gather(1, (asked + 1).clamp(0, teacher_ids.shape[1] - 1))
+            reached = (partner < 0) & (asked >= 0) & (self.edges[edge] == key) & (self.paths[going, depth] == edge + 1)
+            partner, node = asked.where(reached, partner), (edge + 1).where(reached, node)
+        return partner, node
+
+    def log_probs(self,
+        logits: Tensor,              # [n, teacher vocabulary], at the boundary before
+        node: Tensor,                # [n], above 0
+        student_index: Tensor|None,  # [student vocabulary], class of each token; None: class = id
+        n_classes: int,
+    ) -> Tensor:                     # [n, n_classes], at least fp32
+        "Log-probability of each class of what the student writes next, given what it has written since the boundary."
+        counts = self.start[node + 1] - self.start[node]
+        row = torch.arange(len(node), device=node.device).repeat_interleave(counts)
+        entry = torch.arange(len(row), device=node.device) + (self.start[node] - counts.cumsum(0) + counts)[row]
+        kept = widen(logits)[row, self.tokens[entry]]
+        highest = kept.new_zeros(len(node)).scatter_reduce(0, row, kept, 'amax', include_self=False)
+        classes = self.following[entry] if student_index is None else student_index[self.following[entry]]
+        sums = kept.new_zeros(len(node) * n_classes).index_add(0, row * n_classes + classes, (kept - highest[row]).exp()).view(-1, n_classes)
+        return (sums / sums.sum(-1, keepdim=True)).clamp(min=torch.finfo(sums.dtype).tiny).log()
+
+# %% ../nbs/11_vocab.ipynb #f03a3f55
+def continuations(
+    written: list,    # student ids of each teacher token, of `teacher_spellings`
+    vocab_size: int,  # of the student
+) -> Continuations:
+    "The tree of these spellings."
+    depth = max(map(len, written), default=1)
+    spelt = torch.tensor([ids + [-1] * (depth - len(ids)) for ids in written])
+    node, paths = torch.zeros(len(spelt), dtype=torch.long), torch.full((len(spelt), depth - 1), -1)
+    edges, entries = [], []
+    for level in range(depth - 1):
+        goes_on = (spelt[:, level + 1] >= 0).nonzero()[:, 0]
+        keys, which = (node[goes_on] * vocab_size + spelt[goes_on, level]).unique(return_inverse=True)  # sorted; parents of a level come before those of the next
+        node[goes_on] = paths[goes_on, level] = which + 1 + sum(map(len, edges))
+        edges.append(keys)
+        entries.append(torch.stack([node[goes_on], goes_on, spelt[goes_on, level + 1]]))
+    nodes, tokens, following = torch.cat([torch.empty(3, 0, dtype=torch.long), *entries], 1)
+    order, n_nodes = nodes.argsort(stable=True), sum(map(len, edges)) + 1
+    start = torch.cat([torch.zeros(1, dtype=torch.long), nodes.bincount(minlength=n_nodes).cumsum(0)])
+    return Continuations(vocab_size, torch.cat([torch.empty(0, dtype=torch.long), *edges]), start, tokens[order], following[order], paths)

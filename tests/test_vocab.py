@@ -3,16 +3,18 @@ import itertools
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from tiny_tokenizers import byte_level, get, real, table_of, tiny
+from tiny_tokenizers import byte_level, corpus, get, real, table_of, tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from kdkit.align import token_bytes
+from kdkit.align import encode_bytes, shared_boundaries, token_bytes
 from kdkit.losses import forward_kl
-from kdkit.vocab import VocabMap, combined_map, common_prefix_map, first_token_map, gold_consistency, ids_by_bytes, identity_map, same_tokenizer
+from kdkit.vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, gold_consistency, ids_by_bytes, identity_map,
+                         same_tokenizer, teacher_spellings)
 
 methods = first_token_map, common_prefix_map, combined_map
 pairs = [*itertools.permutations(['bytes', 'bytes-large', 'bytes-prefix', 'bytes-NFC', 'metaspace', 'prepend'], 2)]
@@ -165,3 +167,61 @@ def test_real_vocabularies_in_seconds(student, teacher):
             for piece, i in zip(tables[1], vocab_map.teacher_index.tolist()):
                 if piece: assert piece.startswith(tables[0][i])
         else: assert set(vocab_map.student_index.tolist()) == set(vocab_map.teacher_index.tolist()) == set(range(vocab_map.n_classes))
+
+def students_paths(student, teacher, text):
+    "By hand: for each student token of a text its index, the teacher token that is open there, and the student tokens since the boundary."
+    (ids, ends), (teacher_ids, teacher_ends) = (encode_bytes(get(name), [text], table_of(name))[0] for name in (student, teacher))
+    here, there = shared_boundaries(ends, teacher_ends)
+    return ids, teacher_ids, np.append(-1, here), np.append(-1, there)
+
+@pytest.mark.parametrize('student, teacher', pairs)
+def test_inside_a_teacher_token_by_brute_force(student, teacher):
+    written = teacher_spellings(get(student), get(teacher), *sizes(student, teacher))
+    tree = continuations(written, len(get(student)))
+    text = corpus[1][:1500] + ' 2026 naïve'
+    ids, teacher_ids, here, there = students_paths(student, teacher, text)
+    expected = {}
+    for index, (begin, asked) in enumerate(zip(here[:-1], there[:-1])):
+        path, token = (), written[teacher_ids[asked + 1]]
+        for at in range(begin + 1, here[index + 1]):
+            path += (int(ids[at]),)
+            if len(token) > len(path) and tuple(token[:len(path)]) == path: expected[at] = asked, path
+            else: break
+    first = torch.tensor([[0, *ids]]), torch.tensor([[0, *teacher_ids]])  # a start token on either side
+    partner, node = (x[0].tolist() for x in tree.find(*first, *(torch.from_numpy(at[None, :-1] + 1) for at in (here, there))))
+    boundary = set((here[:-1] + 1).tolist())
+    assert {i for i, n in enumerate(node) if n == 0} == boundary
+    assert {i - 1: partner[i] - 1 for i, n in enumerate(node) if n > 0} == {at: int(asked) for at, (asked, _) in expected.items()}
+    logits = torch.randn(len(get(teacher)) + 37, dtype=torch.float64) * 3
+    probs = logits.softmax(-1)
+    classes = torch.randint(5, (len(get(student)),))
+    for at, (_, path) in list(expected.items())[:40]:
+        whole = torch.zeros(len(get(student)), dtype=torch.float64)
+        for token, spelt in enumerate(written):
+            if len(spelt) > len(path) and tuple(spelt[:len(path)]) == path: whole[spelt[len(path)]] += probs[token]
+        whole /= whole.sum()
+        some = torch.tensor([node[at + 1]] * 2)
+        torch.testing.assert_close(tree.log_probs(logits.expand(2, -1), some, None, len(whole)).exp(), whole.expand(2, -1), atol=1e-9, rtol=1e-6)
+        coarse = torch.zeros(5, dtype=torch.float64).index_add(0, classes, whole)
+        torch.testing.assert_close(tree.log_probs(logits[None], some[:1], classes, 5).exp()[0], coarse, atol=1e-9, rtol=1e-6)
+
+def test_the_chain_gives_back_the_first_token_map():
+    "P(s1) P(s2 | s1, it goes on) P(it goes on | s1): summed over how the teacher's tokens go on, everything is there again."
+    student, teacher = 'bytes', 'bytes-large'
+    written = teacher_spellings(get(student), get(teacher), *sizes(student, teacher))
+    tree, probs = continuations(written, len(get(student))), torch.randn(len(written), dtype=torch.float64).softmax(-1)
+    n_nodes = len(tree.edges) + 1
+    reached = torch.zeros(n_nodes, dtype=torch.float64).index_add(0, torch.arange(n_nodes).repeat_interleave(tree.start.diff()), probs[tree.tokens])
+    said = tree.log_probs(probs.log().expand(n_nodes - 1, -1), torch.arange(1, n_nodes), None, len(get(student))).exp()
+    for edge, (key, node) in enumerate(zip(tree.edges.tolist(), range(1, n_nodes))):
+        parent, token = divmod(key, len(get(student)))
+        if not parent: continue
+        ends = sum(probs[w] for w, spelt in enumerate(written) if len(spelt) > 1 and tree.paths[w, len(spelt) - 2] == parent and spelt[-1] == token)
+        torch.testing.assert_close(reached[parent] * said[parent - 1, token], reached[node] + ends)
+    assert n_nodes > 50 and (said.sum(-1) - 1).abs().max() < 1e-12
+
+def test_one_tokenizer_has_no_inside():
+    tree = continuations(teacher_spellings(get('bytes'), get('bytes'), *sizes('bytes', 'bytes')), len(get('bytes')))
+    ids, positions = torch.arange(1, 8)[None], torch.arange(6)[None]
+    partner, node = tree.find(ids, ids, positions, positions)
+    assert partner.tolist() == [[*range(6), -1]] and node.tolist() == [[0] * 6 + [-1]]

@@ -34,7 +34,7 @@ from kdkit.report import gap_closed, markdown_table
 from kdkit.run import cache_teacher, distill, make_framework, make_trainer, open_cache, quiet_libraries, versions
 
 STEPS, SEEDS = 500, (0, 1, 2)  # optimizer steps of 8 windows of 128 student tokens
-RATES = 1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3
+RATES = 1.5e-3, 2e-3, 3e-3
 LM = dict(alpha_lm=1., **{f'alpha_{name}': 0. for name in ('kd', 'unaligned', 'feature', 'attention', 'layerwise', 'contrastive')})
 
 
@@ -50,12 +50,15 @@ ARMS = {  # name -> fields of the config
     'combined, 1.0': mix(1., kd_method='combined'),
     'combined, 0.7': mix(.7, kd_method='combined'),
     'combined, 0.9, inconsistent masked': mix(.9, kd_method='combined', mask_inconsistent=True),
+    'combined, 0.9, inside tokens too': mix(.9, kd_method='combined', inside_tokens=True),
     'combined, 0.9, from a cache of 32 tokens': mix(.9, kd_method='combined', cache_top_k=32),
     'combined, 0.9, from a cache of 8 tokens': mix(.9, kd_method='combined', cache_top_k=8),
     'combined, 0.9 + feature 0.1': mix(.9, kd_method='combined', alpha_feature=.1),
     'combined, 0.9 + attention 0.1': mix(.9, kd_method='combined', alpha_attention=.1),
     'combined, 0.9 + layerwise 0.1': mix(.9, kd_method='combined', alpha_layerwise=.1),
     'combined, 0.9 + contrastive 0.1': mix(.9, kd_method='combined', alpha_contrastive=.1),
+    **{f'combined, 0.9, {says} {share:.0%}': mix(.9, kd_method='combined', student_aware=True, aware_by=by, aware_share=share)
+       for by, says in dict(entropy='least certain', disagreement='furthest apart', easy='nearest first from').items() for share in (.2, .5)},
     'old weights': dict(recipe='seed', kd_method='first_token'),
     'hybrid matching, 0.9': mix(.9, kd_method='hybrid'),
     'ULD, 1.5 beside cross-entropy': dict(alpha_kd=1.5, alpha_unaligned=0., alpha_lm=1., kd_method='uld'),
