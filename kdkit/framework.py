@@ -75,6 +75,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.curriculum = Curriculum({name: getattr(config, f'alpha_{name}') for name in self.terms}, default_schedules(),
                                      config.total_steps, config.use_curriculum)
         self.step = 0  # optimizer steps taken; the trainer counts
+        self.magnitudes = {}  # name -> 0-dim, moving average of a loss; the trainer observes
         self._hold(teacher_model=teacher.eval().requires_grad_(False), vocab_map=vocab_map)
         shared = shared_tokens(self.student_tokenizer, self.teacher_tokenizer)
         heads = student.get_output_embeddings().weight, teacher.get_output_embeddings().weight
@@ -124,6 +125,21 @@ class StudentAwareDistillationFramework(nn.Module):
     ) -> float:          # 0 for a loss that is not in use
         "Weight of a loss at that step; the same in training and in evaluation."
         return self.curriculum.weight(step, loss_type) if loss_type in self.terms else 0.
+
+    def observe(self,
+        losses: dict,  # name -> 0-dim, raw means of an optimizer step
+    ):
+        "Follow the size of every loss, over some 50 steps."
+        for name in self.terms.keys() & losses.keys():
+            seen = self.magnitudes.get(name)
+            self.magnitudes[name] = losses[name].detach().clone() if seen is None else seen.lerp(losses[name].detach(), .02)
+
+    def balance(self,
+        name: str,  # of a loss
+    ) -> Tensor|float:
+        "What scales a loss to the size of lm; 1 for plain text, as long as nothing was observed, and where nothing is to be balanced."
+        if self.config.balance == 'none' or name in ('lm', 'unaligned') or name not in self.magnitudes: return 1.
+        return (self.magnitudes['lm'] / self.magnitudes[name].clamp_min(1e-6)).clamp(max=100.)
 
     def collator(self) -> PairCollator:
         "Makes batches of this pair's rows."
@@ -220,6 +236,7 @@ class StudentAwareDistillationFramework(nn.Module):
         weights = {name: self.get_curriculum_weight(self.step if step is None else step, name) for name in self.terms}
         active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name == 'lm'}
         said = batch.get('teacher_said')  # by a teacher that is not asked again
+        weights = {name: weight * self.balance(name) for name, weight in weights.items()}
         asking = [term for term in active.values() if said is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
         aligned, partner, node = self.partners(batch)
         self.keep_time(step)

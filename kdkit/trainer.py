@@ -114,6 +114,7 @@ class FiniteSteps(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         skipped = self._skip or self.trainer.accelerator.optimizer_step_was_skipped
         self.skipped, self.in_a_row = self.skipped + skipped, self.in_a_row + 1 if skipped else 0
+        if not skipped: self.trainer.observe()
         self.trainer.meter.end_step(counts=not skipped)
         if self.in_a_row >= self.max_skipped:
             scaler = self.trainer.accelerator.scaler
@@ -148,7 +149,7 @@ class Meter:
         means = {name: (total / n).item() for name, (total, n) in self.sums.items()}
         seconds = max(time.perf_counter() - self.since, 1e-9)
         loss = means.pop('loss', math.nan)
-        flat = dict({'loss': loss}, **{f'losses/{k}': v for k, v in means.items()}, **{f'weights/{k}': v for k, v in self.weights.items()},
+        flat = dict({'loss': loss}, **{f'losses/{k}': v for k, v in means.items()}, **{f'weights/{k}': float(v) for k, v in self.weights.items()},
                     tokens_per_second=round(self.tokens / seconds, 1))
         self.reset()
         return flat
@@ -202,6 +203,12 @@ class DistillationTrainer(Trainer):
         loss = output['loss'] * self.args.world_size  # the wrapper of a distributed run averages gradients; ours are parts of a sum
         return (loss, output) if return_outputs else loss
 
+    def observe(self):
+        "Show the framework how large the losses of this step were."
+        if self.model.config.balance == 'none': return
+        losses = {name: loss for name, loss in self.meter.step.items() if name in self.model.terms}
+        self.model.observe({name: self.accelerator.reduce(loss, 'sum') for name, loss in losses.items()} if self.args.world_size > 1 else losses)
+
     def _inner_training_loop(self, *args, **kwargs):
         self.model.curriculum.total_steps = self.model.config.total_steps or self.args.max_steps
         if self.is_world_process_zero():
@@ -243,6 +250,7 @@ class DistillationTrainer(Trainer):
         self.model.save_student(output_dir)
         self.model.save_projectors(os.path.join(output_dir, 'projectors.safetensors'))
         Path(output_dir, 'multipliers.json').write_text(json.dumps(self.controls.multipliers))
+        Path(output_dir, 'magnitudes.json').write_text(json.dumps({name: size.item() for name, size in self.model.magnitudes.items()}))
 
     def _save_checkpoint(self, *args, **kwargs):
         super()._save_checkpoint(*args, **kwargs)
@@ -252,6 +260,8 @@ class DistillationTrainer(Trainer):
         load_student(self.model, resume_from_checkpoint)
         self.model.load_projectors(os.path.join(resume_from_checkpoint, 'projectors.safetensors'))
         self.controls.multipliers.update(json.loads(Path(resume_from_checkpoint, 'multipliers.json').read_text()))
+        sizes = json.loads(Path(resume_from_checkpoint, 'magnitudes.json').read_text())
+        self.model.magnitudes = {name: torch.tensor(size, device=self.model.device) for name, size in sizes.items()}
 
     def _load_best_model(self):
         self._load_from_checkpoint(self.state.best_model_checkpoint)

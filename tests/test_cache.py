@@ -22,9 +22,9 @@ def config_of(values, folder, **options):
 
 
 @pytest.mark.parametrize('method', ['first_token', 'common_prefix', 'combined', 'identity'])
-@pytest.mark.parametrize('mask', [False, True])
-def test_a_whole_distribution_gives_the_online_loss_and_gradient(pair, same_pair, tmp_path, method, mask):
-    config = config_of(same_pair if method == 'identity' else pair, tmp_path, kd_method=method, cache_top_k=10**6, mask_inconsistent=mask)
+@pytest.mark.parametrize('mask, inside', [(False, False), (True, False), (True, True)])
+def test_a_whole_distribution_gives_the_online_loss_and_gradient(pair, same_pair, tmp_path, method, mask, inside):
+    config = config_of(same_pair if method == 'identity' else pair, tmp_path, kd_method=method, cache_top_k=10**6, mask_inconsistent=mask, inside_tokens=inside)
     cache_teacher(config)
     text = prepare_text(config)
     absent = AbsentModel(load_config(config.teacher_model))
@@ -95,7 +95,8 @@ def test_a_cache_of_something_else_is_refused(pair, tmp_path, capsys):
     config = config_of(pair, tmp_path)
     cache_teacher(config)
     for changed, match in ((dict(max_length=48), 'other windows'), (dict(seed=7), 'other windows'), (dict(teacher_model=config.student_model), 'other windows|written by the teacher'),
-                           (dict(teacher_cache=str(tmp_path / 'none')), 'kdkit cache-teacher')):
+                           (dict(teacher_cache=str(tmp_path / 'none')), 'kdkit cache-teacher'),
+                           (dict(inside_tokens=True), "without answers inside the teacher's tokens")):
         with pytest.raises(CacheError, match=match): distill(replace(config, output_dir=str(tmp_path / 'no'), **changed))
     assert not (tmp_path / 'no').exists()  # nothing was written
     with pytest.raises(CacheError, match='top_k differs'): cache_teacher(replace(config, cache_top_k=5))

@@ -77,6 +77,18 @@ def test_warm_up_and_decay_count_optimizer_steps(pair, tmp_path):
     assert max(rates) == pytest.approx(1e-3) and rates.index(max(rates)) in (3, 4) and rates[-1] < 1e-4
     assert trainer.model.curriculum.total_steps == 10
 
+def test_balance_scales_every_loss_of_the_teacher_to_the_size_of_lm(pair, tmp_path):
+    trainer = trainer_of(pair, tmp_path, recipe='seed', balance='ema', use_curriculum=False, max_steps=12, logging_steps=1, learning_rate=1e-3, gradient_accumulation_steps=2)
+    trainer.train()
+    lines, alphas, sizes = [line for line in read_metrics(tmp_path) if 'losses' in line], trainer.model.curriculum.alphas, {}
+    for line in lines:
+        for name, weight in line['weights'].items():
+            known = name in sizes and name not in ('lm', 'unaligned')
+            assert weight == pytest.approx(alphas[name] * (sizes['lm'] / sizes[name] if known else 1), rel=1e-4), (line['step'], name)
+        assert line['loss'] == pytest.approx(sum(line['weights'][name] * loss for name, loss in line['losses'].items()), rel=1e-4)
+        for name, loss in line['losses'].items(): sizes[name] = loss if name not in sizes else .98 * sizes[name] + .02 * loss
+    assert len(lines) == 12 and {'feature', 'attention', 'kd'} <= lines[-1]['weights'].keys() and lines[-1]['weights']['feature'] > 2 * alphas['feature']
+
 def test_a_checkpoint_is_a_plain_student(pair, tmp_path):
     report = distill(dict(pair, output_dir=str(tmp_path / 'run'), recipe='seed', max_length=64, batch_size=2, max_steps=6, eval_steps=3, max_eval_rows=4))
     folder = Path(last_complete_checkpoint(tmp_path / 'run'))
@@ -93,9 +105,9 @@ RUN = 'import sys; from kdkit.cli import main; sys.exit(main(["train", *sys.argv
 
 def command(values): return [sys.executable, '-c', RUN, *(f'--{k}={v}' for k, v in values.items())]
 
-@pytest.mark.parametrize('kill_at', [1, 7, 14])
-def test_a_killed_run_ends_like_an_uninterrupted_one(pair, tmp_path, kill_at):
-    values = dict(pair, recipe='seed', max_length=64, batch_size=2, gradient_accumulation_steps=2, max_steps=18, eval_steps=5, logging_steps=1, max_eval_rows=4,
+@pytest.mark.parametrize('kill_at, options', [(1, {}), (7, dict(balance='ema', student_aware=True, aware_by='easy')), (14, {})])
+def test_a_killed_run_ends_like_an_uninterrupted_one(pair, tmp_path, kill_at, options):
+    values = dict(pair, **options, recipe='seed', max_length=64, batch_size=2, gradient_accumulation_steps=2, max_steps=18, eval_steps=5, logging_steps=1, max_eval_rows=4,
                   learning_rate=1e-3)
     env = dict(os.environ, OMP_NUM_THREADS='1')
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'

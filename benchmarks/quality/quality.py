@@ -39,8 +39,8 @@ LM = dict(alpha_lm=1., **{f'alpha_{name}': 0. for name in ('kd', 'unaligned', 'f
 
 
 def mix(kd, **more):
-    "Per-position mixing: kd x KL + (1 - kd) x cross-entropy at aligned positions, cross-entropy elsewhere."
-    return dict(alpha_kd=kd, alpha_unaligned=kd, alpha_lm=round(1 - kd, 6), **more)
+    "Per-position mixing: kd x KL + (1 - kd) x cross-entropy where the two are compared, cross-entropy elsewhere."
+    return dict(alpha_kd=kd, alpha_unaligned=kd, alpha_lm=round(1 - kd, 6), **{'inside_tokens': False, **more})
 
 
 ARMS = {  # name -> fields of the config
@@ -57,9 +57,11 @@ ARMS = {  # name -> fields of the config
     'combined, 0.9 + attention 0.1': mix(.9, kd_method='combined', alpha_attention=.1),
     'combined, 0.9 + layerwise 0.1': mix(.9, kd_method='combined', alpha_layerwise=.1),
     'combined, 0.9 + contrastive 0.1': mix(.9, kd_method='combined', alpha_contrastive=.1),
+    'combined, 0.9, balanced': mix(.9, kd_method='combined', balance='ema'),
+    'combined, 0.9 + feature 0.1, balanced': mix(.9, kd_method='combined', alpha_feature=.1, balance='ema'),
     **{f'combined, 0.9, {says} {share:.0%}': mix(.9, kd_method='combined', student_aware=True, aware_by=by, aware_share=share)
        for by, says in dict(entropy='least certain', disagreement='furthest apart', easy='nearest first from').items() for share in (.2, .5)},
-    'old weights': dict(recipe='seed', kd_method='first_token'),
+    'old weights': dict(recipe='seed', kd_method='first_token', inside_tokens=False),
     'hybrid matching, 0.9': mix(.9, kd_method='hybrid'),
     'ULD, 1.5 beside cross-entropy': dict(alpha_kd=1.5, alpha_unaligned=0., alpha_lm=1., kd_method='uld'),
     'span likelihood, 0.5': dict(alpha_kd=.5, alpha_unaligned=0., alpha_lm=.5, kd_method='span'),
@@ -68,7 +70,7 @@ ARMS = {  # name -> fields of the config
     'first token, 0.7': mix(.7, kd_method='first_token'),
     'first token, 1.0': mix(1., kd_method='first_token'),
     'first token, 0.9, inconsistent masked': mix(.9, kd_method='first_token', mask_inconsistent=True),
-    'first token, 0.9, global mix': dict(alpha_kd=.9, alpha_unaligned=0., alpha_lm=.1, kd_method='first_token'),
+    'first token, 0.9, global mix': dict(alpha_kd=.9, alpha_unaligned=0., alpha_lm=.1, kd_method='first_token', inside_tokens=False),
     'first token, 0.9, T = 2': mix(.9, kd_method='first_token', temperature=2.),
     'first token, 0.9, reverse KL': mix(.9, kd_method='first_token', divergence='reverse_kl'),
     'first token, 0.9, JSD': mix(.9, kd_method='first_token', divergence='jsd'),

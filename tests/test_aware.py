@@ -1,0 +1,89 @@
+"Which positions are compared: inside the teacher's tokens too, or only where it helps the student most."
+from dataclasses import replace
+
+import pytest
+import torch
+from test_contract import batch_of, framework_of
+
+from kdkit.config import ConfigError, DistillConfig
+from kdkit.framework import StudentAwareDistillationFramework
+from kdkit.terms import highest_of_rows
+
+ONLY = dict(alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0.)
+CHOICES = [dict(inside_tokens=True), dict(inside_tokens=True, mask_inconsistent=True)] + [
+    dict(student_aware=True, aware_by=by, aware_share=share, inside_tokens=share == .3) for by in ('entropy', 'disagreement', 'easy') for share in (.3, .5)]
+
+@pytest.mark.parametrize('choice', CHOICES, ids=lambda c: ' '.join(f'{k}={v}' for k, v in c.items()))
+def test_the_choice_does_not_depend_on_batches_or_padding(pair, choice):
+    framework, text = framework_of(pair, **ONLY, **choice)
+    rows = text['train'].select(range(8))
+    whole = framework(**batch_of(framework, rows))
+    whole['loss'].backward()
+    gradient = [p.grad.clone() for p in framework.student_model.parameters()]
+    units = framework.count_units(batch_of(framework, rows))
+    for size, pad in ((1, 0), (4, 5)):
+        framework.zero_grad()
+        parts = [framework(**batch_of(framework, rows.select(range(i, i + size)), pad), units=units) for i in range(0, 8, size)]
+        for name in whole['losses']: torch.testing.assert_close(sum(part['losses'][name] for part in parts), whole['losses'][name], atol=1e-4, rtol=1e-4)
+        sum(part['loss'] for part in parts).backward()
+        for p, wanted in zip(framework.student_model.parameters(), gradient): torch.testing.assert_close(p.grad, wanted, atol=1e-5, rtol=1e-3)
+
+def test_inside_tokens_cover_more_and_nothing_twice(pair):
+    (plain, text), (inside, _) = framework_of(pair, **ONLY), framework_of(pair, **ONLY, inside_tokens=True)
+    batch = batch_of(plain, text['train'].select(range(8)))
+    boundaries, more = (f.count_units(batch) for f in (plain, inside))
+    assert boundaries['kd'] < more['kd'] <= more['unaligned'] == boundaries['unaligned']
+    batch = plain.complete(batch)
+    (_, a, _), (_, b, node) = plain.partners(batch), inside.partners(batch)
+    assert (a[a >= 0] == b[a >= 0]).all() and (node[b >= 0] >= 0).all() and ((a < 0) & (b >= 0) == (node > 0) & (b >= 0)).all()
+    losses = [f(**batch)['losses'] for f in (plain, inside)]
+    assert losses[0]['lm'] == pytest.approx(losses[1]['lm'].item(), abs=1e-6) and losses[1]['unaligned'] < losses[0]['unaligned']
+
+@pytest.mark.parametrize('by', ['entropy', 'disagreement', 'easy'])
+def test_the_right_positions_are_compared(pair, by):
+    framework, text = framework_of(pair, **ONLY)
+    chosen = StudentAwareDistillationFramework(replace(framework.config, student_aware=True, aware_by=by, aware_share=.4), framework.teacher_model, framework.student_model,
+                                               framework.teacher_tokenizer, framework.student_tokenizer, framework.vocab_map)
+    for i in range(4):  # row by row, from whole distributions
+        batch = framework.complete(batch_of(framework, text['train'].select([i])))
+        aligned, partner, _ = framework.partners(batch)
+        at = (partner[0] >= 0).nonzero()[:, 0]
+        with torch.no_grad():
+            student = framework.student_model(input_ids=batch['input_ids']).logits[0].double().log_softmax(-1)
+            teacher = framework.teacher_model(input_ids=batch['teacher_input_ids']).logits[0].double()
+            s, t = framework.vocab_map.student_log_probs(student[at]), framework.vocab_map.teacher_log_probs(teacher[partner[0, at]])
+        kl = (t.exp() * (t - s)).sum(-1)
+        score = dict(entropy=-(student[at].exp() * student[at]).sum(-1), disagreement=kl, easy=-kl)[by]
+        best = score.topk(int(-(-len(at) * 4 // 10))).indices
+        losses = chosen(**batch)['losses']
+        assert losses['kd'].item() == pytest.approx(kl[best].mean().item(), abs=1e-4)
+        rest = [j for j in range(batch['input_ids'].shape[1] - 1) if batch['labels'][0, j + 1] != -100 and j not in set(at[best].tolist())]
+        nats = sum(-student[j, batch['labels'][0, j + 1]] for j in rest) / (batch['labels'][0, 1:] != -100).sum()
+        assert losses['unaligned'].item() == pytest.approx(nats.item(), abs=1e-4)
+
+def test_all_positions_are_the_plain_loss_and_easy_ends_there(pair):
+    framework, text = framework_of(pair, **ONLY)
+    batch = batch_of(framework, text['train'].select(range(6)))
+    build = lambda **more: StudentAwareDistillationFramework(replace(framework.config, student_aware=True, **more), framework.teacher_model, framework.student_model,
+                                                             framework.teacher_tokenizer, framework.student_tokenizer, framework.vocab_map)
+    plain = framework(**batch)['losses']
+    for by in ('entropy', 'disagreement', 'easy'):
+        for name, loss in build(aware_by=by, aware_share=1.)(**batch)['losses'].items(): torch.testing.assert_close(loss, plain[name])
+    easy = build(aware_by='easy', aware_share=.2)
+    easy.curriculum.total_steps = 100
+    counts = [easy.count_units(batch, step)['kd'].item() for step in (0, 50, 100)]
+    assert counts[0] < counts[1] < counts[2] == framework.count_units(batch)['kd'].item()
+    torch.testing.assert_close(easy(**batch, step=100)['losses']['kd'], plain['kd'])
+    assert easy(**batch, step=0)['losses']['kd'] < easy(**batch, step=50)['losses']['kd'] < plain['kd']
+
+def test_highest_of_rows_by_brute_force():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        row = torch.randint(5, (40,), generator=generator).sort().values
+        score, quota = torch.randn(40, generator=generator), torch.randint(12, (5,), generator=generator)
+        keep = highest_of_rows(score, row, quota)
+        for r in range(5): assert set(score[(row == r) & keep].tolist()) == set(sorted(score[row == r].tolist(), reverse=True)[:quota[r]])
+
+def test_wrong_choices_are_refused():
+    for wrong, match in ((dict(aware_by='luck'), 'aware_by'), (dict(aware_share=0), 'aware_share'), (dict(student_aware=True, kd_method='span'), 'stretches')):
+        with pytest.raises(ConfigError, match=match): DistillConfig(**wrong)
