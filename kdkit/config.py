@@ -20,7 +20,7 @@ RECIPES = {
     'seed': dict(lm=0.1, kd=0.7, unaligned=0., feature=0.1, attention=0.1, layerwise=0.05, contrastive=0.05),
 }
 KD_MAPS = 'identity', 'first_token', 'common_prefix', 'combined'  # ways through classes
-KD_METHODS = 'auto', *KD_MAPS, 'span', 'uld', 'hybrid', 'projector'
+KD_METHODS = 'auto', *KD_MAPS, 'span', 'uld', 'hybrid', 'p_kl', 'projector'
 BALANCES = 'none', 'ema'
 AWARE_BY = 'entropy', 'disagreement', 'easy'
 DIVERGENCES = 'forward_kl', 'reverse_kl', 'jsd', 'skewed_kl'
@@ -85,6 +85,7 @@ class DistillConfig:
     beta: float = option(0.5, 'of jsd: 0 is the forward KL, 1 the reverse KL')
     skew: float = option(0.1, "of skewed_kl: the teacher's share in the mixture")
     temperature: float = option(1.0, "divides both models' logits; 1 is best across tokenizers")
+    span_likely: float = option(0., 'for span: stretches are merged until the teacher finds the end of a word at least this probable; 0: never')
     student_aware: bool = option(False, 'compare only at some positions, those that aware_by names; elsewhere plain cross-entropy')
     aware_by: str = option('entropy', 'entropy (where the student is least certain), disagreement (where the two are furthest apart) or easy (nearest first, all in the end)')
     aware_share: float = option(0.5, 'share of the positions of a window, for student_aware')
@@ -115,7 +116,8 @@ class DistillConfig:
     control: bool = option(False, 'also train the same student on the same text without a teacher')
     teacher_dtype: str = option('auto', 'auto, float32, float16 or bfloat16')
     teacher_cache: str|None = option(None, "folder of what the teacher said, written by kdkit cache-teacher; trains without a teacher in memory")
-    cache_top_k: int = option(32, 'tokens that kdkit cache-teacher keeps at a position')
+    cache_top_k: int = option(32, 'likeliest tokens that kdkit cache-teacher keeps at a position')
+    cache_samples: int = option(32, 'tokens that it draws from the others, each for an equal part of what is left')
     trust_remote_code: bool = option(False, "run a model's own code from the hub")
     seed: int = option(42, 'of everything random')
 
@@ -142,18 +144,19 @@ class DistillConfig:
         demand('teacher_dtype', lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
         for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'): demand(name, lambda x: x > 0, 'above 0')
         if not any(getattr(self, f'alpha_{name}') for name in RECIPES['default']): raise ConfigError("every alpha is 0, so there is nothing to learn: give at least one loss a weight.")
+        demand('span_likely', lambda x: 0 <= x < 1, 'at least 0 and below 1')
         demand('beta', lambda x: 0 <= x <= 1, 'between 0 and 1')
         demand('skew', lambda x: 0 <= x < 1, 'at least 0 and below 1')
         demand('eval_fraction', lambda x: 0 < x < 1, 'between 0 and 1')
         for name in ('batch_size', 'gradient_accumulation_steps', 'logging_steps', 'max_eval_rows', 'patience', 'cache_top_k'): demand(name, lambda x: x >= 1, '1 or more')
         for name in ('max_length', 'contrastive_segments'): demand(name, lambda x: x >= 2, '2 or more')
         demand('teacher_max_length', lambda x: x is None or x >= 2, '2 or more')
-        for name in ('warmup_steps', 'early_stopping_warmup', 'min_delta'): demand(name, lambda x: x is None or x >= 0, '0 or more')
+        for name in ('warmup_steps', 'early_stopping_warmup', 'min_delta', 'cache_samples'): demand(name, lambda x: x is None or x >= 0, '0 or more')
         for name in ('eval_steps', 'total_steps'): demand(name, lambda x: x is None or x >= 1, '1 or more')
         if self.teacher_cache:
             for name, only in dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0.).items():
                 if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but a teacher_cache holds only what {name}={only!r} needs.")
-            if self.kd_method in ('span', 'uld', 'hybrid', 'projector'): raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds its top: choose a vocabulary map, or auto.")
+            if self.kd_method not in ('auto', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds its top: choose a vocabulary map, or auto.")
         demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
 

@@ -19,22 +19,24 @@ from .curriculum import Curriculum, constant, default_schedules
 from .data import PairCollator, control_ids
 from .models import (AbsentModel, body, capture_attention, capture_states, load_causal_lm, load_tokenizer, output_head,
                           pick_teacher_dtype)
+from .losses import chunked
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
-                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_comparison, comparison, read_heads,
+                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_comparison, comparison, opening_tokens, read_heads,
                          shared_tokens)
-from .vocab import VocabMap, boundaries, gold_consistency
+from .vocab import VocabMap, boundaries, gold_consistency, spelling_matrix
 
 # %% ../nbs/21_framework.ipynb #86cf6c52
 def build_terms(
     config: DistillConfig,     # its alphas decide
     student: PreTrainedModel,
     teacher: PreTrainedModel,
+    opens: Tensor|None = None, # teacher tokens that begin a new word, for spans
 ) -> dict:                     # name -> Term, in the order in which they are reported
     "The terms that the config gives weight to; lm always."
     s, t = student.config.get_text_config(), teacher.config.get_text_config()
     pairs = layer_pairs(s.num_hidden_layers, t.num_hidden_layers)
-    kd = SpanTerm if config.kd_method == 'span' else lambda: KnowledgeTerm(config.aware_by if config.student_aware else None, config.aware_share)
+    kd = lambda: SpanTerm(likely=config.span_likely, opens=opens) if config.kd_method == 'span' else KnowledgeTerm(config.aware_by if config.student_aware else None, config.aware_share)
     makers = dict(kd=kd, unaligned=UnalignedTerm,
                   feature=lambda: FeatureTerm(t.hidden_size, s.hidden_size),
                   attention=lambda: AttentionTerm(pairs[-1:], t.num_attention_heads, s.num_attention_heads),
@@ -69,7 +71,8 @@ class StudentAwareDistillationFramework(nn.Module):
         if count(student) > count(teacher) and not isinstance(teacher, AbsentModel):
             warnings.warn(f"the student ({count(student):,} parameters) is larger than the teacher ({count(teacher):,}): are the two swapped?")
         self.student_model = student.float()  # a GradScaler cannot unscale the gradient of an fp16 parameter
-        self.terms = nn.ModuleDict(build_terms(config, student, teacher))
+        opens = opening_tokens(self.teacher_tokenizer, teacher.config.get_text_config().vocab_size)
+        self.terms = nn.ModuleDict(build_terms(config, student, teacher, opens))
         vocab_map = vocab_map or build_map(config.kd_method, self.student_tokenizer, self.teacher_tokenizer,
                                            student.config.get_text_config().vocab_size, teacher.config.get_text_config().vocab_size, config.inside_tokens)
         self.curriculum = Curriculum({name: getattr(config, f'alpha_{name}') for name in self.terms}, default_schedules(),
@@ -82,6 +85,9 @@ class StudentAwareDistillationFramework(nn.Module):
         self._hold(logit_projector=None if isinstance(teacher, AbsentModel) else TeacherToStudentLogitProjector(*heads, *shared))
         self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
         self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
+        if config.kd_method == 'p_kl':
+            sizes = [m.config.get_text_config().vocab_size for m in (student, teacher)]
+            shared = spelling_matrix(self.student_tokenizer, self.teacher_tokenizer, *sizes, self.teacher_end_id or 0)
         self.compare = comparison(config.kd_method, vocab_map, shared, config.divergence, config.beta, config.skew, config.temperature)
         self.compare_cached = cached_comparison(vocab_map)
         self.to(device)
@@ -214,6 +220,10 @@ class StudentAwareDistillationFramework(nn.Module):
             nats = read_heads(output_head(self.teacher_model), states, following, chunk=self.chunk)
             spent = torch.zeros(following.shape, device=states.device).masked_scatter(nats.rest_mask, nats.rest)
             signals.teacher_nats = F.pad(spent[:, :-1], (1, 0))  # predicted at i, spent at i + 1
+        if likely := [term for term in terms if isinstance(term, SpanTerm) and term.likely]:
+            opens, head = likely[0].opens.to(states.device), output_head(self.teacher_model)
+            begins, = chunked(lambda some: (head(some).float().softmax(-1)[:, opens].sum(-1),), states.flatten(0, 1), chunk=self.chunk)
+            signals.new_word = begins.view(states.shape[:2])
 
     @property
     def chunk(self):

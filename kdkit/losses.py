@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['widen', 'forward_kl', 'reverse_kl', 'generalized_jsd', 'skewed_kl', 'divergence', 'at_temperature', 'kept_kl',
-           'sorted_l1', 'uld', 'hybrid_matching', 'span_likelihood', 'cosine_distance', 'sum_over_spans',
-           'attention_kl', 'info_nce', 'chunked']
+           'sorted_l1', 'uld', 'hybrid_matching', 'projected_kl', 'span_likelihood', 'cosine_distance',
+           'sum_over_spans', 'attention_kl', 'info_nce', 'chunked']
 
 # %% ../nbs/00_losses.ipynb #c14671d2
 import math
@@ -136,6 +136,22 @@ def hybrid_matching(
     rest_teacher = log_teacher.exp().index_fill(-1, teacher_shared, 0)
     share = len(student_shared) / student_logits.shape[-1]
     return share * matched + (1 - share) * sorted_l1(rest_student, rest_teacher)
+
+# %% ../nbs/00_losses.ipynb #c5dfb4f3
+def projected_kl(
+    student_logits: Tensor,  # [..., V_s], gradients flow here
+    teacher_logits: Tensor,  # [..., V_t]
+    rows: Tensor,            # [n], student tokens of the matrix's entries; each token has some, and they sum to 1
+    columns: Tensor,         # [n], their teacher tokens
+    weights: Tensor,         # [n]
+) -> Tensor:                 # [...], nats
+    "Forward KL between the teacher and the projected student (arXiv 2605.21699, P-KL)."
+    probs = widen(student_logits).softmax(-1)
+    spread = probs.new_zeros(*probs.shape[:-1], teacher_logits.shape[-1]).index_add(-1, columns, probs[..., rows] * weights)
+    some = columns.unique()
+    log_student = spread[..., some].clamp_min(torch.finfo(spread.dtype).tiny).log()
+    log_teacher = widen(teacher_logits)[..., some].log_softmax(-1)
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
 
 # %% ../nbs/00_losses.ipynb #0bd8693e
 def span_likelihood(

@@ -125,7 +125,7 @@ def cache_teacher(
     score = measure(framework, eval_batches(text['held_out'], framework, config.batch_size), 'teacher')
     def progress(done, total): say(f'asking the teacher {done:,}/{total:,} windows')
     pad = framework.collator().fill['teacher_input_ids']
-    write_cache(config.teacher_cache, framework.teacher_model, text['train'], dict(name=config.teacher_model, score=score), config.cache_top_k, config.batch_size, pad,
+    write_cache(config.teacher_cache, framework.teacher_model, text['train'], dict(name=config.teacher_model, score=score), config.cache_top_k, config.cache_samples, config.batch_size, pad,
                 framework.vocab_map.inside, progress=progress)
     cache = TeacherCache(config.teacher_cache)
     return dict(rows=len(text['train']), positions=sum(map(len, text['train']['teacher_positions'])), bytes_per_position=cache.bytes_per_position,

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['at_positions', 'next_tokens', 'aligned_mask', 'comparison', 'cached_comparison', 'build_map', 'shared_tokens', 'Nats',
            'read_heads', 'Signals', 'Term', 'LanguageModelTerm', 'UnalignedTerm', 'highest_of_rows', 'KnowledgeTerm',
-           'span_nats', 'SpanTerm', 'FeatureTerm', 'AttentionTerm', 'LayerwiseTerm', 'ContrastiveTerm']
+           'span_nats', 'opening_tokens', 'SpanTerm', 'FeatureTerm', 'AttentionTerm', 'LayerwiseTerm',
+           'ContrastiveTerm']
 
 # %% ../nbs/16_terms.ipynb #a9ace24d
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from .align import token_bytes
 from .config import KD_MAPS
-from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, span_likelihood, uld
+from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, projected_kl, span_likelihood, uld
 from .models import span_attention
 from .projectors import (AttentionTransferModule, ContrastiveDistillationLoss, FeatureProjector, LayerwiseDistillationLoss,
                               pool_segments)
@@ -52,9 +53,9 @@ def aligned_mask(
 
 # %% ../nbs/16_terms.ipynb #d3306e42
 def comparison(
-    method: str,                       # the name of a vocabulary map, or uld, hybrid, projector
+    method: str,                       # the name of a vocabulary map, or uld, hybrid, p_kl, projector
     vocab_map: VocabMap|None = None,   # for the methods that go through classes
-    shared: tuple|None = None,         # for hybrid: (student ids, teacher ids) of the tokens that both have
+    ids: tuple|None = None,            # for hybrid: (student ids, teacher ids) of the tokens that both have; for p_kl: a `spelling_matrix`
     divergence_name: str = 'forward_kl',
     beta: float = 0.5,                 # of jsd
     skew: float = 0.1,                 # of skewed_kl
@@ -62,8 +63,9 @@ def comparison(
 ) -> Callable:                         # (student_logits [n, V_s], teacher_logits [n, V_t], node [n]) -> [n] nats
     "How logits are compared; node is 0 at a shared boundary, otherwise where inside the teacher's token."
     if method == 'uld': return at_temperature(lambda s, t, node: uld(s, t), temperature)
-    if method == 'hybrid':
-        return at_temperature(lambda s, t, node: hybrid_matching(s, t, *(ids.to(s.device) for ids in shared)), temperature)
+    if method in ('hybrid', 'p_kl'):
+        measure = dict(hybrid=hybrid_matching, p_kl=projected_kl)[method]
+        return at_temperature(lambda s, t, node: measure(s, t, *(part.to(s.device) for part in ids)), temperature)
     measure = divergence(divergence_name, beta, skew)
     if method == 'projector': return at_temperature(lambda s, t, node: measure(s, t), temperature)  # both sides speak the student's vocabulary already
     on_device = lru_cache(vocab_map.to)
@@ -170,6 +172,7 @@ class Signals:
     aligned: Tensor|None = None                            # [batch, P] bool
     nats: Nats|None = None                                 # what the heads say
     teacher_nats: Tensor|None = None                       # [batch, T] the teacher's cross-entropy of each token; only for spans
+    new_word: Tensor|None = None                           # [batch, T] the teacher's probability that what follows begins a new word; only for merged spans
     student_layers: dict = field(default_factory=dict)     # layer -> [batch, S, H_s]
     teacher_layers: dict = field(default_factory=dict)     # layer -> [batch, T, H_t]
     student_attention: dict = field(default_factory=dict)  # layer -> (query, key, mask, scaling)
@@ -259,22 +262,39 @@ def span_nats(
     running = at_positions(token_nats.cumsum(1), positions)
     return running[:, 1:] - running[:, :-1]
 
+# %% ../nbs/16_terms.ipynb #cd04aee2
+def opening_tokens(
+    tokenizer,        # fast
+    vocab_size: int,  # rows of the model's head
+) -> Tensor:          # [vocab_size] bool
+    "Tokens that begin with anything but a letter or digit, and control tokens: before them a word has ended."
+    return torch.tensor([not piece or not (chr(piece[0]).isalnum() or piece[0] >= 128) for piece in token_bytes(tokenizer, vocab_size)])
+
 # %% ../nbs/16_terms.ipynb #a7661c44
 class SpanTerm(Term):
     "Likelihood of the stretches between shared boundaries, nats per stretch (ALM, arXiv 2503.20083)."
     name = 'kd'
-    def __init__(self, temperature: float = 100.):  # divides the log-likelihoods
+    def __init__(self,
+        temperature: float = 100.,  # divides the log-likelihoods
+        likely: float = 0.,         # stretches are merged until the teacher gives the end of a word at least this probability
+        opens: Tensor|None = None,  # [teacher vocabulary] bool, tokens that begin a new word; for merging
+    ):
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.likely, self.opens = temperature, likely, opens
 
-    def spans(self, aligned): return aligned[:, 1:] & aligned[:, :-1]
-    def units(self, labels, aligned, covered): return self.spans(aligned).sum()
+    def units(self, labels, aligned, covered): return (aligned[:, 1:] & aligned[:, :-1]).sum()  # before merging, which only the teacher can decide
     def forward(self, signals):
+        keep, here, there = signals.aligned, signals.student_positions, signals.teacher_positions
+        if self.likely:
+            keep = keep & (at_positions(signals.new_word, there) >= self.likely)
+            order = (~keep).int().argsort(dim=1, stable=True)  # boundaries that stay first
+            keep, here, there = (x.gather(1, order) for x in (keep, here, there))
         nats = torch.zeros_like(signals.nats.rest_mask, dtype=signals.nats.rest.dtype).masked_scatter(signals.nats.rest_mask, signals.nats.rest)
-        student = span_nats(F.pad(nats[:, :-1], (1, 0)), signals.student_positions)  # predicted at i, spent at i + 1
-        teacher = span_nats(signals.teacher_nats, signals.teacher_positions)
-        spans = self.spans(signals.aligned)
+        student = span_nats(F.pad(nats[:, :-1], (1, 0)), here)  # predicted at i, spent at i + 1
+        teacher = span_nats(signals.teacher_nats, there)
+        spans = keep[:, 1:] & keep[:, :-1]
         return span_likelihood(student[spans], teacher[spans], self.temperature).sum()
+
 
 # %% ../nbs/16_terms.ipynb #f23cea56
 class FeatureTerm(Term):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['class_log_probs', 'VocabMap', 'gold_consistency', 'same_tokenizer', 'identity_map', 'ids_by_bytes', 'longest_prefix',
            'inside_text', 'spellings', 'teacher_spellings', 'first_token_map', 'common_prefix_map', 'combined_map',
-           'boundaries', 'Continuations', 'continuations']
+           'boundaries', 'Continuations', 'continuations', 'spelling_matrix']
 
 # %% ../nbs/11_vocab.ipynb #04307154
 import json
@@ -284,3 +284,23 @@ def continuations(
     order, n_nodes = nodes.argsort(stable=True), sum(map(len, edges)) + 1
     start = torch.cat([torch.zeros(1, dtype=torch.long), nodes.bincount(minlength=n_nodes).cumsum(0)])
     return Continuations(vocab_size, torch.cat([torch.empty(0, dtype=torch.long), *edges]), start, tokens[order], following[order], paths)
+
+# %% ../nbs/11_vocab.ipynb #9f9c4291
+def spelling_matrix(
+    student_tokenizer,
+    teacher_tokenizer,
+    student_vocab_size: int,
+    teacher_vocab_size: int,
+    end_id: int,              # the teacher's end of document
+    decay: float = 0.5,       # from one token of a spelling to the next
+) -> tuple:                   # (student ids [n], teacher ids [n], weights [n]); a student token's weights sum to 1
+    "Sparse projection from the student's vocabulary to the teacher's."
+    student, teacher = token_bytes(student_tokenizer, student_vocab_size), token_bytes(teacher_tokenizer, teacher_vocab_size)
+    own = iter(spellings(teacher_tokenizer, teacher, [piece for piece in student if piece]))
+    rows = [{t: decay**i for i, t in reversed([*enumerate(next(own))])} if piece else {} for piece in student]
+    for t, ids in enumerate(teacher_spellings(student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size)):
+        for i, s in reversed([*enumerate(ids)]):
+            if [teacher[x] for x in rows[s]] != [student[s]]: rows[s][t] = max(rows[s].get(t, 0), decay**i)
+    entries = [(s, t, weight / sum(row.values())) for s, row in enumerate(row or {end_id: 1.} for row in rows) for t, weight in row.items()]
+    s, t, weights = zip(*entries)
+    return torch.tensor(s), torch.tensor(t), torch.tensor(weights)

@@ -7,7 +7,7 @@ from test_contract import batch_of, framework_of
 
 from kdkit.config import ConfigError, DistillConfig
 from kdkit.framework import StudentAwareDistillationFramework
-from kdkit.terms import highest_of_rows
+from kdkit.terms import at_positions, highest_of_rows
 
 ONLY = dict(alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0.)
 CHOICES = [dict(inside_tokens=True), dict(inside_tokens=True, mask_inconsistent=True)] + [
@@ -87,3 +87,29 @@ def test_highest_of_rows_by_brute_force():
 def test_wrong_choices_are_refused():
     for wrong, match in ((dict(aware_by='luck'), 'aware_by'), (dict(aware_share=0), 'aware_share'), (dict(student_aware=True, kd_method='span'), 'stretches')):
         with pytest.raises(ConfigError, match=match): DistillConfig(**wrong)
+
+def test_stretches_are_merged_until_the_teacher_sees_the_end_of_a_word(pair):
+    plain, text = framework_of(pair, **ONLY, kd_method='span')
+    batch = batch_of(plain, text['train'].select(range(6)))
+    build = lambda likely: StudentAwareDistillationFramework(replace(plain.config, span_likely=likely), plain.teacher_model, plain.student_model,
+                                                             plain.teacher_tokenizer, plain.student_tokenizer, plain.vocab_map)
+    assert build(1e-9)(**batch)['losses']['kd'] == pytest.approx(plain(**batch)['losses']['kd'].item(), rel=1e-5)  # everything is likely enough
+    complete = plain.complete(batch)
+    opens = build(.5).terms['kd'].opens
+    with torch.no_grad(): mass = plain.teacher_model(input_ids=complete['teacher_input_ids']).logits.double().softmax(-1)[..., opens].sum(-1)
+    middle = at_positions(mass, complete['teacher_positions'])[plain.partners(complete)[0]].median().item()
+    merged = build(middle)
+    total = 0.
+    with torch.no_grad():
+        for i in range(6):  # by hand
+            student, teacher = (m(input_ids=complete[k][i:i + 1]).logits[0].double().log_softmax(-1) for m, k in ((merged.student_model, 'input_ids'), (merged.teacher_model, 'teacher_input_ids')))
+            aligned, _, _ = merged.partners(complete)
+            here, there = (complete[k][i][aligned[i]].tolist() for k in ('student_positions', 'teacher_positions'))
+            kept = [(h, t) for h, t in zip(here, there) if teacher[t].exp()[opens].sum() >= middle]
+            def nats(log_probs, ids, a, b): return -sum(log_probs[j, ids[j + 1]] for j in range(a, b))
+            for (a, c), (b, d) in zip(kept, kept[1:]):
+                p, q = (torch.exp(-x / 100) for x in (nats(teacher, complete['teacher_input_ids'][i], c, d), nats(student, complete['input_ids'][i], a, b)))
+                total += (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).item()
+    counts = merged.count_units(batch)['kd'].item()
+    assert 0 < merged(**batch)['losses']['kd'].item() == pytest.approx(total / counts, rel=2e-3)
+    assert counts == plain.count_units(batch)['kd'].item()

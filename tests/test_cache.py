@@ -43,7 +43,7 @@ def test_a_whole_distribution_gives_the_online_loss_and_gradient(pair, same_pair
 def test_less_kept_is_less_seen(pair, tmp_path):
     losses = []
     for k in (2, 16, 128, 700):
-        config = config_of(pair, tmp_path, kd_method='combined', cache_top_k=k, teacher_cache=str(tmp_path / f'{k}'))
+        config = config_of(pair, tmp_path, kd_method='combined', cache_top_k=k, cache_samples=0, teacher_cache=str(tmp_path / f'{k}'))
         cache_teacher(config)
         text = prepare_text(config)
         rows = CachedRows(text['train'], TeacherCache(config.teacher_cache))
@@ -51,6 +51,23 @@ def test_less_kept_is_less_seen(pair, tmp_path):
         losses.append(framework(**framework.collator()([rows[i] for i in range(6)]))['losses']['kd'].item())
     assert losses == sorted(losses) and losses[0] < losses[-1]
 
+
+def test_what_is_drawn_stands_for_the_rest_without_bias(pair, tmp_path):
+    "The gradient, averaged over many caches, is that of the whole distribution; of the likeliest alone it is not."
+    def gradient(name, teacher=None, **options):
+        config = config_of(pair, tmp_path, kd_method='combined', alpha_lm=0., alpha_unaligned=0., teacher_cache=name and str(tmp_path / name), **options)
+        text = prepare_text(config)
+        if name:
+            cache_teacher(config)
+            text['train'] = CachedRows(text['train'], TeacherCache(config.teacher_cache))
+            teacher = AbsentModel(load_config(config.teacher_model))
+        framework = make_framework(config, text, teacher)
+        framework(**framework.collator()([text['train'][i] for i in range(4)]))['loss'].backward()
+        return torch.cat([p.grad.flatten() for p in framework.student_model.parameters()])
+    whole, top = gradient(None), gradient('top', cache_top_k=4, cache_samples=0)
+    drawn = [gradient(f'drawn{samples}', cache_top_k=4, cache_samples=samples) for samples in (4, 64, 2048)]
+    far = [((g - whole).norm() / whole.norm()).item() for g in (top, *drawn)]
+    assert far[3] < far[2] < far[1] and far[3] < .1 and far[3] < .3 * far[0], far
 
 def test_a_run_from_a_cache_ends_where_the_online_run_does(pair, tmp_path):
     config = config_of(pair, tmp_path, cache_top_k=10**6, control=True)
@@ -77,13 +94,13 @@ def test_a_run_from_a_cache_loads_no_teacher(pair, tmp_path, monkeypatch):
 def test_a_cache_that_was_cut_off_goes_on(pair, tmp_path, monkeypatch):
     config = config_of(pair, tmp_path)
     text, teacher = prepare_text(config), load_causal_lm(config.teacher_model)
-    write = lambda folder, **more: write_cache(folder, teacher, text['train'], dict(name='t'), 8, 3, shard_rows=4, **more)
+    write = lambda folder, **more: write_cache(folder, teacher, text['train'], dict(name='t'), top_k=8, samples=4, batch_size=3, shard_rows=4, **more)
     def power_cut(done, total):
         if done >= 8: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): write(tmp_path / 'cut', progress=power_cut)
     with pytest.raises(CacheError, match='not finished'): TeacherCache(tmp_path / 'cut')
     asked = []
-    monkeypatch.setattr(cache_module, 'top_of_teacher', lambda t, rows, *rest, real=cache_module.top_of_teacher: asked.append(len(rows)) or real(t, rows, *rest))
+    monkeypatch.setattr(cache_module, 'ask_teacher', lambda t, rows, *rest, real=cache_module.ask_teacher, **how: asked.append(len(rows)) or real(t, rows, *rest, **how))
     write(tmp_path / 'cut')
     assert sum(asked) == len(text['train']) - 8
     write(tmp_path / 'whole')
@@ -96,7 +113,7 @@ def test_a_cache_of_something_else_is_refused(pair, tmp_path, capsys):
     cache_teacher(config)
     for changed, match in ((dict(max_length=48), 'other windows'), (dict(seed=7), 'other windows'), (dict(teacher_model=config.student_model), 'other windows|written by the teacher'),
                            (dict(teacher_cache=str(tmp_path / 'none')), 'kdkit cache-teacher'),
-                           (dict(inside_tokens=True), "without answers inside the teacher's tokens")):
+                           (dict(inside_tokens=False), "holds the answers inside the teacher's tokens")):
         with pytest.raises(CacheError, match=match): distill(replace(config, output_dir=str(tmp_path / 'no'), **changed))
     assert not (tmp_path / 'no').exists()  # nothing was written
     with pytest.raises(CacheError, match='top_k differs'): cache_teacher(replace(config, cache_top_k=5))

@@ -42,7 +42,7 @@ def test_mixed_precision_never_meets_half_and_float(pair, teacher_dtype, autocas
     framework, text = framework_of(pair, teacher_dtype=teacher_dtype)
     assert framework.logit_projector.hidden_projector.weight.dtype == framework.teacher_model.dtype == getattr(torch, teacher_dtype)
     batches = eval_batches(text['held_out'], framework, 4)[:2]
-    others = [StudentAwareDistillationFramework(replace(framework.config, kd_method=m)) for m in ('projector', 'span', 'uld', 'hybrid')]
+    others = [StudentAwareDistillationFramework(replace(framework.config, kd_method=m)) for m in ('projector', 'span', 'uld', 'hybrid', 'p_kl')]
     with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         framework(**batches[0])['loss'].backward()
         for side, model in dict(student=framework.student_model, teacher=framework.teacher_model).items():

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from kdkit.align import encode_bytes, shared_boundaries, token_bytes
 from kdkit.losses import forward_kl
 from kdkit.vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, gold_consistency, ids_by_bytes, identity_map,
-                         same_tokenizer, teacher_spellings)
+                         same_tokenizer, spelling_matrix, teacher_spellings)
 
 methods = first_token_map, common_prefix_map, combined_map
 pairs = [*itertools.permutations(['bytes', 'bytes-large', 'bytes-prefix', 'bytes-NFC', 'metaspace', 'prepend'], 2)]
@@ -225,3 +225,17 @@ def test_one_tokenizer_has_no_inside():
     ids, positions = torch.arange(1, 8)[None], torch.arange(6)[None]
     partner, node = tree.find(ids, ids, positions, positions)
     assert partner.tolist() == [[*range(6), -1]] and node.tolist() == [[0] * 6 + [-1]]
+
+@pytest.mark.parametrize('student, teacher', [*pairs[:4], ('bytes', 'bytes')])
+def test_the_spelling_matrix_spreads_each_student_token_over_what_writes_it(student, teacher):
+    s, t, weights = spelling_matrix(get(student), get(teacher), *sizes(student, teacher), get(teacher).eos_token_id)
+    mine, theirs = token_bytes(get(student)), token_bytes(get(teacher))
+    torch.testing.assert_close(torch.zeros(len(mine)).index_add(0, s, weights), torch.ones(len(mine)))
+    own, known = ids_by_bytes(get(student), mine), set(filter(None, theirs))
+    for i, piece in enumerate(mine):
+        entries = {theirs[j]: w for j, w in zip(t[s == i].tolist(), weights[s == i].tolist())}
+        if piece is None: assert [*entries] == [None]
+        elif piece in known: assert entries == {piece: 1.}
+        else:
+            for other in entries: assert other in piece or piece in other
+    assert own and (student != teacher or (s == t).all())
