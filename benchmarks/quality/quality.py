@@ -10,10 +10,12 @@ Every run is a kdkit run in a folder of its own, so a second call only does what
 `--seeds` or `--only`.
 """
 import argparse
+import ast
 import json
 import os
 import platform
 import re
+import sysconfig
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +33,7 @@ from kdkit.models import load_tokenizer
 from kdkit.pictures import plot_gap
 from kdkit.prepare import prepare_text
 from kdkit.report import gap_closed, markdown_table
-from kdkit.run import cache_teacher, distill, make_framework, make_trainer, open_cache, quiet_libraries, versions
+from kdkit.run import cache_teacher, distill, evaluate_run, make_framework, make_trainer, open_cache, quiet_libraries, versions
 
 STEPS, SEEDS = 500, (0, 1, 2)  # optimizer steps of 8 windows of 128 student tokens
 RATES = 1.5e-3, 2e-3, 3e-3
@@ -51,8 +53,9 @@ ARMS = {  # name -> fields of the config
     'combined, 0.7': mix(.7, kd_method='combined'),
     'combined, 0.9, inconsistent masked': mix(.9, kd_method='combined', mask_inconsistent=True),
     'combined, 0.9, inside tokens too': mix(.9, kd_method='combined', inside_tokens=True),
-    'combined, 0.9, from a cache of 32 tokens': mix(.9, kd_method='combined', cache_top_k=32),
-    'combined, 0.9, from a cache of 8 tokens': mix(.9, kd_method='combined', cache_top_k=8),
+    'combined, 0.9, from a cache of 32 tokens': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=0),
+    'combined, 0.9, from a cache of 16 tokens and 16 drawn': mix(.9, kd_method='combined', cache_top_k=16, cache_samples=16),
+    'combined, 0.9, from a cache of 32 tokens and 32 drawn': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=32),
     'combined, 0.9 + feature 0.1': mix(.9, kd_method='combined', alpha_feature=.1),
     'combined, 0.9 + attention 0.1': mix(.9, kd_method='combined', alpha_attention=.1),
     'combined, 0.9 + layerwise 0.1': mix(.9, kd_method='combined', alpha_layerwise=.1),
@@ -65,6 +68,8 @@ ARMS = {  # name -> fields of the config
     'hybrid matching, 0.9': mix(.9, kd_method='hybrid'),
     'ULD, 1.5 beside cross-entropy': dict(alpha_kd=1.5, alpha_unaligned=0., alpha_lm=1., kd_method='uld'),
     'span likelihood, 0.5': dict(alpha_kd=.5, alpha_unaligned=0., alpha_lm=.5, kd_method='span'),
+    'span likelihood, 0.5, merged to 0.1': dict(alpha_kd=.5, alpha_unaligned=0., alpha_lm=.5, kd_method='span', span_likely=.1),
+    'P-KL, 0.9': mix(.9, kd_method='p_kl'),
     'least-squares projector, 0.5': mix(.5, kd_method='projector'),
     'first token, 0.5': mix(.5, kd_method='first_token'),
     'first token, 0.7': mix(.7, kd_method='first_token'),
@@ -81,7 +86,7 @@ ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('co
 ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
 PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embedded student's own
     'small': (None, list(ARMS)),
-    'large': (16_384, ['combined, 0.9', 'first token, 0.9', 'common prefix, 0.9']),
+    'large': (16_384, ['combined, 0.9, inside tokens too', 'combined, 0.9', 'first token, 0.9']),
     'same': (0, ['identity, 0.9']),
 }
 ARMS['identity, 0.9'] = mix(.9, kd_method='identity')
@@ -99,9 +104,21 @@ def large_tokenizer(texts, size):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end)
 
 
+def code_of(source):
+    "A module without its docstrings and comments."
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, 'body', None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0], 'value', None), ast.Constant): body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
 def make_inputs(folder):
-    "Text for all runs, once."
+    "Text for all runs, once. Code is the other domain: neither teacher nor student is trained on it."
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / 'code.jsonl').exists():
+        modules = sorted(Path(sysconfig.get_path('stdlib')).glob('*.py'))
+        save_documents([dict(text=code_of(path.read_text(encoding='utf-8'))[:4000]) for path in modules], folder / 'code.jsonl')
     if not (folder / 'held_out.jsonl').exists():
         for name, documents in zip(('train', 'held_out'), demo_corpus()): save_documents(documents, folder / f'{name}.jsonl')
     texts = [json.loads(line)['text'] for line in (folder / 'train.jsonl').open()]
@@ -133,7 +150,7 @@ def config_of(root, pair, values, seed, rate, steps, folder):
                            eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
                            eval_steps=steps, seed=seed, **{**dict(max_length=128, batch_size=8, max_eval_rows=256), **values})
     if 'cache_top_k' not in values: return config
-    cache = root / pair / f"cache_{values['cache_top_k']}"
+    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}"
     if not (cache / 'cache.json').exists(): cache_teacher(replace(config, teacher_cache=str(cache)))
     return replace(config, teacher_cache=str(cache))
 
@@ -212,6 +229,16 @@ def calibration(row):
     return json.loads(path.read_text())
 
 
+def on_code(row):
+    "Bits per byte of a run's student on code, measured once."
+    path = row['folder'] / 'code.json'
+    if not path.exists():
+        code = row['folder'].parents[1] / 'inputs' / 'code.jsonl'
+        report = evaluate_run(str(row['folder'] / 'student'), str(code), max_length=128, max_eval_rows=128)
+        path.write_text(json.dumps(report['student_after']['bits_per_byte']))
+    return json.loads(path.read_text())
+
+
 def spread(values, form='.3f'):
     "Mean and how far the seeds are apart."
     values = list(values)
@@ -225,18 +252,21 @@ def pair_table(root, pair):
     rates = {row['rate']: row['report']['student_after']['bits_per_byte'] for row in rows if row['arm'] == 'language_model' and row['seed'] == SEEDS[0] and row['steps'] == STEPS}
     best = min(rates, key=rates.get)
     bits = lambda row: row['report']['student_after']['bits_per_byte']
-    control = {row['seed']: bits(row) for row in rows if row['arm'] == 'language_model' and row['rate'] == best and row['steps'] == STEPS}
-    groups = {}
+    control = {(row['seed'], row['steps']): bits(row) for row in rows if row['arm'] == 'language_model' and row['rate'] == best}
+    groups, closed, spelt = {}, {}, {arm.replace(' ', '_').replace(',', ''): arm for arm in ARMS}
     for row in rows:
-        if row['rate'] == best and row['seed'] in control: groups.setdefault((row['arm'], row['steps']), []).append(row)
-    closed = {key: [gap_closed(bits(row), control[row['seed']], row['report']['teacher']['bits_per_byte']) for row in group] for key, group in groups.items()}
-    names = {key: key[0].replace('_', ' ') + (f' for {key[1]} steps' if key[1] != STEPS else '') for key in groups}
-    table = [['', 'seeds', 'bits per byte', 'gap closed', 'KL from the teacher', 'agrees', 'right', 'calibration error']]
+        base = control.get((row['seed'], STEPS if row['arm'] == 'language_model' else row['steps']))  # more plain training is also measured against the plain training of STEPS
+        if row['rate'] != best or base is None: continue
+        key = row['arm'], row['steps']
+        groups.setdefault(key, []).append(row)
+        closed.setdefault(key, []).append(gap_closed(bits(row), base, row['report']['teacher']['bits_per_byte']))
+    names = {key: spelt.get(key[0], key[0].replace('_', ' ')) + (f', {key[1]:,} steps' if key[1] != STEPS else '') for key in groups}
+    table = [['', 'seeds', 'bits per byte', 'gap closed', 'KL', 'agrees', 'right', 'calibration error', 'on code']]
     for key, group in sorted(groups.items(), key=lambda item: sum(map(bits, item[1])) / len(item[1])):
         kept, calibrated = [(row['report']['retention'] or {}).get('after') for row in group], [calibration(row) for row in group]  # a run from a cache has no teacher to agree with
         table.append([names[key], str(len(group)), spread(map(bits, group)), spread(closed[key], '.0%'), *(spread((k[what] for k in kept), form) if all(kept) else '-'
                       for what, form in (('kl_nats', '.2f'), ('top1_agreement', '.1%'))), spread((c['top1_accuracy'] for c in calibrated), '.1%'),
-                      spread((c['calibration_error'] for c in calibrated), '.1%')])
+                      spread((c['calibration_error'] for c in calibrated), '.1%'), spread(map(on_code, group))])
     teacher = next(iter(rows))['report']['teacher']['bits_per_byte']
     return table, {names[key]: values for key, values in closed.items()}, rates, best, teacher
 
