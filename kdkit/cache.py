@@ -122,8 +122,8 @@ def write_cache(
     teacher,               # of transformers, in eval mode
     rows: Dataset,         # of pair_dataset
     about: dict,           # to be kept with it: the teacher's name, its score
-    top_k: int = 32,       # likeliest tokens kept at a position; at most the teacher's vocabulary
-    samples: int = 0,      # more, drawn from the others
+    top_k: int = 16,       # likeliest tokens kept at a position; at most the teacher's vocabulary
+    samples: int = 16,     # more, drawn from the others
     batch_size: int = 8,
     pad_id: int = 0,       # the teacher's
     inside: Continuations|None = None,  # also ask inside its tokens
@@ -190,6 +190,9 @@ class TeacherCache:
         ids, log_probs, starts = self.shard(shard)
         some = slice(starts[at], starts[at + 1])
         return np.concatenate([ids[some].astype(np.float32), log_probs[some].astype(np.float32)], 1)  # every id below 2**24 is a whole number in fp32
+
+    @property
+    def positions(self): return sum(int(self.shard(i)[2][-1]) for i in range(-(-self.about['n_rows'] // self.about['shard_rows'])))
 
     @property
     def bytes_per_position(self): return (self.about['top_k'] + self.about['samples']) * sum(array.dtype.itemsize for array in self.shard(0)[:2])

@@ -116,8 +116,8 @@ class DistillConfig:
     control: bool = option(False, 'also train the same student on the same text without a teacher')
     teacher_dtype: str = option('auto', 'auto, float32, float16 or bfloat16')
     teacher_cache: str|None = option(None, "folder of what the teacher said, written by kdkit cache-teacher; trains without a teacher in memory")
-    cache_top_k: int = option(32, 'likeliest tokens that kdkit cache-teacher keeps at a position')
-    cache_samples: int = option(32, 'tokens that it draws from the others, each for an equal part of what is left')
+    cache_top_k: int = option(16, 'likeliest tokens that kdkit cache-teacher keeps at a position')
+    cache_samples: int = option(16, 'tokens that it draws from the others, each for an equal part of what is left')
     trust_remote_code: bool = option(False, "run a model's own code from the hub")
     seed: int = option(42, 'of everything random')
 

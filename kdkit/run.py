@@ -128,7 +128,7 @@ def cache_teacher(
     write_cache(config.teacher_cache, framework.teacher_model, text['train'], dict(name=config.teacher_model, score=score), config.cache_top_k, config.cache_samples, config.batch_size, pad,
                 framework.vocab_map.inside, progress=progress)
     cache = TeacherCache(config.teacher_cache)
-    return dict(rows=len(text['train']), positions=sum(map(len, text['train']['teacher_positions'])), bytes_per_position=cache.bytes_per_position,
+    return dict(rows=len(text['train']), positions=cache.positions, bytes_per_position=cache.bytes_per_position,
                 seconds=round(time.time() - started, 1), score=score)
 
 # %% ../nbs/37_run.ipynb #1bc8c482
