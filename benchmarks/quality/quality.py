@@ -34,6 +34,7 @@ from kdkit.pictures import plot_gap
 from kdkit.prepare import prepare_text
 from kdkit.report import gap_closed, markdown_table
 from kdkit.run import cache_teacher, distill, evaluate_run, make_framework, make_trainer, open_cache, quiet_libraries, versions
+from kdkit.sequence import teacher_text
 
 STEPS, SEEDS = 500, (0, 1, 2)  # optimizer steps of 8 windows of 128 student tokens
 RATES = 1.5e-3, 2e-3, 3e-3
@@ -70,6 +71,7 @@ ARMS = {  # name -> fields of the config
     'span likelihood, 0.5': dict(alpha_kd=.5, alpha_unaligned=0., alpha_lm=.5, kd_method='span'),
     'span likelihood, 0.5, merged to 0.1': dict(alpha_kd=.5, alpha_unaligned=0., alpha_lm=.5, kd_method='span', span_likely=.1),
     'P-KL, 0.9': mix(.9, kd_method='p_kl'),
+    'text that the teacher wrote': dict(LM, dataset='written'),
     'least-squares projector, 0.5': mix(.5, kd_method='projector'),
     'first token, 0.5': mix(.5, kd_method='first_token'),
     'first token, 0.7': mix(.7, kd_method='first_token'),
@@ -146,9 +148,13 @@ def student(folder, pair, seed):
 
 def config_of(root, pair, values, seed, rate, steps, folder):
     "The config of a run. One that reads a cache finds it written."
-    config = DistillConfig(teacher_model=embedded_teacher(), student_model=student(root / 'inputs', pair, seed), dataset=str(root / 'inputs' / 'train.jsonl'),
+    config = DistillConfig(teacher_model=embedded_teacher(), student_model=student(root / 'inputs', pair, seed),
                            eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
-                           eval_steps=steps, seed=seed, **{**dict(max_length=128, batch_size=8, max_eval_rows=256), **values})
+                           eval_steps=steps, seed=seed, **{**dict(dataset=str(root / 'inputs' / 'train.jsonl'), max_length=128, batch_size=8, max_eval_rows=256), **values})
+    if config.dataset == 'written':
+        path = root / 'inputs' / 'written.jsonl'
+        if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path)
+        return replace(config, dataset=str(path))
     if 'cache_top_k' not in values: return config
     cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}"
     if not (cache / 'cache.json').exists(): cache_teacher(replace(config, teacher_cache=str(cache)))
