@@ -268,10 +268,11 @@ class Continuations:
 def continuations(
     written: list,    # student ids of each teacher token, of `teacher_spellings`
     vocab_size: int,  # of the student
+    deepest: int = 8, # student tokens into a teacher's token; what lies deeper (long rows of spaces) is left out
 ) -> Continuations:
     "The tree of these spellings."
-    depth = max(map(len, written), default=1)
-    spelt = torch.tensor([ids + [-1] * (depth - len(ids)) for ids in written])
+    depth = min(max(map(len, written), default=1), deepest + 1)
+    spelt = torch.tensor([ids[:depth] + [-1] * (depth - len(ids)) for ids in written])
     node, paths = torch.zeros(len(spelt), dtype=torch.long), torch.full((len(spelt), depth - 1), -1)
     edges, entries = [], []
     for level in range(depth - 1):

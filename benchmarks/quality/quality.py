@@ -153,7 +153,7 @@ def config_of(root, pair, values, seed, rate, steps, folder):
                            eval_steps=steps, seed=seed, **{**dict(dataset=str(root / 'inputs' / 'train.jsonl'), max_length=128, batch_size=8, max_eval_rows=256), **values})
     if config.dataset == 'written':
         path = root / 'inputs' / 'written.jsonl'
-        if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path)
+        if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path, new_tokens=240)
         return replace(config, dataset=str(path))
     if 'cache_top_k' not in values: return config
     cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}"
