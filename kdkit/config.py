@@ -87,7 +87,7 @@ class DistillConfig:
     temperature: float = option(1.0, "divides both models' logits; 1 is best across tokenizers")
     span_likely: float = option(0., 'for span: stretches are merged until the teacher finds the end of a word at least this probable; 0: never')
     student_aware: bool = option(False, 'compare only at some positions, those that aware_by names; elsewhere plain cross-entropy')
-    aware_by: str = option('entropy', 'entropy (where the student is least certain), disagreement (where the two are furthest apart) or easy (nearest first, all in the end)')
+    aware_by: str = option('disagreement', 'entropy (where the student is least certain), disagreement (where the two are furthest apart) or easy (nearest first, all in the end)')
     aware_share: float = option(0.5, 'share of the positions of a window, for student_aware')
     inside_tokens: bool = option(True, "also compare inside the teacher's tokens, by the chain rule")
     mask_inconsistent: bool = option(False, 'plain cross-entropy where the true next tokens fall into different classes')
