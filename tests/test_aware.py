@@ -9,13 +9,13 @@ from kdkit.config import ConfigError, DistillConfig
 from kdkit.framework import StudentAwareDistillationFramework
 from kdkit.terms import at_positions, highest_of_rows
 
-ONLY = dict(alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0.)
+ONLY = dict(alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0., inside_tokens=False)
 CHOICES = [dict(inside_tokens=True), dict(inside_tokens=True, mask_inconsistent=True)] + [
     dict(student_aware=True, aware_by=by, aware_share=share, inside_tokens=share == .3) for by in ('entropy', 'disagreement', 'easy') for share in (.3, .5)]
 
 @pytest.mark.parametrize('choice', CHOICES, ids=lambda c: ' '.join(f'{k}={v}' for k, v in c.items()))
 def test_the_choice_does_not_depend_on_batches_or_padding(pair, choice):
-    framework, text = framework_of(pair, **ONLY, **choice)
+    framework, text = framework_of(pair, **{**ONLY, **choice})
     rows = text['train'].select(range(8))
     whole = framework(**batch_of(framework, rows))
     whole['loss'].backward()
@@ -29,7 +29,7 @@ def test_the_choice_does_not_depend_on_batches_or_padding(pair, choice):
         for p, wanted in zip(framework.student_model.parameters(), gradient): torch.testing.assert_close(p.grad, wanted, atol=1e-5, rtol=1e-3)
 
 def test_inside_tokens_cover_more_and_nothing_twice(pair):
-    (plain, text), (inside, _) = framework_of(pair, **ONLY), framework_of(pair, **ONLY, inside_tokens=True)
+    (plain, text), (inside, _) = framework_of(pair, **ONLY), framework_of(pair, **{**ONLY, 'inside_tokens': True})
     batch = batch_of(plain, text['train'].select(range(8)))
     boundaries, more = (f.count_units(batch) for f in (plain, inside))
     assert boundaries['kd'] < more['kd'] <= more['unaligned'] == boundaries['unaligned']
