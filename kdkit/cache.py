@@ -97,7 +97,7 @@ def ask_teacher(
     rows: list,            # of pair_dataset
     pad_id: int,           # the teacher's
     inside: Continuations|None = None,  # answers inside its tokens are wanted too
-    chunk: int = 1024,     # positions whose logits exist at a time
+    chunk: int = 256,      # positions whose distributions exist at a time, some five copies of each
     seed: int = 0,         # of what is drawn
     **how,                 # top_k and samples, of keep_some
 ) -> tuple:                # (ids [positions, kept], log-probabilities [positions, kept], positions of each row), row after row
@@ -114,7 +114,6 @@ def ask_teacher(
         kept = [answers(output_head(teacher)(states[rows.to(device), at.to(device)]).float(), which.to(device), inside, generator=chance, **how)
                 for rows, at, which in zip(row.split(chunk), partner[asked].split(chunk), node[asked].split(chunk))]
     return *(torch.cat(part).cpu() for part in zip(*kept)), asked.sum(1)
-
 
 # %% ../nbs/24_cache.ipynb #c6d32c08
 def write_cache(
@@ -164,6 +163,7 @@ class TeacherCache:
             why = 'is not finished: run kdkit cache-teacher again, it goes on' if (self.folder / 'began.json').exists() else 'holds no teacher cache: write one with kdkit cache-teacher'
             raise CacheError(f"{folder} {why}.")
         self.about, self.shards = json.loads((self.folder / 'cache.json').read_text()), {}
+        if 'samples' not in self.about: raise CacheError(f"{folder} was written by an earlier kdkit, in another form: delete it and run kdkit cache-teacher again.")
 
     def check(self,
         rows: Dataset,  # of pair_dataset, to be trained on

@@ -71,10 +71,10 @@ class StudentAwareDistillationFramework(nn.Module):
         if count(student) > count(teacher) and not isinstance(teacher, AbsentModel):
             warnings.warn(f"the student ({count(student):,} parameters) is larger than the teacher ({count(teacher):,}): are the two swapped?")
         self.student_model = student.float()  # a GradScaler cannot unscale the gradient of an fp16 parameter
-        opens = opening_tokens(self.teacher_tokenizer, teacher.config.get_text_config().vocab_size)
+        sizes = [model.config.get_text_config().vocab_size for model in (student, teacher)]
+        opens = opening_tokens(self.teacher_tokenizer, sizes[1]) if config.span_likely else None
         self.terms = nn.ModuleDict(build_terms(config, student, teacher, opens))
-        vocab_map = vocab_map or build_map(config.kd_method, self.student_tokenizer, self.teacher_tokenizer,
-                                           student.config.get_text_config().vocab_size, teacher.config.get_text_config().vocab_size, config.inside_tokens)
+        vocab_map = vocab_map or build_map(config.kd_method, self.student_tokenizer, self.teacher_tokenizer, *sizes, config.inside_tokens)
         self.curriculum = Curriculum({name: getattr(config, f'alpha_{name}') for name in self.terms}, default_schedules(),
                                      config.total_steps, config.use_curriculum)
         self.step = 0  # optimizer steps taken; the trainer counts
@@ -85,10 +85,8 @@ class StudentAwareDistillationFramework(nn.Module):
         self._hold(logit_projector=None if isinstance(teacher, AbsentModel) else TeacherToStudentLogitProjector(*heads, *shared))
         self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
         self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
-        if config.kd_method == 'p_kl':
-            sizes = [m.config.get_text_config().vocab_size for m in (student, teacher)]
-            shared = spelling_matrix(self.student_tokenizer, self.teacher_tokenizer, *sizes, self.teacher_end_id or 0)
-        self.compare = comparison(config.kd_method, vocab_map, shared, config.divergence, config.beta, config.skew, config.temperature)
+        matched = spelling_matrix(self.student_tokenizer, self.teacher_tokenizer, *sizes, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
+        self.compare = comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature)
         self.compare_cached = cached_comparison(vocab_map)
         self.to(device)
 
@@ -110,6 +108,12 @@ class StudentAwareDistillationFramework(nn.Module):
 
     @property
     def device(self): return next(self.student_model.parameters()).device
+
+    @property
+    def knowledge(self):
+        "The term that compares distributions, if it is in use."
+        term = self.terms['kd'] if 'kd' in self.terms else None
+        return term if isinstance(term, KnowledgeTerm) else None
 
     @property
     def dtype(self): return next(self.student_model.parameters()).dtype
@@ -166,7 +170,7 @@ class StudentAwareDistillationFramework(nn.Module):
         "Pairs that count; and which of the teacher's positions kd compares each student position with, -1 for none, and what the student has written since."
         labels, ids, teacher_ids, *positions = (batch[k] for k in ('labels', 'input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions'))
         aligned = aligned_mask(labels, positions[0])
-        if not isinstance(self.terms['kd'] if 'kd' in self.terms else None, KnowledgeTerm): return aligned, torch.full_like(ids, -1), torch.full_like(ids, -1)
+        if not self.knowledge: return aligned, torch.full_like(ids, -1), torch.full_like(ids, -1)
         inside = self.vocab_map.inside
         partner, node = inside.find(ids, teacher_ids, *positions) if inside else boundaries(ids, *positions)
         compared = (partner >= 0) & (F.pad(labels[:, 1:], (0, 1), value=-100) != -100)
@@ -259,10 +263,11 @@ class StudentAwareDistillationFramework(nn.Module):
               capture_attention(self.student_model, wanted('student_attention')) as signals.student_attention):
             signals.student_states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
 
-        kd = active.get('kd') if isinstance(active.get('kd'), KnowledgeTerm) else None
+        kd = self.knowledge if 'kd' in active else None
         if said is None: compare, *teacher_side = self.compare, self.teacher_head(), signals.teacher_states
         else: compare, *teacher_side = self.compare_cached, nn.Identity(), said
-        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare if kd else None, *teacher_side, partner, node, kd is not None and kd.select_by == 'entropy', self.chunk)
+        by_entropy = kd is not None and kd.select_by == 'entropy'
+        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare if kd else None, *teacher_side, partner, node, by_entropy, self.chunk)
         if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
             losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}

@@ -7,13 +7,15 @@ __all__ = ['go_on', 'teacher_text']
 
 # %% ../nbs/25_sequence.ipynb #fd9fd35c
 import json
+import os
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
 
+from .align import encode_bytes, token_bytes
 from .config import DistillConfig
-from .data import control_ids, hold_out, load_text
+from .data import DataError, control_ids, hold_out, load_text
 from .models import load_causal_lm, load_tokenizer, pick_teacher_dtype
 
 # %% ../nbs/25_sequence.ipynb #ccc8bf07
@@ -30,7 +32,9 @@ def go_on(
     "Texts that begin as these do and go on as the teacher would."
     device = next(teacher.parameters()).device
     start, end = control_ids(tokenizer, teacher.config)
-    ids = [encoded for encoded in tokenizer(texts, add_special_tokens=False)['input_ids'] if len(encoded) >= prompt_tokens]
+    most = getattr(teacher.config.get_text_config(), 'max_position_embeddings', None)
+    if most and prompt_tokens + new_tokens >= most: raise DataError(f"the teacher reads {most} tokens, too few for {prompt_tokens} given and {new_tokens} written ones after a start token: lower new_tokens.")
+    ids = [encoded for encoded, _ in encode_bytes(tokenizer, texts, token_bytes(tokenizer)) if len(encoded) >= prompt_tokens]  # control tokens in a text are text
     if not ids: return []
     prompts = torch.tensor([[start, *encoded[:prompt_tokens]] for encoded in ids], device=device)
     how = GenerationConfig(max_new_tokens=new_tokens, do_sample=temperature > 0, eos_token_id=end, pad_token_id=start if end is None else end,
@@ -41,7 +45,7 @@ def go_on(
     def until_the_end(row):  # the prompt may hold the token too
         after = row[prompt_tokens:]
         return row[:prompt_tokens] + (after[:after.index(end)] if end in after else after)
-    return [tokenizer.decode(until_the_end(row)) for row in written.tolist()]
+    return [tokenizer.decode(until_the_end(row), clean_up_tokenization_spaces=False) for row in written.tolist()]
 
 # %% ../nbs/25_sequence.ipynb #3eb7bdf5
 def teacher_text(
@@ -68,8 +72,10 @@ def teacher_text(
     first = done[-1] if done else 0  # it may be half written
     lines = lines[:done.index(first)] if done else []
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', encoding='utf-8') as file:
-        file.writelines(line + '\n' for line in lines)
+    kept = path.with_name(path.name + '.part')
+    kept.write_text(''.join(line + '\n' for line in lines), encoding='utf-8')
+    os.replace(kept, path)
+    with path.open('a', encoding='utf-8') as file:
         for batch in range(first, -(-len(texts) // batch_size)):
             some = texts[batch * batch_size:(batch + 1) * batch_size]
             for text in go_on(teacher, tokenizer, some, prompt_tokens, new_tokens, temperature, config.seed * 1_000_003 + batch): file.write(json.dumps(dict(batch=batch, text=text)) + '\n')
