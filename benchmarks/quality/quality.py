@@ -37,7 +37,8 @@ from kdkit.run import cache_teacher, distill, evaluate_run, make_framework, make
 from kdkit.sequence import teacher_text
 
 STEPS, SEEDS = 500, (0, 1, 2)  # optimizer steps of 8 windows of 128 student tokens
-RATES = 1.5e-3, 2e-3, 3e-3
+RATES = 1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3
+LONG = 1500  # optimizer steps of the longer runs
 LM = dict(alpha_lm=1., **{f'alpha_{name}': 0. for name in ('kd', 'unaligned', 'feature', 'attention', 'layerwise', 'contrastive')})
 
 
@@ -83,12 +84,14 @@ ARMS = {  # name -> fields of the config
     'first token, 0.9, JSD': mix(.9, kd_method='first_token', divergence='jsd'),
     'first token, 0.9, skewed KL': mix(.9, kd_method='first_token', divergence='skewed_kl'),
 }
-ARMS_FIRST = ['identity, 0.9', *list(ARMS)[:5]]
+DEFAULT, CACHED = 'combined, 0.9, inside tokens too', 'combined, 0.9, from a cache of 16 tokens and 16 drawn'
+ARMS_FIRST = ['identity, 0.9', DEFAULT, CACHED, 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9', 'combined, 1.0', 'combined, 0.7']
 ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights')) and arm not in ARMS_FIRST]
 ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
+TIMED = DEFAULT, 'combined, 0.9', CACHED  # also against plain training for as long
 PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embedded student's own
     'small': (None, list(ARMS)),
-    'large': (16_384, ['combined, 0.9, inside tokens too', 'combined, 0.9', 'first token, 0.9']),
+    'large': (16_384, [DEFAULT, 'combined, 0.9', 'first token, 0.9']),
     'same': (0, ['identity, 0.9']),
 }
 ARMS['identity, 0.9'] = mix(.9, kd_method='identity')
@@ -185,6 +188,8 @@ def all_runs(root, pairs, seeds):
                 for arm in (arm for arm in PAIRS[pair][1] if arm in arms): one_run(root, pair, arm, ARMS[arm], seed, rates[pair])
     for pair in pairs:
         for arm in (arm for arm in PAIRS[pair][1] if arm in ONE_SEED): one_run(root, pair, arm, ARMS[arm], seeds[0], rates[pair])
+    if 'small' in pairs:
+        for arm in ('language model', DEFAULT, CACHED): one_run(root, 'small', arm, LM if arm == 'language model' else ARMS[arm], seeds[0], rates['small'], LONG)
     return rates
 
 
@@ -310,7 +315,7 @@ def main():
         make_inputs(args.root / 'inputs')
         rates = all_runs(args.root, args.only, args.seeds)
         for pair in args.only:
-            for arm in [arm for arm in PAIRS[pair][1] if 'inside' in arm or '16 drawn' in arm]: equal_time(args.root, pair, arm, args.seeds, rates)
+            for arm in (arm for arm in TIMED if arm in PAIRS[pair][1]): equal_time(args.root, pair, arm, args.seeds, rates)
     write_page(args.root)
 
 
