@@ -2,9 +2,11 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
-from kdkit.data import hold_out, load_text
+from kdkit.align import encode_bytes, token_bytes
+from kdkit.data import DataError, hold_out, load_text
 from kdkit.models import load_causal_lm, load_tokenizer
 from kdkit.run import distill
 from kdkit.sequence import go_on, teacher_text
@@ -37,3 +39,26 @@ def test_what_the_teacher_ends_is_over(pair):
     lengths = [len(tokenizer(t, add_special_tokens=False)['input_ids']) for t in said]
     assert min(lengths) <= 6 and tokenizer.eos_token not in ''.join(said)  # ended at once somewhere, and the mark is not text
     assert go_on(teacher, tokenizer, ['a'], 5, 3) == []
+
+
+def test_a_control_token_in_a_text_is_text_and_too_long_is_an_error(pair):
+    teacher, tokenizer = load_causal_lm(pair['teacher_model'], torch.float32, 'teacher_model').eval(), load_tokenizer(pair['teacher_model'])
+    text = f'before {tokenizer.eos_token} after, and more of it'
+    [(ids, _)] = encode_bytes(tokenizer, [text], token_bytes(tokenizer))
+    assert len(tokenizer(text, add_special_tokens=False)['input_ids']) < len(ids)
+    [said] = go_on(teacher, tokenizer, [text], len(ids), 1, temperature=0)
+    assert said.startswith(text)
+    with pytest.raises(DataError, match='lower new_tokens'): go_on(teacher, tokenizer, [text], 4, 10**6)
+
+
+def test_a_file_that_was_cut_off_goes_on(pair, tmp_path, monkeypatch):
+    config = dict(teacher_model=pair['teacher_model'], dataset=pair['dataset'])
+    write = lambda name, **more: teacher_text(config, tmp_path / name, prompt_tokens=6, new_tokens=5, batch_size=7, **more)
+    def power_cut(done, total):
+        if done > 20: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): write('cut', progress=power_cut)
+    cut = (tmp_path / 'cut').read_text()
+    (tmp_path / 'cut').write_text(cut[:-9])  # in the middle of a line
+    seen = []
+    write('cut', progress=lambda done, total: seen.append(done))
+    assert (tmp_path / 'cut').read_text() == write('whole').read_text() != cut and seen[0] > 7

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from kdkit.align import encode_bytes, shared_boundaries, token_bytes
-from kdkit.losses import forward_kl
+from kdkit.losses import forward_kl, projected_kl
 from kdkit.vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, gold_consistency, ids_by_bytes, identity_map,
                          same_tokenizer, spelling_matrix, teacher_spellings)
 
@@ -248,3 +248,15 @@ def test_the_tree_of_real_vocabularies_is_small(student, teacher):
     assert time.perf_counter() - start < 60 and tree.paths.shape == (rows[teacher], 8)
     assert sum(part.numel() for part in (tree.edges, tree.start, tree.tokens, tree.following)) < 3_000_000
     assert (tree.edges.diff() > 0).all() and tree.start[-1] == len(tree.tokens) and (tree.start.diff()[1:] > 0).all()
+
+def test_projected_kl_leaves_out_what_no_rule_reaches():
+    "Against a dense matrix, with teacher tokens that nothing leads to."
+    torch.manual_seed(0)
+    student, teacher = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, 9, dtype=torch.float64)
+    matrix = torch.zeros(6, 9, dtype=torch.float64)
+    for i, columns in enumerate(([0], [0, 4], [2, 5, 8], [8], [5], [2])): matrix[i, columns] = torch.tensor([.5, .3, .2][:len(columns)], dtype=torch.float64) / sum([.5, .3, .2][:len(columns)])
+    rows, columns = matrix.nonzero(as_tuple=True)
+    reached = [0, 2, 4, 5, 8]
+    wanted = teacher.softmax(-1)[:, reached] / teacher.softmax(-1)[:, reached].sum(-1, keepdim=True)
+    got = (student.softmax(-1) @ matrix)[:, reached]
+    torch.testing.assert_close(projected_kl(student, teacher, rows, columns, matrix[rows, columns]), (wanted * (wanted / got).log()).sum(-1))
