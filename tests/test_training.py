@@ -89,6 +89,19 @@ def test_balance_scales_every_loss_of_the_teacher_to_the_size_of_lm(pair, tmp_pa
         for name, loss in line['losses'].items(): sizes[name] = loss if name not in sizes else .98 * sizes[name] + .02 * loss
     assert len(lines) == 12 and {'feature', 'attention', 'kd'} <= lines[-1]['weights'].keys() and lines[-1]['weights']['feature'] > 2 * alphas['feature']
 
+def test_easy_first_divides_by_what_is_compared_at_that_step(pair, tmp_path, monkeypatch):
+    trainer = trainer_of(pair, tmp_path, student_aware=True, aware_by='easy', aware_share=.2, max_steps=10, gradient_accumulation_steps=2)
+    framework, shares, forward = trainer.model, [], trainer.model.forward
+    def watch(input_ids, units=None, step=None, **batch):
+        full = framework.partners(framework.complete(dict(batch, input_ids=input_ids)))[1] >= 0
+        shares.append((step, full.sum().item(), units['kd'].item()))
+        return forward(input_ids, units=units, step=step, **batch)
+    monkeypatch.setattr(framework, 'forward', watch)
+    trainer.train()
+    for at in range(10):
+        here = [(full, units) for step, full, units in shares if step == at]
+        assert len(here) == 2 and sum(full for full, _ in here) * (.2 + .8 * at / 10) == pytest.approx(here[0][1], rel=.1)
+
 def test_a_checkpoint_is_a_plain_student(pair, tmp_path):
     report = distill(dict(pair, output_dir=str(tmp_path / 'run'), recipe='seed', max_length=64, batch_size=2, max_steps=6, eval_steps=3, max_eval_rows=4))
     folder = Path(last_complete_checkpoint(tmp_path / 'run'))
