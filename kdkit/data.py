@@ -6,7 +6,7 @@
 __all__ = ['readers', 'DataError', 'pick_text_column', 'are_lines', 'join_lines', 'quiet', 'load_rows', 'split_paragraphs',
            'local_rows', 'offline', 'hub_rows', 'has_text', 'load_text', 'hold_out', 'control_ids', 'one_stream',
            'cut_greedily', 'too_short', 'cut_windows', 'list_column', 'pair_batch', 'tokenizer_digest', 'pair_dataset',
-           'PairCollator', 'next_pairs', 'alignment_summary', 'inconsistent_tokens']
+           'PairCollator', 'next_pairs', 'alignment_summary', 'inside_share', 'inconsistent_tokens']
 
 # %% ../nbs/20_data.ipynb #723439c7
 import hashlib
@@ -416,6 +416,18 @@ def alignment_summary(
     student_next, teacher_next = next_pairs(rows)
     return {'coverage': share('input_ids', 'student_positions'), 'teacher_coverage': share('teacher_input_ids', 'teacher_positions'),
             'gold_consistency': {name: gold_consistency(m, student_next, teacher_next).float().mean().item() for name, m in (vocab_maps or {}).items()}}
+
+# %% ../nbs/20_data.ipynb #13d0e1ba
+def inside_share(
+    paired: Dataset,       # from `pair_dataset`
+    vocab_map: VocabMap,
+    rows: int = 512,       # at most so many
+) -> float:
+    "Share of the student's tokens that are foretold from inside one of the teacher's."
+    if not vocab_map.inside: return 0.
+    batch = PairCollator()([row for row in paired.select(range(min(rows, len(paired))))])
+    _, node = vocab_map.inside.find(*(batch[name] for name in ('input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions')))
+    return ((node > 0).sum() / (batch['labels'] != -100).sum()).item()
 
 # %% ../nbs/20_data.ipynb #71eb76d9
 def inconsistent_tokens(

@@ -8,7 +8,7 @@ __all__ = ['RunError', 'pick_method', 'prepare_text', 'about_text']
 # %% ../nbs/23_prepare.ipynb #8beeeed9
 from .align import token_bytes
 from .config import DistillConfig
-from .data import alignment_summary, control_ids, hold_out, inconsistent_tokens, load_text, pair_dataset
+from .data import alignment_summary, control_ids, hold_out, inconsistent_tokens, inside_share, load_text, pair_dataset
 from .models import load_config, load_tokenizer
 from .terms import build_map
 from .vocab import same_tokenizer
@@ -61,8 +61,10 @@ def prepare_text(
     maps = {method: map_of(method) for method in methods}
     summary = alignment_summary(train, maps)
     method, why = pick_method(summary['gold_consistency']) if config.kd_method == 'auto' else (config.kd_method, 'asked for')
+    vocab_map = map_of(method, config.inside_tokens)
+    summary['inside_tokens'] = inside_share(train, vocab_map)
     summary['inconsistent'] = inconsistent_tokens(train, maps[method], tokenizers['student'], tokenizers['teacher'])
-    return dict(train=train, held_out=held_out, tokenizers=tokenizers, vocab_map=map_of(method, config.inside_tokens), summary=summary, method=method, why=why)
+    return dict(train=train, held_out=held_out, tokenizers=tokenizers, vocab_map=vocab_map, summary=summary, method=method, why=why)
 
 # %% ../nbs/23_prepare.ipynb #53e0f618
 def about_text(
@@ -71,7 +73,8 @@ def about_text(
 ) -> list:                  # of sentences, warnings last
     "What the text says about this pair."
     summary, method = text['summary'], text['method']
-    says = [f"{summary['coverage']:.1%} of the student's tokens have an aligned partner; vocabularies compared by {method}: {text['why']}"]
+    more = f", {summary['inside_tokens']:.1%} more lie inside a token of the teacher's" if summary.get('inside_tokens') else ''
+    says = [f"{summary['coverage']:.1%} of the student's tokens have an aligned partner{more}; vocabularies compared by {method}: {text['why']}"]
     share = summary['gold_consistency'].get(method, summary['gold_consistency'].get(text['vocab_map'].name))
     worst = ', '.join(f"{pair['student']!r} for the teacher's {pair['teacher']!r} ({pair['times']} times)" for pair in summary['inconsistent'][:3])
     if share is not None and share < enough:

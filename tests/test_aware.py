@@ -7,6 +7,7 @@ from test_contract import batch_of, framework_of
 
 from kdkit.config import ConfigError, DistillConfig
 from kdkit.framework import StudentAwareDistillationFramework
+from kdkit.prepare import about_text
 from kdkit.terms import at_positions, highest_of_rows
 
 ONLY = dict(alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0., inside_tokens=False)
@@ -113,3 +114,11 @@ def test_stretches_are_merged_until_the_teacher_sees_the_end_of_a_word(pair):
     counts = merged.count_units(batch)['kd'].item()
     assert 0 < merged(**batch)['losses']['kd'].item() == pytest.approx(total / counts, rel=2e-3)
     assert counts == plain.count_units(batch)['kd'].item()
+
+def test_the_summary_counts_what_is_compared(pair):
+    (plain, text), (inside, more) = framework_of(pair, **ONLY), framework_of(pair, **{**ONLY, 'inside_tokens': True})
+    batch = inside.complete(batch_of(inside, more['train']))
+    assert len(more['train']) <= 512  # so all of them are counted
+    tokens = (batch['labels'] != -100).sum().item()
+    assert (inside.partners(batch)[1] >= 0).sum().item() == pytest.approx((more['summary']['coverage'] + more['summary']['inside_tokens']) * tokens, abs=.5)
+    assert text['summary']['inside_tokens'] == 0 and 'more lie inside' in about_text(more)[0] and 'more lie' not in about_text(text)[0]
