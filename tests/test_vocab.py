@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kdkit.align import encode_bytes, shared_boundaries, token_bytes
 from kdkit.losses import forward_kl, projected_kl
+from kdkit.terms import build_map, comparison
 from kdkit.vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, gold_consistency, ids_by_bytes, identity_map,
                          same_tokenizer, spelling_matrix, teacher_spellings)
 
@@ -260,3 +261,26 @@ def test_projected_kl_leaves_out_what_no_rule_reaches():
     wanted = teacher.softmax(-1)[:, reached] / teacher.softmax(-1)[:, reached].sum(-1, keepdim=True)
     got = (student.softmax(-1) @ matrix)[:, reached]
     torch.testing.assert_close(projected_kl(student, teacher, rows, columns, matrix[rows, columns]), (wanted * (wanted / got).log()).sum(-1))
+
+@pytest.mark.parametrize('student, teacher', pairs[:6])
+@pytest.mark.parametrize('method', ['first_token', 'combined'])
+def test_one_model_in_two_tokenizers_has_nothing_to_learn(student, teacher, method):
+    "A student that gives every beginning of the teacher's tokens their probability, at boundaries and inside."
+    written = teacher_spellings(get(student), get(teacher), *sizes(student, teacher))
+    student_size, end = sizes(student, teacher)[0], get(student).eos_token_id
+    vocab_map = build_map(method, get(student), get(teacher), *sizes(student, teacher))
+    logits = torch.randn(len(written), dtype=torch.float64) * 3
+    probs, says = logits.softmax(-1), comparison(method, vocab_map)
+    def what_follows(path):
+        mass = torch.zeros(student_size, dtype=torch.float64)
+        for w, ids in enumerate(written):
+            if tuple(ids[:len(path)]) == path and len(ids) > len(path): mass[ids[len(path)]] += probs[w]
+            elif not ids and not path: mass[end] += probs[w]
+        return (mass / mass.sum()).clamp_min(1e-300).log()
+    paths = [(), *sorted({tuple(ids[:n]) for ids in written for n in range(1, min(len(ids), 9))})[::3]]
+    assert len(paths) > 1  # the boundary, and places inside tokens
+    for path in paths:
+        node = 0
+        for token in path: node = torch.searchsorted(vocab_map.inside.edges, node * student_size + token).item() + 1
+        assert says(what_follows(path)[None], logits[None], torch.tensor([node])).abs().item() < 1e-6
+    assert says(torch.randn(1, student_size, dtype=torch.float64), logits[None], torch.tensor([0])).item() > .1
