@@ -278,7 +278,7 @@ def test_one_model_in_two_tokenizers_has_nothing_to_learn(student, teacher, meth
             elif not ids and not path: mass[end] += probs[w]
         return (mass / mass.sum()).clamp_min(1e-300).log()
     paths = [(), *sorted({tuple(ids[:n]) for ids in written for n in range(1, min(len(ids), 9))})[::3]]
-    assert len(paths) > 1  # the boundary, and places inside tokens
+    assert len(paths) > (10 if student == 'bytes' else 0)  # a student that has all of its teacher's tokens is never inside one
     for path in paths:
         node = 0
         for token in path: node = torch.searchsorted(vocab_map.inside.edges, node * student_size + token).item() + 1
