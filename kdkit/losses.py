@@ -90,18 +90,17 @@ def at_temperature(
 
 # %% ../nbs/00_losses.ipynb #c3bf4697
 def kept_kl(
-    student_log_probs: Tensor,  # [n, events], gradients flow here
+    student_log_probs: Tensor,  # [n, k], the student's log-probability of each kept event; gradients flow here
     kept: Tensor,               # [n, k], the events of the tokens that were kept; several tokens may share one
-    log_probs: Tensor,          # [n, k], the teacher's log-probability of each of them
+    log_probs: Tensor,          # [n, k], the teacher's log-probability of each of these tokens
 ) -> Tensor:                    # [n], nats
     "Forward KL over the kept events and one for all the rest."
-    tiny = torch.finfo(torch.float32).tiny
     probs = widen(log_probs).exp()
-    total = torch.zeros_like(student_log_probs).scatter_add(-1, kept, probs.to(student_log_probs)).gather(-1, kept)  # of a token's event
-    student = student_log_probs.gather(-1, kept)
+    shared = (kept[:, :, None] == kept[:, None]).to(probs)
+    total = (shared @ probs[..., None])[..., 0].clamp_min(torch.finfo(torch.float32).tiny)  # of a token's event
     rest = (1 - probs.sum(-1)).clamp_min(0)
-    student_rest = (1 - (probs / total.clamp_min(tiny) * student.exp()).sum(-1)).clamp_min(1e-9)  # an event of several tokens counts once
-    return (probs * (total.clamp_min(tiny).log() - student)).sum(-1) + torch.xlogy(rest, rest) - rest * student_rest.log()
+    student_rest = (1 - (probs / total * student_log_probs.exp()).sum(-1)).clamp_min(1e-9)  # an event of several tokens counts once
+    return (probs * (total.log() - student_log_probs)).sum(-1) + torch.xlogy(rest, rest) - rest * student_rest.log()
 
 # %% ../nbs/00_losses.ipynb #42592522
 def sorted_l1(

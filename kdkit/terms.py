@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .align import token_bytes
 from .config import KD_MAPS
-from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, projected_kl, span_likelihood, uld
+from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, projected_kl, span_likelihood, uld, widen
 from .models import span_attention
 from .projectors import (AttentionTransferModule, ContrastiveDistillationLoss, FeatureProjector, LayerwiseDistillationLoss,
                               pool_segments)
@@ -77,15 +77,15 @@ def comparison(
 # %% ../nbs/16_terms.ipynb #70c452f8
 def cached_comparison(
     vocab_map: VocabMap,
-) -> Callable:  # (student_logits [n, V_s], said [n, 2 k], node [n]) -> [n] nats
-    "How student logits are compared with a teacher that was written down: ids (inside its tokens the student's) and, after them, their log-probabilities."
+) -> Callable:  # (student_log_probs [n, V_s], said [n, 2 k], node [n]) -> [n] nats
+    "How a student is compared with a teacher that was written down: ids (inside its tokens the student's) and, after them, their log-probabilities."
     on_device = lru_cache(vocab_map.to)
-    def compare(student_logits, said, node):
-        classes = on_device(student_logits.device)
+    def compare(student_log_probs, said, node):
+        classes = on_device(student_log_probs.device)
         ids, log_probs = said.chunk(2, -1)
         ids, own = ids.long(), (node > 0)[:, None]
         kept = classes.student_class(ids.where(own, 0)).where(own, classes.teacher_class(ids.masked_fill(own, 0)))
-        return kept_kl(classes.student_log_probs(student_logits), kept, log_probs)
+        return kept_kl(classes.some_student_log_probs(student_log_probs, kept), kept, log_probs)
     return compare
 
 # %% ../nbs/16_terms.ipynb #97ce4f71
@@ -134,7 +134,7 @@ def read_heads(
     student_head: Callable,                  # states [n, H_s] -> logits [n, V_s]
     student_states: Tensor,                  # [batch, S, H_s]
     labels: Tensor,                          # [batch, S], -100 is not predicted
-    compare: Callable|None = None,           # (student_logits, teacher_logits, node) -> [n]; None: cross-entropy only
+    compare: Callable|None = None,           # (student_log_probs, teacher_logits, node) -> [n]; None: cross-entropy only
     teacher_head: Callable|None = None,      # states [n, H_t] -> logits [n, V_t]
     teacher_states: Tensor|None = None,      # [batch, T, H_t]
     partner: Tensor|None = None,             # [batch, S], the teacher's position to compare each position with; -1: none
@@ -147,10 +147,10 @@ def read_heads(
     following = F.pad(labels[:, 1:], (0, 1), value=-100)
     def text_alone(states, targets): return F.cross_entropy(student_head(states), targets, reduction='none'),
     def both(states, targets, teacher_states, node):
-        student_logits = student_head(states)
+        log_probs = widen(student_head(states)).log_softmax(-1)
         with torch.no_grad(): teacher_logits = teacher_head(teacher_states)
-        doubt = [torch.special.entr(student_logits.detach().float().softmax(-1)).sum(-1)] * entropy
-        return F.cross_entropy(student_logits, targets, reduction='none'), compare(student_logits, teacher_logits, node), *doubt
+        doubt = [torch.special.entr(log_probs.detach().exp()).sum(-1)] if entropy else []
+        return F.nll_loss(log_probs, targets, reduction='none'), compare(log_probs, teacher_logits, node), *doubt
     covered, compared, row, doubt, rest_mask = student_states.new_zeros(0), None, None, [], predicts
     if compare is not None:
         mask = partner >= 0
