@@ -156,7 +156,7 @@ class DistillConfig:
         if self.teacher_cache:
             for name, only in dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0.).items():
                 if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but a teacher_cache holds only what {name}={only!r} needs.")
-            if self.kd_method not in ('auto', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds its top: choose a vocabulary map, or auto.")
+            if self.kd_method not in ('auto', 'span', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds a part of it: choose a vocabulary map, span, or auto.")
         demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
 

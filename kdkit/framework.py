@@ -19,11 +19,10 @@ from .curriculum import Curriculum, constant, default_schedules
 from .data import PairCollator, control_ids
 from .models import (AbsentModel, body, capture_attention, capture_states, load_causal_lm, load_tokenizer, output_head,
                           pick_teacher_dtype)
-from .losses import chunked
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
-                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_comparison, comparison, opening_tokens, read_heads,
-                         shared_tokens)
+                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_comparison, comparison, opening_tokens, placed, read_heads,
+                         shared_tokens, span_answers)
 from .vocab import VocabMap, boundaries, gold_consistency, spelling_matrix
 
 # %% ../nbs/21_framework.ipynb #86cf6c52
@@ -219,15 +218,9 @@ class StudentAwareDistillationFramework(nn.Module):
               capture_attention(self.teacher_model, wanted('teacher_attention')) as attention):
             states = body(self.teacher_model)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'])[0]
         signals.teacher_states, signals.teacher_layers, signals.teacher_attention = states, layers, attention
-        if any(isinstance(term, SpanTerm) for term in terms):
-            following = batch['teacher_input_ids'].masked_fill(batch['teacher_attention_mask'] == 0, -100)
-            nats = read_heads(output_head(self.teacher_model), states, following, chunk=self.chunk)
-            spent = torch.zeros(following.shape, device=states.device).masked_scatter(nats.rest_mask, nats.rest)
-            signals.teacher_nats = F.pad(spent[:, :-1], (1, 0))  # predicted at i, spent at i + 1
-        if likely := [term for term in terms if isinstance(term, SpanTerm) and term.likely]:
-            opens, head = likely[0].opens.to(states.device), output_head(self.teacher_model)
-            begins, = chunked(lambda some: (head(some).float().softmax(-1)[:, opens].sum(-1),), states.flatten(0, 1), chunk=self.chunk)
-            signals.new_word = begins.view(states.shape[:2])
+        if spans := [term for term in terms if isinstance(term, SpanTerm)]:
+            side = batch['teacher_input_ids'], batch['teacher_attention_mask']
+            signals.teacher_nats, signals.new_word = span_answers(output_head(self.teacher_model), states, *side, spans[0].opens if spans[0].likely else None, self.chunk)
 
     @property
     def chunk(self):
@@ -249,15 +242,16 @@ class StudentAwareDistillationFramework(nn.Module):
         labels = batch['labels']
         weights = {name: self.get_curriculum_weight(self.step if step is None else step, name) for name in self.terms}
         active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name == 'lm'}
-        said = batch.get('teacher_said')  # by a teacher that is not asked again
+        said, spans = batch.get('teacher_said'), batch.get('teacher_spans')  # by a teacher that is not asked again
         weights = {name: weight * self.balance(name) for name, weight in weights.items()}
-        asking = [term for term in active.values() if said is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
+        asking = [term for term in active.values() if said is spans is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
         aligned, partner, node = self.partners(batch)
         self.keep_time(step)
         units = units or {name: term.units(labels, aligned, partner >= 0) for name, term in active.items()}
 
         signals = Signals(labels, None, student_positions=batch['student_positions'], teacher_positions=batch['teacher_positions'], aligned=aligned)
         if asking: self.read_teacher(signals, batch, asking)
+        if spans is not None: signals.teacher_nats, signals.new_word = (placed(x, batch['teacher_positions'], batch['teacher_input_ids'].shape[1]) for x in spans.unbind(-1))
         wanted = lambda kind: [layer for term in active.values() for layer in getattr(term, kind)]
         with (capture_states(self.student_model, wanted('student_layers')) as signals.student_layers,
               capture_attention(self.student_model, wanted('student_attention')) as signals.student_attention):

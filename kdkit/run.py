@@ -31,6 +31,7 @@ from .framework import StudentAwareDistillationFramework
 from .models import AbsentModel, load_config, load_tokenizer
 from .prepare import RunError, about_text, prepare_text
 from .report import gap_closed, write_model_card, write_report
+from .terms import opening_tokens
 from .trainer import DistillationTrainer, last_complete_checkpoint, training_arguments
 
 # %% ../nbs/37_run.ipynb #a5b173e7
@@ -125,8 +126,9 @@ def cache_teacher(
     score = measure(framework, eval_batches(text['held_out'], framework, config.batch_size), 'teacher')
     def progress(done, total): say(f'asking the teacher {done:,}/{total:,} windows')
     pad = framework.collator().fill['teacher_input_ids']
+    opens = opening_tokens(framework.teacher_tokenizer, framework.teacher_model.get_output_embeddings().weight.shape[0])
     write_cache(config.teacher_cache, framework.teacher_model, text['train'], dict(name=config.teacher_model, score=score), config.cache_top_k, config.cache_samples, config.batch_size, pad,
-                framework.vocab_map.inside, progress=progress)
+                framework.vocab_map.inside, opens, progress=progress)
     cache = TeacherCache(config.teacher_cache)
     return dict(rows=len(text['train']), positions=cache.positions, bytes_per_position=cache.bytes_per_position,
                 seconds=round(time.time() - started, 1), score=score)
@@ -139,8 +141,9 @@ def open_cache(
     "The run's teacher cache, checked, with an empty model to stand in for the teacher; None if the run has none."
     if not config.teacher_cache: return None
     cache = TeacherCache(config.teacher_cache)
-    cache.check(text['train'], config.teacher_model, text['vocab_map'].inside)
-    text['train'] = CachedRows(text['train'], cache)
+    spans = config.kd_method == 'span'
+    cache.check(text['train'], config.teacher_model, text['vocab_map'].inside, spans)
+    text['train'] = CachedRows(text['train'], cache, spans)
     cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', cache_dir=config.cache_dir, trust_remote_code=config.trust_remote_code))
     return cache
 

@@ -13,7 +13,7 @@ from kdkit.config import ConfigError, DistillConfig
 from kdkit.models import AbsentModel, load_causal_lm, load_config
 from kdkit.prepare import prepare_text
 from kdkit.report import summary_table
-from kdkit.run import cache_teacher, distill, make_framework
+from kdkit.run import cache_teacher, distill, make_framework, open_cache
 
 
 def config_of(values, folder, **options):
@@ -38,6 +38,24 @@ def test_a_whole_distribution_gives_the_online_loss_and_gradient(pair, same_pair
         gradients.append({name: p.grad for name, p in framework.student_model.named_parameters()})
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)  # log-probabilities are kept in fp16
     for name, gradient in gradients[0].items(): assert (gradients[1][name] - gradient).norm() < .01 * gradient.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize('likely', [0., .1])
+def test_spans_from_a_cache_give_the_online_loss_and_gradient(pair, tmp_path, likely):
+    "From a cache that was written for another method."
+    config = config_of(pair, tmp_path, kd_method='span', span_likely=likely, cache_top_k=4)
+    cache_teacher(replace(config, kd_method='auto'))
+    text, online = prepare_text(config), prepare_text(config)
+    absent = open_cache(config, text).stand_in
+    outs = []
+    for rows, teacher in ((online['train'], None), (text['train'], absent)):
+        framework = make_framework(replace(config, teacher_cache=teacher and config.teacher_cache), online, teacher)
+        out = framework(**framework.collator()([rows[i] for i in range(6)]))
+        out['loss'].backward()
+        outs.append((out['losses'], {name: p.grad for name, p in framework.student_model.named_parameters()}))
+    torch.testing.assert_close(outs[1][0], outs[0][0])
+    assert outs[0][0]['kd'] > 0
+    for name, gradient in outs[0][1].items(): torch.testing.assert_close(outs[1][1][name], gradient, atol=1e-6, rtol=1e-3, msg=name)
 
 
 def test_less_kept_is_less_seen(pair, tmp_path):
@@ -105,7 +123,7 @@ def test_a_cache_that_was_cut_off_goes_on(pair, tmp_path, monkeypatch):
     assert sum(asked) == len(text['train']) - 8
     write(tmp_path / 'whole')
     cut, whole = TeacherCache(tmp_path / 'cut'), TeacherCache(tmp_path / 'whole')
-    for i in range(len(text['train'])): assert (cut[i] == whole[i]).all()
+    for i in range(len(text['train'])): assert (cut[i] == whole[i]).all() and (cut.spans(i) == whole.spans(i)).all()
 
 
 def test_a_cache_of_something_else_is_refused(pair, tmp_path, capsys):

@@ -5,9 +5,9 @@
     python benchmarks/quality/quality.py runs/quality --results        # only write benchmarks/quality/README.md from what there is
 
 The teacher is the embedded one. Its students are alike but for their tokenizer: `small` has 3,072 entries, fewer than the teacher's 8,192; `large` has
-16,384; `same` has the teacher's own. The learning rate is the one that is best for training *without* a teacher, and all methods get it.
-Every run is a kdkit run in a folder of its own, so a second call only does what is missing. On a machine with more cores, start several with different
-`--seeds` or `--only`.
+16,384; `same` has the teacher's own. Methods are compared at the learning rate that is best for training *without* a teacher; then plain training and the
+best method each get the batch and the learning rate that are best for them. Every run is a kdkit run in a folder of its own, so a second call only does what
+is missing. On a machine with more cores, start several with different `--seeds` or `--only`.
 """
 import argparse
 import ast
@@ -36,9 +36,9 @@ from kdkit.report import gap_closed, markdown_table
 from kdkit.run import cache_teacher, distill, evaluate_run, make_framework, make_trainer, open_cache, quiet_libraries, versions
 from kdkit.sequence import teacher_text
 
-STEPS, SEEDS = 500, (0, 1, 2)  # optimizer steps of 8 windows of 128 student tokens
-RATES = 1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3
-LONG = 1500  # optimizer steps of the longer runs
+WINDOWS, SEEDS = 4000, (0, 1, 2)  # windows of 128 student tokens that a run reads
+BATCH = 8  # windows in an optimizer step where methods are compared
+LONG = 12_000  # windows of the longer runs
 LM = dict(alpha_lm=1., **{f'alpha_{name}': 0. for name in ('kd', 'unaligned', 'feature', 'attention', 'layerwise', 'contrastive')})
 
 
@@ -88,13 +88,18 @@ DEFAULT, CACHED = 'combined, 0.9, inside tokens too', 'combined, 0.9, from a cac
 ARMS_FIRST = ['identity, 0.9', DEFAULT, CACHED, 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9', 'combined, 1.0', 'combined, 0.7']
 ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights')) and arm not in ARMS_FIRST]
 ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
-TIMED = DEFAULT, 'combined, 0.9', CACHED  # also against plain training for as long
 PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embedded student's own
     'small': (None, list(ARMS)),
     'large': (16_384, [DEFAULT, 'combined, 0.9', 'first token, 0.9']),
     'same': (0, ['identity, 0.9']),
 }
+RATES = {  # name -> windows in an optimizer step -> learning rates, tried on the first seed
+    'small': {8: (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3), 4: (1e-3, 1.5e-3, 2e-3), 2: (7e-4, 1e-3, 1.5e-3), 1: (5e-4, 7e-4, 1e-3)},
+    'large': {8: (2e-3, 3e-3), 2: (7e-4, 1e-3), 1: (7e-4, 1e-3)},
+    'same': {8: (2e-3, 3e-3), 2: (7e-4, 1e-3), 1: (7e-4, 1e-3)},
+}
 ARMS['identity, 0.9'] = mix(.9, kd_method='identity')
+SPELT = {arm.replace(' ', '_').replace(',', ''): arm for arm in ['language model', *ARMS]}  # as in the names of folders
 
 
 # The pairs
@@ -149,11 +154,12 @@ def student(folder, pair, seed):
 
 # The runs
 
-def config_of(root, pair, values, seed, rate, steps, folder):
+def config_of(root, pair, values, seed, rate, windows, batch, folder):
     "The config of a run. One that reads a cache finds it written."
+    steps = windows // batch
     config = DistillConfig(teacher_model=embedded_teacher(), student_model=student(root / 'inputs', pair, seed),
                            eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
-                           eval_steps=steps, seed=seed, **{**dict(dataset=str(root / 'inputs' / 'train.jsonl'), max_length=128, batch_size=8, max_eval_rows=256), **values})
+                           eval_steps=steps, seed=seed, **{**dict(dataset=str(root / 'inputs' / 'train.jsonl'), max_length=128, batch_size=batch, max_eval_rows=256), **values})
     if config.dataset == 'written':
         path = root / 'inputs' / 'written.jsonl'
         if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path, new_tokens=240)
@@ -164,23 +170,23 @@ def config_of(root, pair, values, seed, rate, steps, folder):
     return replace(config, teacher_cache=str(cache))
 
 
-def one_run(root, pair, arm, values, seed, rate, steps=STEPS):
+def one_run(root, pair, arm, values, seed, rate, windows=WINDOWS, batch=BATCH):
     "The report of a run; it is trained if it is not there."
-    folder = root / pair / f'{arm} seed {seed} lr {rate:g} steps {steps}'.replace(' ', '_').replace(',', '')
-    report = distill(config_of(root, pair, values, seed, rate, steps, folder), dict(save_strategy='no'))
-    print(f"{pair:6} {arm:40} seed {seed} lr {rate:g}: {report['student_after']['bits_per_byte']:.4f} bits per byte, {report['seconds']:.0f} s", flush=True)
+    folder = root / pair / f'{arm} seed {seed} lr {rate:g} windows {windows} batch {batch}'.replace(' ', '_').replace(',', '')
+    report = distill(config_of(root, pair, values, seed, rate, windows, batch, folder), dict(save_strategy='no'))
+    print(f"{pair:6} {arm:40} seed {seed} lr {rate:g} batch {batch}: {report['student_after']['bits_per_byte']:.4f} bits per byte, {report['seconds']:.0f} s", flush=True)
     return report
 
 
-def best_rate(root, pair):
-    "The learning rate at which plain training does best, on the first seed."
-    scores = {rate: one_run(root, pair, 'language model', LM, SEEDS[0], rate)['student_after']['bits_per_byte'] for rate in RATES}
-    return min(scores, key=scores.get)
+def best_setting(root, pair, arm, values, batches=None):
+    "The windows in a step and the learning rate at which an arm does best, on the first seed."
+    tried = [(batch, rate) for batch in batches or RATES[pair] for rate in RATES[pair][batch]]
+    return min(tried, key=lambda one: one_run(root, pair, arm, values, SEEDS[0], one[1], batch=one[0])['student_after']['bits_per_byte'])
 
 
-def all_runs(root, pairs, seeds):
-    "What decides most comes first, so that a cut-off leaves a whole picture."
-    rates = {pair: best_rate(root, pair) for pair in pairs}
+def compare_methods(root, pairs, seeds):
+    "Every method at one batch and the learning rate that is best for plain training. What decides most comes first, so that a cut-off leaves a whole picture."
+    rates = {pair: best_setting(root, pair, 'language model', LM, [BATCH])[1] for pair in pairs}
     for arms in (ARMS_FIRST, ARMS_THEN):
         for seed in seeds:
             for pair in pairs:
@@ -190,42 +196,58 @@ def all_runs(root, pairs, seeds):
         for arm in (arm for arm in PAIRS[pair][1] if arm in ONE_SEED): one_run(root, pair, arm, ARMS[arm], seeds[0], rates[pair])
     if 'small' in pairs:
         for arm in ('language model', DEFAULT, CACHED): one_run(root, 'small', arm, LM if arm == 'language model' else ARMS[arm], seeds[0], rates['small'], LONG)
-    return rates
 
 
-def step_ratio(root, pair, arm, rate, steps=40, turns=3):
-    "Seconds of a step of an arm over those of plain training, turn by turn in one process."
-    path = root / pair / f'step_ratio_{arm}.json'.replace(' ', '_').replace(',', '')
+def best_of(pair):
+    "The arm that a pair's headline is about."
+    return DEFAULT if DEFAULT in PAIRS[pair][1] else PAIRS[pair][1][0]
+
+
+def compare_best(root, pairs, seeds):
+    "Plain training and the best method, each at its own best batch and learning rate; for as much text, and plain training also for as much time."
+    for pair in pairs:
+        plain, taught = (best_setting(root, pair, arm, values) for arm, values in (('language model', LM), (best_of(pair), ARMS[best_of(pair)])))
+        for seed in seeds:
+            one_run(root, pair, 'language model', LM, seed, plain[1], batch=plain[0])
+            one_run(root, pair, best_of(pair), ARMS[best_of(pair)], seed, taught[1], batch=taught[0])
+        if pair != 'small': continue
+        for seed in seeds: one_run(root, pair, CACHED, ARMS[CACHED], seed, taught[1], batch=taught[0])
+        for arm in (CACHED, DEFAULT):
+            windows = round(WINDOWS * time_ratio(root, pair, arm, taught, plain) / plain[0]) * plain[0]
+            for seed in seeds: one_run(root, pair, 'language model', LM, seed, plain[1], windows, plain[0])
+
+
+def time_ratio(root, pair, arm, setting, plain, windows=320, turns=3):
+    "Seconds that an arm takes for some text over those of plain training, each in steps of its own size, turn by turn in one process."
+    path = root / pair / f'time_ratio_{arm}_batch_{setting[0]}_to_{plain[0]}.json'.replace(' ', '_').replace(',', '')
     if path.exists(): return json.loads(path.read_text())
-    def seconds(name, values):
-        config = config_of(root, pair, values, SEEDS[0], rate, steps, root / pair / 'timing')
+    def seconds(name, values, batch, rate):
+        config = config_of(root, pair, values, SEEDS[0], rate, windows, batch, root / pair / 'timing')
         text = prepare_text(config)
         cache = open_cache(config, text)
         trainer = make_trainer(make_framework(config, text, cache and cache.stand_in), dict(save_strategy='no', eval_strategy='no'), text, root / pair / 'timing', name)
         begin = time.perf_counter()
         trainer.train()
         return time.perf_counter() - begin
-    for name, values in ((arm, ARMS[arm]), ('language model', LM)): seconds(name, values)  # warms up
-    ratio = median(seconds(arm, ARMS[arm]) / seconds('language model', LM) for _ in range(turns))
+    def both(): return seconds(arm, ARMS[arm], *setting) / seconds('language model', LM, *plain)
+    both()  # warms up
+    ratio = median(both() for _ in range(turns))
     path.write_text(json.dumps(ratio))
     return ratio
-
-
-def equal_time(root, pair, arm, seeds, rates):
-    "Plain training for as long as the arm takes: more steps, on more text."
-    ratio = step_ratio(root, pair, arm, rates[pair])
-    for seed in seeds: one_run(root, pair, 'language model', LM, seed, rates[pair], round(STEPS * ratio))
 
 
 # The page
 
 def measured(root, pair):
-    "Rows of what there is: arm, seed, rate, steps, report, folder."
+    "Rows of what there is."
     rows = []
     for path in sorted((root / pair).glob('*/report.json')):
-        arm, seed, rate, steps = re.fullmatch(r'(.*)_seed_(\d+)_lr_([\d.e-]+)_steps_(\d+)', path.parent.name).groups()
-        rows.append(dict(arm=arm, seed=int(seed), rate=float(rate), steps=int(steps), folder=path.parent, report=json.loads(path.read_text())))
+        arm, seed, rate, windows, batch = re.fullmatch(r'(.*)_seed_(\d+)_lr_([\d.e-]+)_windows_(\d+)_batch_(\d+)', path.parent.name).groups()
+        rows.append(dict(arm=SPELT[arm], seed=int(seed), rate=float(rate), windows=int(windows), batch=int(batch), folder=path.parent, report=json.loads(path.read_text())))
     return rows
+
+
+def bits(row): return row['report']['student_after']['bits_per_byte']
 
 
 def calibration(row):
@@ -257,48 +279,90 @@ def spread(values, form='.3f'):
     return mean if len(values) == 1 else f'{mean} ± {format((max(values) - min(values)) / 2, form)}'
 
 
-def pair_table(root, pair):
-    "What each arm gave, best first, and the share of the gap that each of its seeds closed."
-    rows = measured(root, pair)
-    rates = {row['rate']: row['report']['student_after']['bits_per_byte'] for row in rows if row['arm'] == 'language_model' and row['seed'] == SEEDS[0] and row['steps'] == STEPS}
-    best = min(rates, key=rates.get)
-    bits = lambda row: row['report']['student_after']['bits_per_byte']
-    control = {(row['seed'], row['steps']): bits(row) for row in rows if row['arm'] == 'language_model' and row['rate'] == best}
-    groups, closed, spelt = {}, {}, {arm.replace(' ', '_').replace(',', ''): arm for arm in ARMS}
-    for row in rows:
-        base = control.get((row['seed'], STEPS if row['arm'] == 'language_model' else row['steps']))  # more plain training is also measured against the plain training of STEPS
-        if row['rate'] != best or base is None: continue
-        key = row['arm'], row['steps']
-        groups.setdefault(key, []).append(row)
-        closed.setdefault(key, []).append(gap_closed(bits(row), base, row['report']['teacher']['bits_per_byte']))
-    names = {key: spelt.get(key[0], key[0].replace('_', ' ')) + (f', {key[1]:,} steps' if key[1] != STEPS else '') for key in groups}
-    table = [['', 'seeds', 'bits per byte', 'gap closed', 'KL', 'agrees', 'right', 'calibration error', 'on code']]
-    for key, group in sorted(groups.items(), key=lambda item: sum(map(bits, item[1])) / len(item[1])):
+def table_of(groups, plain):
+    "What each group of rows gave, and the share of the gap to its plain training (a function of the row) that each closed; best first."
+    table, closed = [['', 'seeds', 'bits per byte', 'gap closed', 'KL', 'agrees', 'right', 'calibration error', 'on code']], {}
+    for name, group in sorted(groups.items(), key=lambda item: sum(map(bits, item[1])) / len(item[1])):
         kept, calibrated = [(row['report']['retention'] or {}).get('after') for row in group], [calibration(row) for row in group]  # a run from a cache has no teacher to agree with
-        table.append([names[key], str(len(group)), spread(map(bits, group)), spread(closed[key], '.0%'), *(spread((k[what] for k in kept), form) if all(kept) else '-'
+        closed[name] = [gap_closed(bits(row), plain(row), row['report']['teacher']['bits_per_byte']) for row in group]
+        table.append([name, str(len(group)), spread(map(bits, group)), spread(closed[name], '.0%'), *(spread((k[what] for k in kept), form) if all(kept) else '-'
                       for what, form in (('kl_nats', '.2f'), ('top1_agreement', '.1%'))), spread((c['top1_accuracy'] for c in calibrated), '.1%'),
                       spread((c['calibration_error'] for c in calibrated), '.1%'), spread(map(on_code, group))])
-    teacher = next(iter(rows))['report']['teacher']['bits_per_byte']
-    return table, {names[key]: values for key, values in closed.items()}, rates, best, teacher
+    return table, closed
+
+
+def tries(rows, arm):
+    "(windows in a step, learning rate) -> bits per byte, of an arm on the first seed."
+    return {(row['batch'], row['rate']): bits(row) for row in rows if (row['arm'], row['seed'], row['windows']) == (arm, SEEDS[0], WINDOWS)}
+
+
+def best_try(tried): return min(tried, key=tried.get)
+
+
+def grouped(rows, name):
+    "Rows by the name that a function gives them; those without one are left out."
+    groups = {}
+    for row in rows:
+        if name(row): groups.setdefault(name(row), []).append(row)
+    return groups
+
+
+def plain_of(rows, batch, rate):
+    "Of a row, the bits per byte of plain training at this setting, with its seed, on as much text; plain training itself is measured against that on WINDOWS."
+    scores = {(row['seed'], row['windows']): bits(row) for row in rows if (row['arm'], row['batch'], row['rate']) == ('language model', batch, rate)}
+    return lambda row: scores.get((row['seed'], WINDOWS if row['arm'] == 'language model' else row['windows']))
+
+
+def methods_part(pair, rows):
+    "Every method at one batch and learning rate."
+    rate = best_try({one: score for one, score in tries(rows, 'language model').items() if one[0] == BATCH})[1]
+    plain = plain_of(rows, BATCH, rate)
+    def name(row):
+        if (row['batch'], row['rate']) == (BATCH, rate) and plain(row) is not None:
+            return row['arm'] + (f", {row['windows'] // BATCH:,} steps" if row['windows'] != WINDOWS else '')
+    return rate, *table_of(grouped(rows, name), plain)
+
+
+def best_part(pair, rows):
+    "Plain training and the best method, each at its own best batch and learning rate."
+    plain, taught = (best_try(tries(rows, arm)) for arm in ('language model', best_of(pair)))
+    def name(row):
+        if (row['batch'], row['rate']) != (plain if row['arm'] == 'language model' else taught) or row['arm'] not in ('language model', best_of(pair), CACHED): return None
+        if row['windows'] != WINDOWS and row['arm'] != 'language model': return None
+        return f"{row['arm']}; {row['windows'] // row['batch']:,} steps of {row['batch']}"
+    return table_of(grouped(rows, name), plain_of(rows, *plain))
+
+
+def tries_table(pair, rows):
+    "What was tried."
+    arms = ['language model', best_of(pair)]
+    found = [tries(rows, arm) for arm in arms]
+    return [['windows in a step', 'learning rate', *arms],
+            *([str(batch), f'{rate:g}', *(format(f[batch, rate], '.3f') if (batch, rate) in f else '-' for f in found)] for batch, rate in sorted({*found[0], *found[1]}, key=lambda one: (-one[0], one[1])))]
 
 
 def write_page(root):
     "benchmarks/quality/README.md and its pictures."
     here = Path(__file__).parent
-    parts = [(here / 'about.md').read_text().strip()]
-    for pair, (size, _) in PAIRS.items():
-        if not any((root / pair).glob('*/report.json')): continue
-        table, closed, rates, best, teacher = pair_table(root, pair)
-        picture = plot_gap({k: v for k, v in closed.items() if k != 'language model' and min(v) > -1})
-        picture.set_title(f'{pair}: from control (0) to teacher (1)')
-        picture.figure.savefig(here / f'{pair}.png', dpi=100)
-        tried = ', '.join(f'{rate:g}: {bits:.3f}' for rate, bits in sorted(rates.items()))
-        entries = '3,072' if size is None else f'{size:,}' if size else '8,192, the teacher\'s own'
-        parts += [f'## Student vocabulary {entries}', f'Teacher {teacher:.3f} bits per byte. Learning rates tried for the language model on seed {SEEDS[0]}: {tried}; all runs use {best:g}.',
-                  markdown_table(table), f'![{pair}]({pair}.png)']
-        for path in sorted((root / pair).glob('step_ratio_*.json')):
-            ratio, arm = json.loads(path.read_text()), path.stem.removeprefix('step_ratio_').replace('_', ' ')
-            parts.append(f"A step of `{arm}` took {ratio:.2f} times as long as one of plain training, so {STEPS} of its steps took as long as {round(STEPS * ratio):,} of plain training.")
+    there = {pair: rows for pair in PAIRS if (rows := measured(root, pair))}
+    entries = {pair: '3,072 tokens' if size is None else f'{size:,} tokens' if size else "the teacher's own 8,192 tokens" for pair, (size, _) in PAIRS.items()}
+    parts, every = [(here / 'about.md').read_text().strip(), '## Each at its own best batch and learning rate'], {}
+    for pair, rows in there.items():
+        table, closed = best_part(pair, rows)
+        every |= {f'{entries[pair]}: {name}': shares for name, shares in closed.items() if not name.startswith('language model')}
+        parts += [f"### A student of {entries[pair]}", f"Teacher {rows[0]['report']['teacher']['bits_per_byte']:.3f} bits per byte.", markdown_table(table),
+                  f'Tried on seed {SEEDS[0]}, bits per byte:', markdown_table(tries_table(pair, rows))]
+        for path in sorted((root / pair).glob('time_ratio_*.json')):
+            arm, batch, other = re.fullmatch(r'time_ratio_(.*)_batch_(\d+)_to_(\d+)', path.stem).groups()
+            parts.append(f"For the same text `{SPELT[arm]}` in steps of {batch} took {json.loads(path.read_text()):.2f} times as long as plain training in steps of {other}.")
+    plot_gap(every).figure.savefig(here / 'best.png', dpi=100)
+    parts.insert(2, '![each at its best](best.png)')
+    for pair, rows in there.items():
+        rate, table, closed = methods_part(pair, rows)
+        parts += [f'## Method by method: {WINDOWS // BATCH} steps of {BATCH} windows, a student of {entries[pair]}', f'Learning rate {rate:g}, the best of plain training with this batch.', markdown_table(table)]
+        if len(closed) < 4: continue
+        plot_gap({k: v for k, v in closed.items() if k != 'language model' and min(v) > -1}).figure.savefig(here / f'{pair}.png', dpi=100)
+        parts.append(f'![{pair}]({pair}.png)')
     machine = f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {", ".join(f"{k} {v}" for k, v in versions().items() if v)}; {time.strftime("%Y-%m-%d")}'
     (here / 'README.md').write_text('\n\n'.join(parts + [f'Measured on: {machine}.']) + '\n')
 
@@ -313,9 +377,8 @@ def main():
     quiet_libraries()
     if not args.results:
         make_inputs(args.root / 'inputs')
-        rates = all_runs(args.root, args.only, args.seeds)
-        for pair in args.only:
-            for arm in (arm for arm in TIMED if arm in PAIRS[pair][1]): equal_time(args.root, pair, arm, args.seeds, rates)
+        compare_best(args.root, args.only, args.seeds)
+        compare_methods(args.root, args.only, args.seeds)
     write_page(args.root)
 
 
