@@ -386,7 +386,7 @@ class PairCollator:
                 batch[f'{side}attention_mask'] = (torch.arange(batch[f'{side}input_ids'].shape[1]) < lengths[:, None]).long()
         batch['labels'] = batch['input_ids'].masked_fill(batch['attention_mask'] == 0, -100)
         batch['labels'][:, 0] = -100
-        for name in {'teacher_said', 'teacher_spans'} & rows[0].keys(): batch[name] = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row[name]) for row in rows], batch_first=True)
+        for name in {'teacher_said', 'teacher_inside', 'teacher_tokens'} & rows[0].keys(): batch[name] = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row[name]) for row in rows], batch_first=True)
         return batch | {'n_bytes': torch.tensor([row['n_bytes'] for row in rows])}
 
     def pad(self, rows, fill, multiple):

@@ -21,7 +21,7 @@ from .models import (AbsentModel, body, capture_attention, capture_states, load_
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
-                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_comparison, comparison, opening_tokens, placed, read_heads,
+                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_comparison, comparison, opening_tokens, read_heads,
                          shared_tokens, span_answers)
 from .vocab import VocabMap, boundaries, gold_consistency, spelling_matrix
 
@@ -176,7 +176,7 @@ class StudentAwareDistillationFramework(nn.Module):
         if self.config.mask_inconsistent:
             following = ids.roll(-1, 1), teacher_ids.gather(1, (partner + 1).clamp(max=teacher_ids.shape[1] - 1))
             compared &= (node > 0) | gold_consistency(self.vocab_map, *following)
-        if 'teacher_said' in batch: partner = (partner >= 0).cumsum(1) - 1  # its answers lie one after another
+        if 'teacher_said' in batch: partner = (batch['teacher_said'].shape[1] + (node > 0).cumsum(1) - 1).where(node > 0, partner)  # answers inside tokens come after the others
         return aligned, partner.where(compared, -1), node
 
     def count_units(self,
@@ -242,16 +242,16 @@ class StudentAwareDistillationFramework(nn.Module):
         labels = batch['labels']
         weights = {name: self.get_curriculum_weight(self.step if step is None else step, name) for name in self.terms}
         active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name == 'lm'}
-        said, spans = batch.get('teacher_said'), batch.get('teacher_spans')  # by a teacher that is not asked again
+        said, tokens = batch.get('teacher_said'), batch.get('teacher_tokens')  # by a teacher that is not asked again
         weights = {name: weight * self.balance(name) for name, weight in weights.items()}
-        asking = [term for term in active.values() if said is spans is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
+        asking = [term for term in active.values() if said is tokens is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
         aligned, partner, node = self.partners(batch)
         self.keep_time(step)
         units = units or {name: term.units(labels, aligned, partner >= 0) for name, term in active.items()}
 
         signals = Signals(labels, None, student_positions=batch['student_positions'], teacher_positions=batch['teacher_positions'], aligned=aligned)
         if asking: self.read_teacher(signals, batch, asking)
-        if spans is not None: signals.teacher_nats, signals.new_word = (placed(x, batch['teacher_positions'], batch['teacher_input_ids'].shape[1]) for x in spans.unbind(-1))
+        if tokens is not None: signals.teacher_nats, signals.new_word = tokens.unbind(-1)
         wanted = lambda kind: [layer for term in active.values() for layer in getattr(term, kind)]
         with (capture_states(self.student_model, wanted('student_layers')) as signals.student_layers,
               capture_attention(self.student_model, wanted('student_attention')) as signals.student_attention):
@@ -259,7 +259,7 @@ class StudentAwareDistillationFramework(nn.Module):
 
         kd = self.knowledge if 'kd' in active else None
         if said is None: compare, *teacher_side = self.compare, self.teacher_head(), signals.teacher_states
-        else: compare, *teacher_side = self.compare_cached, nn.Identity(), said
+        else: compare, *teacher_side = self.compare_cached, nn.Identity(), torch.cat([said, *([batch['teacher_inside']] if 'teacher_inside' in batch else [])], 1)
         by_entropy = kd is not None and kd.select_by == 'entropy'
         signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare if kd else None, *teacher_side, partner, node, by_entropy, self.chunk)
         if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)

@@ -141,9 +141,9 @@ def open_cache(
     "The run's teacher cache, checked, with an empty model to stand in for the teacher; None if the run has none."
     if not config.teacher_cache: return None
     cache = TeacherCache(config.teacher_cache)
-    spans = config.kd_method == 'span'
-    cache.check(text['train'], config.teacher_model, text['vocab_map'].inside, spans)
-    text['train'] = CachedRows(text['train'], cache, spans)
+    inside = text['vocab_map'].inside
+    cache.check(text['train'], config.teacher_model, inside)
+    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', *['teacher_inside'] * (inside is not None)))
     cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', cache_dir=config.cache_dir, trust_remote_code=config.trust_remote_code))
     return cache
 

@@ -14,6 +14,7 @@ from kdkit.models import AbsentModel, load_causal_lm, load_config
 from kdkit.prepare import prepare_text
 from kdkit.report import summary_table
 from kdkit.run import cache_teacher, distill, make_framework, open_cache
+from pairs import documents
 
 
 def config_of(values, folder, **options):
@@ -40,22 +41,41 @@ def test_a_whole_distribution_gives_the_online_loss_and_gradient(pair, same_pair
     for name, gradient in gradients[0].items(): assert (gradients[1][name] - gradient).norm() < .01 * gradient.norm() + 1e-6, name
 
 
+def both_ways(config):
+    "Losses and gradients of some rows, from the teacher and from the cache."
+    text, online = prepare_text(config), prepare_text(config)
+    absent = open_cache(config, text).stand_in
+    for rows, teacher in ((online['train'], None), (text['train'], absent)):
+        framework = make_framework(replace(config, teacher_cache=teacher and config.teacher_cache), online, teacher)
+        out = framework(**framework.collator()([rows[i] for i in range(6)]))
+        out['loss'].backward()
+        yield out['losses'], {name: p.grad for name, p in framework.student_model.named_parameters()}
+
+
 @pytest.mark.parametrize('likely', [0., .1])
 def test_spans_from_a_cache_give_the_online_loss_and_gradient(pair, tmp_path, likely):
     "From a cache that was written for another method."
     config = config_of(pair, tmp_path, kd_method='span', span_likely=likely, cache_top_k=4)
     cache_teacher(replace(config, kd_method='auto'))
-    text, online = prepare_text(config), prepare_text(config)
-    absent = open_cache(config, text).stand_in
-    outs = []
-    for rows, teacher in ((online['train'], None), (text['train'], absent)):
-        framework = make_framework(replace(config, teacher_cache=teacher and config.teacher_cache), online, teacher)
-        out = framework(**framework.collator()([rows[i] for i in range(6)]))
-        out['loss'].backward()
-        outs.append((out['losses'], {name: p.grad for name, p in framework.student_model.named_parameters()}))
-    torch.testing.assert_close(outs[1][0], outs[0][0])
-    assert outs[0][0]['kd'] > 0
-    for name, gradient in outs[0][1].items(): torch.testing.assert_close(outs[1][1][name], gradient, atol=1e-6, rtol=1e-3, msg=name)
+    (online, gradients), (cached, from_cache) = both_ways(config)
+    assert online['kd'] > 0
+    torch.testing.assert_close(cached, online)
+    for name, gradient in gradients.items(): torch.testing.assert_close(from_cache[name], gradient, atol=1e-6, rtol=1e-3, msg=name)
+
+
+def test_students_with_other_tokenizers_read_one_cache(pair, same_pair, tmp_path):
+    "Where documents are neither cut nor packed the teacher reads the same windows, whoever the student is."
+    text = tmp_path / 'short.jsonl'
+    text.write_text(''.join(json.dumps(dict(text=words[:120])) + '\n' for words in documents(40)))
+    first = config_of(pair, tmp_path, dataset=str(text), max_length=200, teacher_max_length=200, pack=False, cache_top_k=10**6)
+    cache_teacher(first)
+    other = replace(first, student_model=same_pair['student_model'], inside_tokens=False)
+    for method in ('auto', 'first_token', 'span'):
+        (online, _), (cached, _) = both_ways(replace(other, kd_method=method))
+        torch.testing.assert_close(cached, online, atol=2e-3, rtol=1e-3)
+    with pytest.raises(CacheError, match='other windows'): open_cache(replace(other, pack=True), prepare_text(replace(other, pack=True)))
+    inside = replace(other, kd_method='first_token', inside_tokens=True)
+    with pytest.raises(CacheError, match='other windows|inside'): open_cache(inside, prepare_text(inside))
 
 
 def test_less_kept_is_less_seen(pair, tmp_path):
@@ -123,7 +143,8 @@ def test_a_cache_that_was_cut_off_goes_on(pair, tmp_path, monkeypatch):
     assert sum(asked) == len(text['train']) - 8
     write(tmp_path / 'whole')
     cut, whole = TeacherCache(tmp_path / 'cut'), TeacherCache(tmp_path / 'whole')
-    for i in range(len(text['train'])): assert (cut[i] == whole[i]).all() and (cut.spans(i) == whole.spans(i)).all()
+    for i in range(len(text['train'])): 
+        for name in ('teacher_said', 'teacher_inside', 'teacher_tokens'): assert (cut.read(i, name) == whole.read(i, name)).all()
 
 
 def test_a_cache_of_something_else_is_refused(pair, tmp_path, capsys):
@@ -131,7 +152,7 @@ def test_a_cache_of_something_else_is_refused(pair, tmp_path, capsys):
     cache_teacher(config)
     for changed, match in ((dict(max_length=48), 'other windows'), (dict(seed=7), 'other windows'), (dict(teacher_model=config.student_model), 'other windows|written by the teacher'),
                            (dict(teacher_cache=str(tmp_path / 'none')), 'kdkit cache-teacher'),
-                           (dict(inside_tokens=False), "holds the answers inside the teacher's tokens")):
+                           ):
         with pytest.raises(CacheError, match=match): distill(replace(config, output_dir=str(tmp_path / 'no'), **changed))
     assert not (tmp_path / 'no').exists()  # nothing was written
     with pytest.raises(CacheError, match='top_k differs'): cache_teacher(replace(config, cache_top_k=5))
