@@ -16,7 +16,7 @@ from typing import get_args
 
 # %% ../nbs/13_config.ipynb #03b0a62f
 RECIPES = {
-    'default': dict(lm=0.1, kd=0.9, unaligned=0.9, feature=0., attention=0., layerwise=0., contrastive=0.),
+    'default': dict(lm=0.2, kd=0.8, unaligned=0.8, feature=0., attention=0., layerwise=0., contrastive=0.),
     'seed': dict(lm=0.1, kd=0.7, unaligned=0., feature=0.1, attention=0.1, layerwise=0.05, contrastive=0.05),
 }
 KD_MAPS = 'identity', 'first_token', 'common_prefix', 'combined'  # ways through classes

@@ -220,7 +220,7 @@ def versions() -> dict:  # package -> version
     return dict({name: version(name) for name in packages}, python=platform.python_version())
 
 # %% ../nbs/37_run.ipynb #b27c4c8e
-DEMO_STEPS = 500  # optimizer steps of 1,024 tokens, for student and control each
+DEMO_STEPS = 2000  # optimizer steps of 256 tokens, for student and control each
 
 # %% ../nbs/37_run.ipynb #472b7a1a
 def demo_config(
@@ -238,7 +238,7 @@ def demo_config(
     load_tokenizer(embedded_student_tokenizer()).save_pretrained(student)
     return DistillConfig(
         teacher_model=embedded_teacher(), student_model=student, dataset=paths['train'], eval_dataset=paths['held_out'], output_dir=str(output_dir),
-        max_length=128, batch_size=8, learning_rate=2e-3, max_steps=DEMO_STEPS, eval_steps=DEMO_STEPS // 4, max_eval_rows=256, control=True, seed=seed)
+        max_length=128, batch_size=2, learning_rate=1e-3, max_steps=DEMO_STEPS, eval_steps=DEMO_STEPS // 4, max_eval_rows=256, control=True, seed=seed)
 
 # %% ../nbs/37_run.ipynb #de95fe02
 def demo(

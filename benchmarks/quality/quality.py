@@ -54,7 +54,8 @@ ARMS = {  # name -> fields of the config
     'combined, 1.0': mix(1., kd_method='combined'),
     'combined, 0.7': mix(.7, kd_method='combined'),
     'combined, 0.9, inconsistent masked': mix(.9, kd_method='combined', mask_inconsistent=True),
-    'combined, 0.9, inside tokens too': mix(.9, kd_method='combined', inside_tokens=True),
+    **{f'combined, {kd}, inside tokens too': mix(kd, kd_method='combined', inside_tokens=True) for kd in (.7, .8, .9)},
+    'combined, 0.8, inside tokens too, from a cache of 16 tokens and 16 drawn': mix(.8, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16),
     'combined, 0.9, from a cache of 32 tokens': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=0),
     'combined, 0.9, from a cache of 16 tokens and 16 drawn': mix(.9, kd_method='combined', cache_top_k=16, cache_samples=16),
     'combined, 0.9, from a cache of 32 tokens and 32 drawn': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=32),
@@ -84,21 +85,29 @@ ARMS = {  # name -> fields of the config
     'first token, 0.9, JSD': mix(.9, kd_method='first_token', divergence='jsd'),
     'first token, 0.9, skewed KL': mix(.9, kd_method='first_token', divergence='skewed_kl'),
 }
-DEFAULT, CACHED = 'combined, 0.9, inside tokens too', 'combined, 0.9, from a cache of 16 tokens and 16 drawn'
-ARMS_FIRST = ['identity, 0.9', DEFAULT, CACHED, 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9', 'combined, 1.0', 'combined, 0.7']
-ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights')) and arm not in ARMS_FIRST]
-ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
+DEFAULT, CACHED = 'combined, 0.8, inside tokens too', 'combined, 0.8, inside tokens too, from a cache of 16 tokens and 16 drawn'
+ARMS_FIRST = ['identity, 0.9', DEFAULT, 'combined, 0.9, inside tokens too', 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9', 'combined, 1.0', 'combined, 0.7',
+              'combined, 0.9, from a cache of 16 tokens and 16 drawn']
+ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights')) and arm not in ARMS_FIRST and arm != CACHED]
+AT_ITS_BEST = [CACHED, 'combined, 0.7, inside tokens too', 'identity, 0.8']  # only there
+LONGER = 'language model', 'combined, 0.9, inside tokens too', 'combined, 0.9, from a cache of 16 tokens and 16 drawn'
+ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN + AT_ITS_BEST]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
 PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embedded student's own
     'small': (None, list(ARMS)),
-    'large': (16_384, [DEFAULT, 'combined, 0.9', 'first token, 0.9']),
-    'same': (0, ['identity, 0.9']),
+    'large': (16_384, ['combined, 0.9, inside tokens too', DEFAULT, 'combined, 0.9', 'first token, 0.9']),
+    'same': (0, ['identity, 0.9', 'identity, 0.8']),
+}
+BEST = {  # name -> the arm whose batch and learning rate are tuned, and those that get what is best for it; the first of these is the pair's headline
+    'small': ('combined, 0.9, inside tokens too', [DEFAULT, CACHED, 'combined, 0.7, inside tokens too']),
+    'large': ('combined, 0.9, inside tokens too', [DEFAULT]),
+    'same': ('identity, 0.9', ['identity, 0.8']),
 }
 RATES = {  # name -> windows in an optimizer step -> learning rates, tried on the first seed
-    'small': {8: (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3), 4: (1e-3, 1.5e-3, 2e-3), 2: (7e-4, 1e-3, 1.5e-3), 1: (5e-4, 7e-4, 1e-3)},
-    'large': {8: (2e-3, 3e-3), 2: (7e-4, 1e-3), 1: (7e-4, 1e-3)},
-    'same': {8: (2e-3, 3e-3), 2: (7e-4, 1e-3), 1: (7e-4, 1e-3)},
+    'small': {8: (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3), 4: (1e-3, 1.5e-3, 2e-3), 2: (7e-4, 1e-3, 1.5e-3), 1: (5e-4, 7e-4, 1e-3, 1.5e-3)},
+    'large': {8: (2e-3, 3e-3), 1: (7e-4, 1e-3)},
+    'same': {8: (2e-3, 3e-3), 4: (1.5e-3,), 1: (7e-4, 1e-3)},
 }
-ARMS['identity, 0.9'] = mix(.9, kd_method='identity')
+ARMS |= {f'identity, {kd}': mix(kd, kd_method='identity') for kd in (.8, .9)}
 SPELT = {arm.replace(' ', '_').replace(',', ''): arm for arm in ['language model', *ARMS]}  # as in the names of folders
 
 
@@ -165,7 +174,7 @@ def config_of(root, pair, values, seed, rate, windows, batch, folder):
         if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path, new_tokens=240)
         return replace(config, dataset=str(path))
     if 'cache_top_k' not in values: return config
-    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}"
+    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}{'_inside' * config.inside_tokens}"
     if not (cache / 'cache.json').exists(): cache_teacher(replace(config, teacher_cache=str(cache)))
     return replace(config, teacher_cache=str(cache))
 
@@ -195,23 +204,18 @@ def compare_methods(root, pairs, seeds):
     for pair in pairs:
         for arm in (arm for arm in PAIRS[pair][1] if arm in ONE_SEED): one_run(root, pair, arm, ARMS[arm], seeds[0], rates[pair])
     if 'small' in pairs:
-        for arm in ('language model', DEFAULT, CACHED): one_run(root, 'small', arm, LM if arm == 'language model' else ARMS[arm], seeds[0], rates['small'], LONG)
-
-
-def best_of(pair):
-    "The arm that a pair's headline is about."
-    return DEFAULT if DEFAULT in PAIRS[pair][1] else PAIRS[pair][1][0]
+        for arm in LONGER: one_run(root, 'small', arm, LM if arm == 'language model' else ARMS[arm], seeds[0], rates['small'], LONG)
 
 
 def compare_best(root, pairs, seeds):
     "Plain training and the best method, each at its own best batch and learning rate; for as much text, and plain training also for as much time."
     for pair in pairs:
-        plain, taught = (best_setting(root, pair, arm, values) for arm, values in (('language model', LM), (best_of(pair), ARMS[best_of(pair)])))
+        tuned, arms = BEST[pair]
+        plain, taught = (best_setting(root, pair, arm, values) for arm, values in (('language model', LM), (tuned, ARMS[tuned])))
         for seed in seeds:
             one_run(root, pair, 'language model', LM, seed, plain[1], batch=plain[0])
-            one_run(root, pair, best_of(pair), ARMS[best_of(pair)], seed, taught[1], batch=taught[0])
+            for arm in (tuned, *arms): one_run(root, pair, arm, ARMS[arm], seed, taught[1], batch=taught[0])
         if pair != 'small': continue
-        for seed in seeds: one_run(root, pair, CACHED, ARMS[CACHED], seed, taught[1], batch=taught[0])
         for arm in (CACHED, DEFAULT):
             windows = round(WINDOWS * time_ratio(root, pair, arm, taught, plain) / plain[0]) * plain[0]
             for seed in seeds: one_run(root, pair, 'language model', LM, seed, plain[1], windows, plain[0])
@@ -325,17 +329,18 @@ def methods_part(pair, rows):
 
 def best_part(pair, rows):
     "Plain training and the best method, each at its own best batch and learning rate."
-    plain, taught = (best_try(tries(rows, arm)) for arm in ('language model', best_of(pair)))
+    tuned, arms = BEST[pair]
+    plain, taught = (best_try(tries(rows, arm)) for arm in ('language model', tuned))
     def name(row):
-        if (row['batch'], row['rate']) != (plain if row['arm'] == 'language model' else taught) or row['arm'] not in ('language model', best_of(pair), CACHED): return None
-        if row['windows'] != WINDOWS and row['arm'] != 'language model': return None
+        lm = row['arm'] == 'language model'
+        if (row['batch'], row['rate']) != (plain if lm else taught) or not lm and (row['arm'] not in (tuned, *arms) or row['windows'] != WINDOWS): return None
         return f"{row['arm']}; {row['windows'] // row['batch']:,} steps of {row['batch']}"
     return table_of(grouped(rows, name), plain_of(rows, *plain))
 
 
 def tries_table(pair, rows):
     "What was tried."
-    arms = ['language model', best_of(pair)]
+    arms = ['language model', BEST[pair][0]]
     found = [tries(rows, arm) for arm in arms]
     return [['windows in a step', 'learning rate', *arms],
             *([str(batch), f'{rate:g}', *(format(f[batch, rate], '.3f') if (batch, rate) in f else '-' for f in found)] for batch, rate in sorted({*found[0], *found[1]}, key=lambda one: (-one[0], one[1])))]
