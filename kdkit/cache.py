@@ -175,12 +175,15 @@ class TeacherCache:
         rows: Dataset,  # of pair_dataset, to be trained on
         teacher: str,   # the teacher's name in the config
         inside: Continuations|None = None,  # of the run's vocabulary map, if it asks inside tokens
+        held_out: Dataset|None = None,      # of pair_dataset, to be measured on
     ):
-        "CacheError unless it was written for these rows, this teacher and this map's tree."
+        "CacheError unless it was written for these rows, this teacher and this map's tree, and its teacher measured on this held-out text."
         side = 'pair' if inside else 'teacher'
         if rows_digest(rows, SIDES[side]) != self.about['rows'][side]:
             raise CacheError(f"{self.folder} was written for other windows ({self.about['n_rows']:,} rows, here {len(rows):,}): text, tokenizers, max_length, eval_fraction, pack and seed must be "
                              "those of kdkit cache-teacher. Write a new one for this run.")
+        if held_out is not None and rows_digest(held_out, SIDES['teacher']) != self.about['held_out']:
+            raise CacheError(f"{self.folder} holds the score of a teacher on other held-out text: eval_dataset and max_eval_rows must be those of kdkit cache-teacher.")
         if Path(teacher).name != Path(self.about['name']).name:
             raise CacheError(f"{self.folder} was written by the teacher {self.about['name']!r}, but teacher_model is {teacher!r}.")
         if inside and tree_digest(inside) != self.about['inside']:

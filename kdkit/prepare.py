@@ -53,7 +53,7 @@ def prepare_text(
     controls = {f'{side}_control': control_ids(tokenizers[side], configs[side]) for side in names}
     pair = lambda rows, pack: pair_dataset(rows, tokenizers['student'], tokenizers['teacher'], max_length=limits['student'],
                                            teacher_max_length=limits['teacher'], pack=pack, **controls)
-    train, held_out = pair(train, config.pack), pair(held_out.shuffle(seed=config.seed), False)
+    train, held_out = pair(train, config.pack), pair(held_out.shuffle(seed=0), False)  # runs of every seed are measured on the same text
     held_out = held_out.select(range(min(config.max_eval_rows, len(held_out))))
     def map_of(method, inside=False): return build_map(method, tokenizers['student'], tokenizers['teacher'], configs['student'].vocab_size, configs['teacher'].vocab_size, inside)
     if config.kd_method != 'auto': methods = [config.kd_method]

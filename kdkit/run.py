@@ -23,7 +23,7 @@ import yaml
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
-from .cache import CachedRows, TeacherCache, write_cache
+from .cache import SIDES, CachedRows, TeacherCache, rows_digest, write_cache
 from .config import DistillConfig
 from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
 from .evaluation import eval_batches, measure, retention
@@ -126,8 +126,9 @@ def cache_teacher(
     score = measure(framework, eval_batches(text['held_out'], framework, config.batch_size), 'teacher')
     def progress(done, total): say(f'asking the teacher {done:,}/{total:,} windows')
     pad = framework.collator().fill['teacher_input_ids']
+    about = dict(name=config.teacher_model, score=score, held_out=rows_digest(text['held_out'], SIDES['teacher']))
     opens = opening_tokens(framework.teacher_tokenizer, framework.teacher_model.get_output_embeddings().weight.shape[0])
-    write_cache(config.teacher_cache, framework.teacher_model, text['train'], dict(name=config.teacher_model, score=score), config.cache_top_k, config.cache_samples, config.batch_size, pad,
+    write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples, config.batch_size, pad,
                 framework.vocab_map.inside, opens, progress=progress)
     cache = TeacherCache(config.teacher_cache)
     return dict(rows=len(text['train']), positions=cache.positions, bytes_per_position=cache.bytes_per_position,
@@ -142,7 +143,7 @@ def open_cache(
     if not config.teacher_cache: return None
     cache = TeacherCache(config.teacher_cache)
     inside = text['vocab_map'].inside
-    cache.check(text['train'], config.teacher_model, inside)
+    cache.check(text['train'], config.teacher_model, inside, text['held_out'])
     text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', *['teacher_inside'] * (inside is not None)))
     cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', cache_dir=config.cache_dir, trust_remote_code=config.trust_remote_code))
     return cache

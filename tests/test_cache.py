@@ -151,8 +151,7 @@ def test_a_cache_of_something_else_is_refused(pair, tmp_path, capsys):
     config = config_of(pair, tmp_path)
     cache_teacher(config)
     for changed, match in ((dict(max_length=48), 'other windows'), (dict(seed=7), 'other windows'), (dict(teacher_model=config.student_model), 'other windows|written by the teacher'),
-                           (dict(teacher_cache=str(tmp_path / 'none')), 'kdkit cache-teacher'),
-                           ):
+                           (dict(teacher_cache=str(tmp_path / 'none')), 'kdkit cache-teacher'), (dict(max_eval_rows=4), 'other held-out text')):
         with pytest.raises(CacheError, match=match): distill(replace(config, output_dir=str(tmp_path / 'no'), **changed))
     assert not (tmp_path / 'no').exists()  # nothing was written
     with pytest.raises(CacheError, match='top_k differs'): cache_teacher(replace(config, cache_top_k=5))

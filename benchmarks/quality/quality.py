@@ -330,12 +330,12 @@ def methods_part(pair, rows):
 def best_part(pair, rows):
     "Plain training and the best method, each at its own best batch and learning rate."
     tuned, arms = BEST[pair]
-    plain, taught = (best_try(tries(rows, arm)) for arm in ('language model', tuned))
+    setting = {arm: best_try(tries(rows, 'language model' if arm == 'language model' else tuned)) for arm in ('language model', tuned, *arms)}
+    plain = plain_of(rows, *setting['language model'])
     def name(row):
-        lm = row['arm'] == 'language model'
-        if (row['batch'], row['rate']) != (plain if lm else taught) or not lm and (row['arm'] not in (tuned, *arms) or row['windows'] != WINDOWS): return None
+        if setting.get(row['arm']) != (row['batch'], row['rate']) or plain(row) is None: return None
         return f"{row['arm']}; {row['windows'] // row['batch']:,} steps of {row['batch']}"
-    return table_of(grouped(rows, name), plain_of(rows, *plain))
+    return table_of(grouped(rows, name), plain)
 
 
 def tries_table(pair, rows):
