@@ -354,8 +354,8 @@ def write_page(root):
     parts, every = [(here / 'about.md').read_text().strip(), '## Each at its own best batch and learning rate'], {}
     for pair, rows in there.items():
         table, closed = best_part(pair, rows)
-        every |= {f'{entries[pair]}: {name}': shares for name, shares in closed.items() if not name.startswith('language model')}
-        parts += [f"### A student of {entries[pair]}", f"Teacher {rows[0]['report']['teacher']['bits_per_byte']:.3f} bits per byte.", markdown_table(table),
+        every |= {f"{pair}: {name.split(';')[0].replace(', inside tokens too', '').split(' of 16')[0]}": shares for name, shares in closed.items() if not name.startswith('language model')}
+        parts += [f"### `{pair}`: a student of {entries[pair]}", f"Teacher {rows[0]['report']['teacher']['bits_per_byte']:.3f} bits per byte.", markdown_table(table),
                   f'Tried on seed {SEEDS[0]}, bits per byte:', markdown_table(tries_table(pair, rows))]
         for path in sorted((root / pair).glob('time_ratio_*.json')):
             arm, batch, other = re.fullmatch(r'time_ratio_(.*)_batch_(\d+)_to_(\d+)', path.stem).groups()
