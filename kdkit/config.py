@@ -90,6 +90,7 @@ class DistillConfig:
     aware_by: str = option('disagreement', 'entropy (where the student is least certain), disagreement (where the two are furthest apart) or easy (nearest first, all in the end)')
     aware_share: float = option(0.5, 'share of the positions of a window, for student_aware')
     inside_tokens: bool = option(True, "also compare inside the teacher's tokens, by the chain rule")
+    soft_ends: bool = option(False, "also ask the teacher whether its token ends where the text ended it; online and by forward_kl at temperature 1")
     mask_inconsistent: bool = option(False, 'plain cross-entropy where the true next tokens fall into different classes')
     contrastive_segments: int = option(4, 'segments of a text to tell apart')
     contrastive_temperature: float = option(0.5, 'divides the cosines of the contrastive loss')
@@ -157,6 +158,10 @@ class DistillConfig:
             for name, only in dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0.).items():
                 if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but a teacher_cache holds only what {name}={only!r} needs.")
             if self.kd_method not in ('auto', 'span', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds a part of it: choose a vocabulary map, span, or auto.")
+        if self.soft_ends:
+            for name, only in dict(inside_tokens=True, divergence='forward_kl', temperature=1., teacher_cache=None).items():
+                if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but soft_ends needs {name}={only!r}.")
+            if self.kd_method not in ('auto', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} compares no classes, which soft_ends needs: choose a vocabulary map, or auto.")
         demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
 

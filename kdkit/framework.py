@@ -85,7 +85,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
         self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
         matched = spelling_matrix(self.student_tokenizer, self.teacher_tokenizer, *sizes, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
-        self.compare = comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature)
+        self.compare = comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.soft_ends)
         self.compare_cached = cached_comparison(vocab_map)
         self.to(device)
 
@@ -172,6 +172,7 @@ class StudentAwareDistillationFramework(nn.Module):
         if not self.knowledge: return aligned, torch.full_like(ids, -1), torch.full_like(ids, -1)
         inside = self.vocab_map.inside
         partner, node = inside.find(ids, teacher_ids, *positions) if inside else boundaries(ids, *positions)
+        if inside and self.config.soft_ends: node = inside.ended(ids, teacher_ids, partner, node)
         compared = (partner >= 0) & (F.pad(labels[:, 1:], (0, 1), value=-100) != -100)
         if self.config.mask_inconsistent:
             following = ids.roll(-1, 1), teacher_ids.gather(1, (partner + 1).clamp(max=teacher_ids.shape[1] - 1))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['widen', 'forward_kl', 'reverse_kl', 'generalized_jsd', 'skewed_kl', 'divergence', 'at_temperature', 'kept_kl',
-           'sorted_l1', 'uld', 'hybrid_matching', 'projected_kl', 'span_likelihood', 'cosine_distance',
+           'ending_kl', 'sorted_l1', 'uld', 'hybrid_matching', 'projected_kl', 'span_likelihood', 'cosine_distance',
            'sum_over_spans', 'attention_kl', 'info_nce', 'chunked']
 
 # %% ../nbs/00_losses.ipynb #c14671d2
@@ -101,6 +101,21 @@ def kept_kl(
     rest = (1 - probs.sum(-1)).clamp_min(0)
     student_rest = (1 - (probs / total * student_log_probs.exp()).sum(-1)).clamp_min(1e-9)  # an event of several tokens counts once
     return (probs * (total.log() - student_log_probs)).sum(-1) + torch.xlogy(rest, rest) - rest * student_rest.log()
+
+# %% ../nbs/00_losses.ipynb #9017ac78
+def ending_kl(
+    student_log_probs: Tensor,  # [n, events]; gradients flow here
+    ended: Tensor,              # [n, events], the teacher's probabilities if its token has ended; all 0 where it has not, so that they are not known
+    going: Tensor,              # [n, events], its probabilities if the token goes on
+    ends: Tensor,               # [n], the probability that it ends
+) -> Tensor:                    # [n], nats
+    "Unbiased estimate of the forward KL to ends x ended + (1 - ends) x going, as long as the two allow different events."
+    on = going > 1e-30
+    likely = ((1 - ends)[:, None] * going + ends[:, None] * ended).where(on, 0)
+    others, student_others = ended.masked_fill(on, 0), (1 - student_log_probs.exp().masked_fill(~on, 0).sum(-1)).clamp_min(1e-9).log()
+    def part(probs): return (torch.xlogy(probs, probs) - probs * student_log_probs).sum(-1)
+    def lump(probs): return torch.xlogy(probs, probs) - probs * student_others
+    return part(likely) + lump((1 - likely.sum(-1)).clamp_min(0)) + part(others) - lump(others.sum(-1))
 
 # %% ../nbs/00_losses.ipynb #42592522
 def sorted_l1(

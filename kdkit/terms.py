@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .align import token_bytes
 from .config import KD_MAPS
-from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, projected_kl, span_likelihood, uld, widen
+from .losses import at_temperature, chunked, cosine_distance, divergence, ending_kl, forward_kl, hybrid_matching, kept_kl, projected_kl, span_likelihood, uld, widen
 from .models import span_attention
 from .projectors import (AttentionTransferModule, ContrastiveDistillationLoss, FeatureProjector, LayerwiseDistillationLoss,
                               pool_segments)
@@ -60,8 +60,9 @@ def comparison(
     beta: float = 0.5,                 # of jsd
     skew: float = 0.1,                 # of skewed_kl
     temperature: float = 1.0,          # divides both models' logits
-) -> Callable:                         # (student_logits [n, V_s], teacher_logits [n, V_t], node [n]) -> [n] nats
-    "How logits are compared; node is 0 at a shared boundary, otherwise where inside the teacher's token."
+    soft_ends: bool = False,           # whether the teacher's token ends is what the teacher says, not what the text did; for the forward KL of classes
+) -> Callable:                         # (student_logits [n, V_s], teacher_logits [n, V_t], node [n], earlier if a node is below 0) -> [n] nats
+    "How logits are compared; node is 0 at a shared boundary, above 0 inside the teacher's token, below 0 where it could have gone on: there, earlier() are its logits before that token."
     if method == 'uld': return at_temperature(lambda s, t, node: uld(s, t), temperature)
     if method in ('hybrid', 'p_kl'):
         measure = dict(hybrid=hybrid_matching, p_kl=projected_kl)[method]
@@ -72,7 +73,15 @@ def comparison(
     def through_classes(student_logits, teacher_logits, node):
         classes = on_device(student_logits.device)
         return measure(classes.student_log_probs(student_logits), classes.teacher_log_probs(teacher_logits, node))
-    return at_temperature(through_classes, temperature)
+    def also_ends(student_logits, teacher_logits, node, earlier=None):
+        classes = on_device(student_logits.device)
+        student, teacher, some = classes.student_log_probs(student_logits), classes.teacher_log_probs(teacher_logits), node != 0
+        compared, ended = forward_kl(student, teacher), (node < 0)[some]
+        before = teacher_logits[some].index_put((ended,), earlier()) if earlier else teacher_logits[some]
+        going = classes.inside.log_probs(before, node[some].abs(), classes.student_index, classes.n_classes).exp()
+        known = teacher[some].exp() * ended[:, None]
+        return compared.index_put((some,), ending_kl(student[some], known, going, classes.inside.ends(before, node[some].abs())))
+    return also_ends if soft_ends and vocab_map.inside is not None else at_temperature(through_classes, temperature)
 
 # %% ../nbs/16_terms.ipynb #70c452f8
 def cached_comparison(
@@ -134,7 +143,7 @@ def read_heads(
     student_head: Callable,                  # states [n, H_s] -> logits [n, V_s]
     student_states: Tensor,                  # [batch, S, H_s]
     labels: Tensor,                          # [batch, S], -100 is not predicted
-    compare: Callable|None = None,           # (student_log_probs, teacher_logits, node) -> [n]; None: cross-entropy only
+    compare: Callable|None = None,           # (student_log_probs, teacher_logits, node, earlier if a node is below 0) -> [n]; None: cross-entropy only
     teacher_head: Callable|None = None,      # states [n, H_t] -> logits [n, V_t]
     teacher_states: Tensor|None = None,      # [batch, T, H_t]
     partner: Tensor|None = None,             # [batch, S], the teacher's position to compare each position with; -1: none
@@ -146,16 +155,19 @@ def read_heads(
     predicts = F.pad(labels[:, 1:] != -100, (0, 1))  # position i predicts label i + 1
     following = F.pad(labels[:, 1:], (0, 1), value=-100)
     def text_alone(states, targets): return F.cross_entropy(student_head(states), targets, reduction='none'),
-    def both(states, targets, teacher_states, node):
+    @torch.no_grad()
+    def says(states): return teacher_head(states)
+    def both(states, targets, teacher_states, earlier_states, node):
         log_probs = widen(student_head(states)).log_softmax(-1)
-        with torch.no_grad(): teacher_logits = teacher_head(teacher_states)
+        earlier = [lambda: says(earlier_states[node < 0])] if (node < 0).any() else []
         doubt = [torch.special.entr(log_probs.detach().exp()).sum(-1)] if entropy else []
-        return F.nll_loss(log_probs, targets, reduction='none'), compare(log_probs, teacher_logits, node), *doubt
+        return F.nll_loss(log_probs, targets, reduction='none'), compare(log_probs, says(teacher_states), node, *earlier), *doubt
     covered, compared, row, doubt, rest_mask = student_states.new_zeros(0), None, None, [], predicts
     if compare is not None:
         mask = partner >= 0
         row, _ = mask.nonzero(as_tuple=True)
-        covered, compared, *doubt = chunked(both, student_states[mask], following[mask], teacher_states[row, partner[mask]], node[mask], chunk=chunk)
+        teacher_sides = (teacher_states[row, (partner[mask] - back).clamp_min(0)] for back in (0, 1))
+        covered, compared, *doubt = chunked(both, student_states[mask], following[mask], *teacher_sides, node[mask], chunk=chunk)
         rest_mask = predicts & ~mask
     rest, = chunked(text_alone, student_states[rest_mask], following[rest_mask], chunk=chunk)
     return Nats(covered, rest, compared, row, doubt[0] if doubt else None, rest_mask)

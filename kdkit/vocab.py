@@ -256,8 +256,18 @@ class Continuations:
     tokens: Tensor     # [entries], teacher tokens that go on through the node
     following: Tensor  # [entries], the student token with which each goes on
     paths: Tensor      # [teacher vocabulary, depth], nodes that a token goes on from; -1 after the last
+    whole: Tensor      # [nodes], the teacher token that ends at each node; -1: none
 
-    def to(self, device): return replace(self, **{name: getattr(self, name).to(device) for name in ('edges', 'start', 'tokens', 'following', 'paths')})
+    def to(self, device): return replace(self, **{name: getattr(self, name).to(device) for name in ('edges', 'start', 'tokens', 'following', 'paths', 'whole')})
+
+    def step(self,
+        node: Tensor,  # [...]
+        ids: Tensor,   # [...] student tokens
+    ) -> Tensor:       # [...], 0 where no token of the teacher goes on
+        "Where a student token leads from a node."
+        key = node * self.vocab_size + ids
+        edge = torch.searchsorted(self.edges, key).clamp(max=len(self.edges) - 1)
+        return (edge + 1).where(self.edges[edge] == key, 0) if len(self.edges) else torch.zeros_like(key)
 
     def find(self,
         ids: Tensor,                # [batch, S] student tokens
@@ -269,12 +279,23 @@ class Continuations:
         partner, node = boundaries(ids, student_positions, teacher_positions)
         before = lambda x: F.pad(x[:, :-1], (1, 0), value=-1)
         for depth in range(self.paths.shape[1]):
-            asked, key = before(partner), before(node) * self.vocab_size + ids
-            edge = torch.searchsorted(self.edges, key).clamp(max=len(self.edges) - 1)
+            asked, there = before(partner), self.step(before(node), ids)
             going = teacher_ids.gather(1, (asked + 1).clamp(0, teacher_ids.shape[1] - 1))
-            reached = (partner < 0) & (asked >= 0) & (self.edges[edge] == key) & (self.paths[going, depth] == edge + 1)
-            partner, node = asked.where(reached, partner), (edge + 1).where(reached, node)
+            reached = (partner < 0) & (asked >= 0) & (there > 0) & (self.paths[going, depth] == there)
+            partner, node = asked.where(reached, partner), there.where(reached, node)
         return partner, node
+
+    def ended(self,
+        ids: Tensor,          # [batch, S] student tokens
+        teacher_ids: Tensor,  # [batch, T]
+        partner: Tensor,      # [batch, S], of `find`
+        node: Tensor,         # [batch, S]
+    ) -> Tensor:              # [batch, S]
+        "The nodes, and below 0, as minus its node, each boundary where the teacher's last token has ended but another would have gone on."
+        before = lambda x: F.pad(x[:, :-1], (1, 0), value=-1)
+        there = self.step(before(node), ids)
+        last = (node == 0) & (before(partner) >= 0) & (before(partner) == partner - 1) & (self.whole[there] == teacher_ids.gather(1, partner.clamp_min(0)))
+        return (-there).where(last, node)
 
     def log_probs(self,
         logits: Tensor,              # [n, teacher vocabulary], at the boundary before
@@ -283,12 +304,29 @@ class Continuations:
         n_classes: int,
     ) -> Tensor:                     # [n, n_classes], at least fp32
         "Log-probability of each class of what the student writes next, given what it has written since the boundary."
-        row, entry = entries_of(self.start, node)
-        kept = widen(logits)[row, self.tokens[entry]]
-        highest = kept.new_zeros(len(node)).scatter_reduce(0, row, kept, 'amax', include_self=False)
+        row, entry, kept, highest = self.going(logits, node)
         classes = self.following[entry] if student_index is None else student_index[self.following[entry]]
         sums = kept.new_zeros(len(node) * n_classes).index_add(0, row * n_classes + classes, (kept - highest[row]).exp()).view(-1, n_classes)
         return (sums / sums.sum(-1, keepdim=True)).clamp(min=torch.finfo(sums.dtype).tiny).log()
+
+    def going(self,
+        logits: Tensor,  # [n, teacher vocabulary], at the boundary before
+        node: Tensor,    # [n], above 0
+    ) -> tuple:          # (row [entries], entry [entries], kept [entries], highest [n])
+        "The logits of all tokens that go on from the nodes, and the highest of each row."
+        row, entry = entries_of(self.start, node)
+        kept = widen(logits)[row, self.tokens[entry]]
+        return row, entry, kept, kept.new_zeros(len(node)).scatter_reduce(0, row, kept, 'amax', include_self=False)
+
+    def ends(self,
+        logits: Tensor,  # [n, teacher vocabulary], at the boundary before
+        node: Tensor,    # [n], above 0
+    ) -> Tensor:         # [n], at least fp32
+        "Probability that the teacher's token ends at the node rather than goes on."
+        row, _, kept, highest = self.going(logits, node)
+        on = kept.new_zeros(len(node)).index_add(0, row, (kept - highest[row]).exp()).log() + highest
+        token = self.whole[node]
+        return torch.sigmoid(widen(logits).gather(-1, token.clamp_min(0)[:, None])[:, 0] - on).where(token >= 0, 0)
 
 # %% ../nbs/11_vocab.ipynb #f03a3f55
 def continuations(
@@ -300,17 +338,23 @@ def continuations(
     depth = min(max(map(len, written), default=1), deepest + 1)
     spelt = torch.tensor([ids[:depth] + [-1] * (depth - len(ids)) for ids in written])
     node, paths = torch.zeros(len(spelt), dtype=torch.long), torch.full((len(spelt), depth - 1), -1)
-    edges, entries = [], []
+    edges, entries, whole = [], [], {}
     for level in range(depth - 1):
         goes_on = (spelt[:, level + 1] >= 0).nonzero()[:, 0]
         keys, which = (node[goes_on] * vocab_size + spelt[goes_on, level]).unique(return_inverse=True)  # sorted; parents of a level come before those of the next
-        node[goes_on] = paths[goes_on, level] = which + 1 + sum(map(len, edges))
+        first = 1 + sum(map(len, edges))
+        ending = (spelt[:, level] >= 0) & (spelt[:, level + 1] < 0)
+        found = dict(zip(keys.tolist(), range(first, first + len(keys))))
+        for token, key in zip(ending.nonzero()[:, 0].tolist(), (node * vocab_size + spelt[:, level])[ending].tolist()):
+            if key in found: whole[found[key]] = token
+        node[goes_on] = paths[goes_on, level] = which + first
         edges.append(keys)
         entries.append(torch.stack([node[goes_on], goes_on, spelt[goes_on, level + 1]]))
     nodes, tokens, following = torch.cat([torch.empty(3, 0, dtype=torch.long), *entries], 1)
     order, n_nodes = nodes.argsort(stable=True), sum(map(len, edges)) + 1
     start = torch.cat([torch.zeros(1, dtype=torch.long), nodes.bincount(minlength=n_nodes).cumsum(0)])
-    return Continuations(vocab_size, torch.cat([torch.empty(0, dtype=torch.long), *edges]), start, tokens[order], following[order], paths)
+    return Continuations(vocab_size, torch.cat([torch.empty(0, dtype=torch.long), *edges]), start, tokens[order], following[order], paths,
+                         torch.tensor([whole.get(at, -1) for at in range(n_nodes)]))
 
 # %% ../nbs/11_vocab.ipynb #9f9c4291
 def spelling_matrix(

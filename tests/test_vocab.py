@@ -206,6 +206,48 @@ def test_inside_a_teacher_token_by_brute_force(student, teacher):
         coarse = torch.zeros(5, dtype=torch.float64).index_add(0, classes, whole)
         torch.testing.assert_close(tree.log_probs(logits[None], some[:1], classes, 5).exp()[0], coarse, atol=1e-9, rtol=1e-6)
 
+@pytest.mark.parametrize('student, teacher', [*pairs[:6], pairs[12], pairs[22]])
+def test_where_a_teacher_token_ended_but_another_goes_on_by_brute_force(student, teacher):
+    written = teacher_spellings(get(student), get(teacher), *sizes(student, teacher))
+    tree, written = continuations(written, len(get(student))), [*map(tuple, written)]
+    ids, teacher_ids, here, there = students_paths(student, teacher, corpus[1][:1500])
+    goes_on = {path[:n] for path in written for n in range(1, min(len(path), 9))}
+    expected = {}
+    for begin, end, asked, last in zip(here[:-1], here[1:], there[:-1], there[1:]):
+        path = tuple(int(x) for x in ids[begin + 1:end + 1])
+        if last == asked + 1 and path in goes_on and written[teacher_ids[last]] == path: expected[int(end)] = path
+    first = torch.tensor([[0, *ids]]), torch.tensor([[0, *teacher_ids]])  # a start token on either side
+    partner, node = tree.find(*first, *(torch.from_numpy(at[None] + 1) for at in (here, there)))
+    signed = tree.ended(*first, partner, node)
+    assert (signed >= 0).eq(signed == node)[partner >= 0].all()
+    found = {i - 1: -n for i, n in enumerate(signed[0].tolist()) if n < 0 and partner[0, i] >= 0}
+    assert found.keys() == expected.keys()
+    probs = torch.randn(len(get(teacher)) + 37, dtype=torch.float64).mul(3).softmax(-1)
+    for at, path in list(expected.items())[:40]:
+        ends, on = (sum(probs[token] for token, spelt in enumerate(written) if rule(spelt)) for rule in (lambda spelt: spelt == path, lambda spelt: spelt[:len(path)] == path != spelt))
+        if sum(spelt == path for spelt in written) == 1: torch.testing.assert_close(tree.ends(probs.log()[None], torch.tensor([found[at]]))[0], ends / (ends + on))
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6))
+def test_soft_ends_are_right_on_average(seed):
+    "The student spells the teacher's bc as b, c: over what the teacher might have written, the loss after b is the KL to the teacher's marginal."
+    torch.manual_seed(seed)
+    toys = toy_world()
+    b, c, bc = toys[0].convert_tokens_to_ids('b'), toys[0].convert_tokens_to_ids('c'), toys[1].convert_tokens_to_ids('bc')
+    vocab_map = build_map('first_token', *toys, 12, 12)
+    before, after, student = torch.randn(3, 12, dtype=torch.float64).mul(2).unbind()
+    after[toys[1].convert_tokens_to_ids('c')] = -100  # what is one token is never written as two
+    node = vocab_map.inside.step(torch.tensor([0]), torch.tensor([b]))
+    compare = comparison('first_token', vocab_map, soft_ends=True)
+    probs, next_token = before.softmax(-1), vocab_map.teacher_log_probs(after[None])[0].exp()
+    ends = probs[toys[1].convert_tokens_to_ids('b')] / (probs[toys[1].convert_tokens_to_ids('b')] + probs[bc])
+    target = ends * next_token
+    target[c] += 1 - ends
+    ended = compare(student[None], after[None], -node, lambda: before[None])
+    goes_on = compare(student[None], before[None], node, lambda: before[None][:0])
+    torch.testing.assert_close(ends * ended + (1 - ends) * goes_on, forward_kl(student, target.clamp_min(1e-300).log())[None], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(compare(student[None], after[None], 0 * node, lambda: before[None][:0])[0], forward_kl(student, vocab_map.teacher_log_probs(after[None])[0]))
+
 def test_the_chain_gives_back_the_first_token_map():
     "P(s1) P(s2 | s1, it goes on) P(it goes on | s1): summed over how the teacher's tokens go on, everything is there again."
     student, teacher = 'bytes', 'bytes-large'

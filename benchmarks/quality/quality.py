@@ -55,6 +55,7 @@ ARMS = {  # name -> fields of the config
     'combined, 0.7': mix(.7, kd_method='combined'),
     'combined, 0.9, inconsistent masked': mix(.9, kd_method='combined', mask_inconsistent=True),
     **{f'combined, {kd}, inside tokens too': mix(kd, kd_method='combined', inside_tokens=True) for kd in (.7, .8, .9)},
+    'combined, 0.8, inside tokens too, soft ends': mix(.8, kd_method='combined', inside_tokens=True, soft_ends=True),
     'combined, 0.8, inside tokens too, from a cache of 16 tokens and 16 drawn': mix(.8, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16),
     'combined, 0.9, from a cache of 32 tokens': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=0),
     'combined, 0.9, from a cache of 16 tokens and 16 drawn': mix(.9, kd_method='combined', cache_top_k=16, cache_samples=16),
@@ -85,21 +86,21 @@ ARMS = {  # name -> fields of the config
     'first token, 0.9, JSD': mix(.9, kd_method='first_token', divergence='jsd'),
     'first token, 0.9, skewed KL': mix(.9, kd_method='first_token', divergence='skewed_kl'),
 }
-DEFAULT, CACHED = 'combined, 0.8, inside tokens too', 'combined, 0.8, inside tokens too, from a cache of 16 tokens and 16 drawn'
+DEFAULT, SOFT, CACHED = 'combined, 0.8, inside tokens too', 'combined, 0.8, inside tokens too, soft ends', 'combined, 0.8, inside tokens too, from a cache of 16 tokens and 16 drawn'
 ARMS_FIRST = ['identity, 0.9', DEFAULT, 'combined, 0.9, inside tokens too', 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9', 'combined, 1.0', 'combined, 0.7',
               'combined, 0.9, from a cache of 16 tokens and 16 drawn']
 ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights')) and arm not in ARMS_FIRST and arm != CACHED]
-AT_ITS_BEST = [CACHED, 'combined, 0.7, inside tokens too', 'identity, 0.8']  # only there
+AT_ITS_BEST = [SOFT, CACHED, 'combined, 0.7, inside tokens too', 'identity, 0.8']  # only there
 LONGER = 'language model', 'combined, 0.9, inside tokens too', 'combined, 0.9, from a cache of 16 tokens and 16 drawn'
 ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN + AT_ITS_BEST]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
 PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embedded student's own
     'small': (None, list(ARMS)),
-    'large': (16_384, ['combined, 0.9, inside tokens too', DEFAULT, 'combined, 0.9', 'first token, 0.9']),
+    'large': (16_384, ['combined, 0.9, inside tokens too', SOFT, DEFAULT, 'combined, 0.9', 'first token, 0.9']),
     'same': (0, ['identity, 0.9', 'identity, 0.8']),
 }
 BEST = {  # name -> the arm whose batch and learning rate are tuned, and those that get what is best for it; the first of these is the pair's headline
-    'small': ('combined, 0.9, inside tokens too', [DEFAULT, CACHED, 'combined, 0.7, inside tokens too']),
-    'large': ('combined, 0.9, inside tokens too', [DEFAULT]),
+    'small': ('combined, 0.9, inside tokens too', [SOFT, DEFAULT, CACHED, 'combined, 0.7, inside tokens too']),
+    'large': ('combined, 0.9, inside tokens too', [SOFT, DEFAULT]),
     'same': ('identity, 0.9', ['identity, 0.8']),
 }
 RATES = {  # name -> windows in an optimizer step -> learning rates, tried on the first seed
