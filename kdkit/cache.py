@@ -78,7 +78,8 @@ def keep_some(
         rest = others.sum(-1, keepdim=True)
         drawn = torch.multinomial(others.where(rest > 0, 1.), samples, replacement=True, generator=generator)
         parts.append((drawn, (rest / samples).log().expand(-1, samples)))
-    return tuple(torch.cat(part, -1) for part in zip(*parts))
+    ids, values = (torch.cat(part, -1) for part in zip(*parts))
+    return ids, values.masked_fill(values < -80, -torch.inf)  # e^-80 is how zero looks after a clamp
 
 # %% ../nbs/24_cache.ipynb #17cba6a7
 @torch.no_grad()
@@ -110,15 +111,16 @@ def ask_teacher(
         if inside:
             tree = inside.to(device)
             partner, node = tree.find(*(batch[name] for name in SIDES['pair']))
-            for row, at in zip(*(part.split(chunk) for part in (node > 0).nonzero(as_tuple=True))):
-                within.append(keep_some(tree.log_probs(log_probs(row, partner[row, at]), node[row, at], None, tree.vocab_size), generator=chance, **how))
-    within = within or [[part[:0] for part in said[0][:2]]]
-    arrays = zip(('ids', 'log_probs', 'tokens', 'inside_ids', 'inside_log_probs'), (*zip(*said), *zip(*within)))
-    return {name: torch.cat(parts).cpu() for name, parts in arrays} | dict(starts=mask.sum(1).cpu(), inside_starts=(node > 0).sum(1).cpu())
+            for row, at in zip(*(part.split(chunk) for part in (node != 0).nonzero(as_tuple=True))):
+                expected, odds = tree.answers(log_probs(row, partner[row, at] - (node[row, at] < 0).long()), node[row, at].abs(), None, tree.vocab_size)
+                within.append((*keep_some(expected, generator=chance, **how), odds[:, None]))
+    within = within or [[*(part[:0] for part in said[0][:2]), said[0][2][:0, :1]]]
+    arrays = zip(('ids', 'log_probs', 'tokens', 'inside_ids', 'inside_log_probs', 'inside_odds'), (*zip(*said), *zip(*within)))
+    return {name: torch.cat(parts).cpu() for name, parts in arrays} | dict(starts=mask.sum(1).cpu(), inside_starts=(node != 0).sum(1).cpu())
 
 # %% ../nbs/24_cache.ipynb #38d235a3
-FORM = 2  # of the files, whose numbers are kept as
-DTYPES = dict(ids=None, log_probs=np.float16, tokens=np.float32, inside_ids=None, inside_log_probs=np.float16, starts=np.int64, inside_starts=np.int64)  # None: as ids need
+FORM = 3  # of the files, whose numbers are kept as
+DTYPES = dict(ids=None, log_probs=np.float16, tokens=np.float32, inside_ids=None, inside_log_probs=np.float16, inside_odds=np.float16, starts=np.int64, inside_starts=np.int64)  # None: as ids need
 
 # %% ../nbs/24_cache.ipynb #c6d32c08
 def write_cache(
@@ -196,13 +198,13 @@ class TeacherCache:
 
     def read(self,
         row: int,
-        name: str,      # teacher_said: ids, then log-probabilities, after each of the teacher's tokens; teacher_inside: the same inside them; teacher_tokens: nats of each token, and whether a new word follows
-    ) -> np.ndarray:    # [teacher tokens or positions inside them, 2 kept or 2] fp32
+        name: str,      # teacher_said: ids, then log-probabilities, after each of the teacher's tokens; teacher_inside: the same inside them, and the log-odds that the token goes on; teacher_tokens: nats of each token, and whether a new word follows
+    ) -> np.ndarray:    # [teacher tokens or positions inside them, 2 kept, 2 kept + 1 or 2] fp32
         "What was said about a row."
         index, at = divmod(row, self.about['shard_rows'])
         shard, start = self.shard(index), 'inside_starts' if name == 'teacher_inside' else 'starts'
         some = slice(shard[start][at], shard[start][at + 1])
-        parts = dict(teacher_said=('ids', 'log_probs'), teacher_inside=('inside_ids', 'inside_log_probs'), teacher_tokens=('tokens',))[name]
+        parts = dict(teacher_said=('ids', 'log_probs'), teacher_inside=('inside_ids', 'inside_log_probs', 'inside_odds'), teacher_tokens=('tokens',))[name]
         values = np.concatenate([shard[part][some].astype(np.float32) for part in parts], 1)  # every id below 2**24 is a whole number in fp32
         if name == 'teacher_tokens': values[1:, 0], values[0, 0] = values[:-1, 0].copy(), 0  # said before a token, spent at it
         return values

@@ -90,7 +90,7 @@ class DistillConfig:
     aware_by: str = option('disagreement', 'entropy (where the student is least certain), disagreement (where the two are furthest apart) or easy (nearest first, all in the end)')
     aware_share: float = option(0.5, 'share of the positions of a window, for student_aware')
     inside_tokens: bool = option(True, "also compare inside the teacher's tokens, by the chain rule")
-    soft_ends: bool = option(False, "also ask the teacher whether its token ends where the text ended it; online and by forward_kl at temperature 1")
+    soft_ends: bool|None = option(None, "also ask the teacher whether its token ends where the text ended it (unset: wherever forward_kl at temperature 1 goes inside tokens)")
     mask_inconsistent: bool = option(False, 'plain cross-entropy where the true next tokens fall into different classes')
     contrastive_segments: int = option(4, 'segments of a text to tell apart')
     contrastive_temperature: float = option(0.5, 'divides the cosines of the contrastive loss')
@@ -159,11 +159,17 @@ class DistillConfig:
                 if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but a teacher_cache holds only what {name}={only!r} needs.")
             if self.kd_method not in ('auto', 'span', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds a part of it: choose a vocabulary map, span, or auto.")
         if self.soft_ends:
-            for name, only in dict(inside_tokens=True, divergence='forward_kl', temperature=1., teacher_cache=None).items():
+            for name, only in dict(inside_tokens=True, divergence='forward_kl', temperature=1.).items():
                 if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but soft_ends needs {name}={only!r}.")
             if self.kd_method not in ('auto', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} compares no classes, which soft_ends needs: choose a vocabulary map, or auto.")
         demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
+
+    @property
+    def asks_ends(self) -> bool:
+        "Whether the teacher is asked if its tokens end."
+        if self.soft_ends is not None: return self.soft_ends
+        return self.inside_tokens and self.divergence == 'forward_kl' and self.temperature == 1
 
     @classmethod
     def from_dict(cls,

@@ -21,7 +21,7 @@ from .models import (AbsentModel, body, capture_attention, capture_states, load_
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
-                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_comparison, comparison, opening_tokens, read_heads,
+                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
                          shared_tokens, span_answers)
 from .vocab import VocabMap, boundaries, gold_consistency, spelling_matrix
 
@@ -85,8 +85,8 @@ class StudentAwareDistillationFramework(nn.Module):
         self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
         self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
         matched = spelling_matrix(self.student_tokenizer, self.teacher_tokenizer, *sizes, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
-        self.compare = comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.soft_ends)
-        self.compare_cached = cached_comparison(vocab_map)
+        self.compare = comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
+        self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
         self.to(device)
 
     def _hold(self, **parts):
@@ -164,20 +164,18 @@ class StudentAwareDistillationFramework(nn.Module):
         for term in self.terms.values(): term.progress = min(done, 1.)
 
     def partners(self,
-        batch: dict,  # complete
+        batch: dict,  # with labels and both sides
     ) -> tuple:       # (aligned [batch, P], partner [batch, S], node [batch, S])
-        "Pairs that count; and which of the teacher's positions kd compares each student position with, -1 for none, and what the student has written since."
+        "Pairs that count; and which of the teacher's positions kd compares each student position with, -1 for none, and where in the teacher's tokens it stands, as of `Continuations.find`."
         labels, ids, teacher_ids, *positions = (batch[k] for k in ('labels', 'input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions'))
         aligned = aligned_mask(labels, positions[0])
-        if not self.knowledge: return aligned, torch.full_like(ids, -1), torch.full_like(ids, -1)
+        if not self.knowledge: return aligned, torch.full_like(ids, -1), torch.zeros_like(ids)
         inside = self.vocab_map.inside
         partner, node = inside.find(ids, teacher_ids, *positions) if inside else boundaries(ids, *positions)
-        if inside and self.config.soft_ends: node = inside.ended(ids, teacher_ids, partner, node)
         compared = (partner >= 0) & (F.pad(labels[:, 1:], (0, 1), value=-100) != -100)
         if self.config.mask_inconsistent:
             following = ids.roll(-1, 1), teacher_ids.gather(1, (partner + 1).clamp(max=teacher_ids.shape[1] - 1))
             compared &= (node > 0) | gold_consistency(self.vocab_map, *following)
-        if 'teacher_said' in batch: partner = (batch['teacher_said'].shape[1] + (node > 0).cumsum(1) - 1).where(node > 0, partner)  # answers inside tokens come after the others
         return aligned, partner.where(compared, -1), node
 
     def count_units(self,
@@ -187,13 +185,13 @@ class StudentAwareDistillationFramework(nn.Module):
         "How many units each loss sums over in this batch, without running a model."
         batch = self.complete(batch)
         self.keep_time(step)
-        aligned, partner, _ = self.partners(batch)
-        return {name: term.units(batch['labels'], aligned, partner >= 0) for name, term in self.terms.items()}
+        return {name: term.units(batch['labels'], batch['aligned'], batch['partner'] >= 0) for name, term in self.terms.items()}
 
     def complete(self,
         batch: dict,  # with at least input_ids
     ) -> dict:        # with every key that forward reads
-        "Fill in what follows from the rest: labels, and for one shared tokenizer the teacher's side too."
+        "Fill in what follows from the rest: labels, for one shared tokenizer the teacher's side too, and what `partners` finds. A complete batch stays as it is."
+        if 'partner' in batch: return batch
         batch = dict(batch)
         ids = batch['input_ids']
         mask = batch.setdefault('attention_mask', torch.ones_like(ids))
@@ -205,7 +203,7 @@ class StudentAwareDistillationFramework(nn.Module):
             everywhere = torch.where(mask.bool(), torch.arange(ids.shape[1], device=ids.device), -1)
             everywhere[:, -1] = -1  # nothing follows the last token
             batch.update(teacher_input_ids=ids, teacher_attention_mask=mask, student_positions=everywhere, teacher_positions=everywhere)
-        return batch
+        return dict(batch, **dict(zip(('aligned', 'partner', 'node'), self.partners(batch))))
 
     @torch.no_grad()
     def read_teacher(self,
@@ -246,7 +244,7 @@ class StudentAwareDistillationFramework(nn.Module):
         said, tokens = batch.get('teacher_said'), batch.get('teacher_tokens')  # by a teacher that is not asked again
         weights = {name: weight * self.balance(name) for name, weight in weights.items()}
         asking = [term for term in active.values() if said is tokens is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
-        aligned, partner, node = self.partners(batch)
+        aligned, partner, node = (batch[name] for name in ('aligned', 'partner', 'node'))
         self.keep_time(step)
         units = units or {name: term.units(labels, aligned, partner >= 0) for name, term in active.items()}
 
@@ -259,10 +257,13 @@ class StudentAwareDistillationFramework(nn.Module):
             signals.student_states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
 
         kd = self.knowledge if 'kd' in active else None
-        if said is None: compare, *teacher_side = self.compare, self.teacher_head(), signals.teacher_states
-        else: compare, *teacher_side = self.compare_cached, nn.Identity(), torch.cat([said, *([batch['teacher_inside']] if 'teacher_inside' in batch else [])], 1)
+        teacher_side = None, None, None, None
+        if kd and said is None: teacher_side = self.compare, self.teacher_head(), signals.teacher_states, partner
+        elif kd:
+            answers = cached_answers(said, batch['teacher_inside'] if self.vocab_map.inside else None, partner, node)  # position by position of the student's
+            teacher_side = self.compare_cached, nn.Identity(), answers, torch.arange(labels.shape[1], device=labels.device).expand_as(labels).where(partner >= 0, -1)
         by_entropy = kd is not None and kd.select_by == 'entropy'
-        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare if kd else None, *teacher_side, partner, node, by_entropy, self.chunk)
+        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, *teacher_side, node, by_entropy, self.chunk)
         if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
             losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['widen', 'forward_kl', 'reverse_kl', 'generalized_jsd', 'skewed_kl', 'divergence', 'at_temperature', 'kept_kl',
-           'ending_kl', 'sorted_l1', 'uld', 'hybrid_matching', 'projected_kl', 'span_likelihood', 'cosine_distance',
+           'known_kl', 'sorted_l1', 'uld', 'hybrid_matching', 'projected_kl', 'span_likelihood', 'cosine_distance',
            'sum_over_spans', 'attention_kl', 'info_nce', 'chunked']
 
 # %% ../nbs/00_losses.ipynb #c14671d2
@@ -103,19 +103,15 @@ def kept_kl(
     return (probs * (total.log() - student_log_probs)).sum(-1) + torch.xlogy(rest, rest) - rest * student_rest.log()
 
 # %% ../nbs/00_losses.ipynb #9017ac78
-def ending_kl(
+def known_kl(
     student_log_probs: Tensor,  # [n, events]; gradients flow here
-    ended: Tensor,              # [n, events], the teacher's probabilities if its token has ended; all 0 where it has not, so that they are not known
-    going: Tensor,              # [n, events], its probabilities if the token goes on
-    ends: Tensor,               # [n], the probability that it ends
+    probs: Tensor,              # [n, events], the teacher's probability of each event; 0 where it is not known
+    known: Tensor,              # [n, events] bool
 ) -> Tensor:                    # [n], nats
-    "Unbiased estimate of the forward KL to ends x ended + (1 - ends) x going, as long as the two allow different events."
-    on = going > 1e-30
-    likely = ((1 - ends)[:, None] * going + ends[:, None] * ended).where(on, 0)
-    others, student_others = ended.masked_fill(on, 0), (1 - student_log_probs.exp().masked_fill(~on, 0).sum(-1)).clamp_min(1e-9).log()
-    def part(probs): return (torch.xlogy(probs, probs) - probs * student_log_probs).sum(-1)
-    def lump(probs): return torch.xlogy(probs, probs) - probs * student_others
-    return part(likely) + lump((1 - likely.sum(-1)).clamp_min(0)) + part(others) - lump(others.sum(-1))
+    "Forward KL over the events whose probability is known and one for all the rest."
+    rest = (1 - probs.sum(-1)).clamp_min(0).masked_fill(known.all(-1), 0)
+    student_rest = (1 - student_log_probs.exp().where(known, 0).sum(-1)).clamp_min(1e-9)
+    return (torch.xlogy(probs, probs) - probs * student_log_probs).sum(-1) + torch.xlogy(rest, rest) - rest * student_rest.log()
 
 # %% ../nbs/00_losses.ipynb #42592522
 def sorted_l1(

@@ -190,7 +190,7 @@ class DistillationTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         "The micro-batches of one optimizer step, and the units that each loss is divided by."
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+        batches = [self.model.complete(batch) for _, batch in zip(range(num_batches), epoch_iterator)]
         units = {}
         for batch in batches:
             for name, n in self.model.count_units(batch, self.state.global_step).items(): units[name] = units.get(name, 0) + n.to(device)

@@ -9,6 +9,7 @@ __all__ = ['class_log_probs', 'entries_of', 'VocabMap', 'gold_consistency', 'sam
 
 # %% ../nbs/11_vocab.ipynb #04307154
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -77,7 +78,22 @@ class VocabMap:
     def teacher_log_probs(self, logits, node=None):  # node: [n] of `Continuations.find` for logits [n, vocabulary]
         log_probs = class_log_probs(logits, self.teacher_index, self.n_classes)
         if node is None or not (within := node > 0).any(): return log_probs
-        return log_probs.index_put((within,), self.inside.log_probs(logits[within], node[within], self.student_index, self.n_classes))
+        return log_probs.index_put((within,), self.inside.answers(logits[within], node[within], self.student_index, self.n_classes)[0])
+    def teacher_knows(self,
+        logits: Tensor,     # [n, teacher vocabulary]
+        node: Tensor,       # [n] of `Continuations.find`
+        earlier: Callable,  # () -> the logits one position before, where node is below 0
+    ) -> tuple:             # (probabilities [n, n_classes], known [n, n_classes] bool)
+        "The teacher's probability of each class, as far as it is known, when whether its token ends is left to the teacher."
+        probs, some = self.teacher_log_probs(logits).exp(), (node != 0).nonzero()[:, 0]
+        if not len(some): return probs, torch.ones_like(probs, dtype=torch.bool)
+        before, ended = logits[some], node[some] < 0
+        before[ended] = earlier()
+        follows, odds = self.inside.answers(before, node[some].abs(), self.student_index, self.n_classes)
+        follows, ended = follows.exp(), ended[:, None]
+        mixture = odds.sigmoid()[:, None] * follows + (-odds).sigmoid()[:, None] * probs[some] * ended
+        known = torch.ones_like(probs, dtype=torch.bool).index_copy(0, some, ended | (follows > 1e-30))  # below it lies what no token goes on with
+        return probs.index_copy(0, some, mixture), known
     def student_class(self, ids): return ids if self.student_index is None else self.student_index[ids]
     def teacher_class(self, ids): return ids if self.teacher_index is None else self.teacher_index[ids]
 
@@ -274,8 +290,8 @@ class Continuations:
         teacher_ids: Tensor,        # [batch, T]
         student_positions: Tensor,  # [batch, P] shared boundaries; -1 is padding
         teacher_positions: Tensor,  # [batch, P]
-    ) -> tuple:                     # (partner [batch, S], node [batch, S]), -1 where the teacher cannot be asked
-        "The teacher's position that speaks about each student position, and what the student has written since."
+    ) -> tuple:                     # (partner [batch, S], -1 where the teacher cannot be asked; node [batch, S])
+        "The teacher's position that speaks about each student position, and what the student has written since: 0 at a boundary; minus a node where the teacher's token has ended and others would have gone on, from one position before."
         partner, node = boundaries(ids, student_positions, teacher_positions)
         before = lambda x: F.pad(x[:, :-1], (1, 0), value=-1)
         for depth in range(self.paths.shape[1]):
@@ -283,50 +299,25 @@ class Continuations:
             going = teacher_ids.gather(1, (asked + 1).clamp(0, teacher_ids.shape[1] - 1))
             reached = (partner < 0) & (asked >= 0) & (there > 0) & (self.paths[going, depth] == there)
             partner, node = asked.where(reached, partner), there.where(reached, node)
-        return partner, node
+        asked, there = before(partner), self.step(before(node), ids)
+        ended = (node == 0) & (asked >= 0) & (asked == partner - 1) & (self.whole[there] == teacher_ids.gather(1, partner.clamp_min(0)))
+        return partner, (-there).where(ended, node.clamp_min(0))
 
-    def ended(self,
-        ids: Tensor,          # [batch, S] student tokens
-        teacher_ids: Tensor,  # [batch, T]
-        partner: Tensor,      # [batch, S], of `find`
-        node: Tensor,         # [batch, S]
-    ) -> Tensor:              # [batch, S]
-        "The nodes, and below 0, as minus its node, each boundary where the teacher's last token has ended but another would have gone on."
-        before = lambda x: F.pad(x[:, :-1], (1, 0), value=-1)
-        there = self.step(before(node), ids)
-        last = (node == 0) & (before(partner) >= 0) & (before(partner) == partner - 1) & (self.whole[there] == teacher_ids.gather(1, partner.clamp_min(0)))
-        return (-there).where(last, node)
-
-    def log_probs(self,
+    def answers(self,
         logits: Tensor,              # [n, teacher vocabulary], at the boundary before
         node: Tensor,                # [n], above 0
         student_index: Tensor|None,  # [student vocabulary], class of each token; None: class = id
         n_classes: int,
-    ) -> Tensor:                     # [n, n_classes], at least fp32
-        "Log-probability of each class of what the student writes next, given what it has written since the boundary."
-        row, entry, kept, highest = self.going(logits, node)
+    ) -> tuple:                      # (log-probabilities [n, n_classes], log-odds [n]), at least fp32
+        "What the student writes next if the teacher's token goes on at the node, and whether it goes on rather than ends."
+        row, entry = entries_of(self.start, node)
+        kept, whole = widen(logits[row, self.tokens[entry]]), self.whole[node]
+        highest = kept.new_zeros(len(node)).scatter_reduce(0, row, kept, 'amax', include_self=False)
         classes = self.following[entry] if student_index is None else student_index[self.following[entry]]
         sums = kept.new_zeros(len(node) * n_classes).index_add(0, row * n_classes + classes, (kept - highest[row]).exp()).view(-1, n_classes)
-        return (sums / sums.sum(-1, keepdim=True)).clamp(min=torch.finfo(sums.dtype).tiny).log()
-
-    def going(self,
-        logits: Tensor,  # [n, teacher vocabulary], at the boundary before
-        node: Tensor,    # [n], above 0
-    ) -> tuple:          # (row [entries], entry [entries], kept [entries], highest [n])
-        "The logits of all tokens that go on from the nodes, and the highest of each row."
-        row, entry = entries_of(self.start, node)
-        kept = widen(logits)[row, self.tokens[entry]]
-        return row, entry, kept, kept.new_zeros(len(node)).scatter_reduce(0, row, kept, 'amax', include_self=False)
-
-    def ends(self,
-        logits: Tensor,  # [n, teacher vocabulary], at the boundary before
-        node: Tensor,    # [n], above 0
-    ) -> Tensor:         # [n], at least fp32
-        "Probability that the teacher's token ends at the node rather than goes on."
-        row, _, kept, highest = self.going(logits, node)
-        on = kept.new_zeros(len(node)).index_add(0, row, (kept - highest[row]).exp()).log() + highest
-        token = self.whole[node]
-        return torch.sigmoid(widen(logits).gather(-1, token.clamp_min(0)[:, None])[:, 0] - on).where(token >= 0, 0)
+        total = sums.sum(-1, keepdim=True)
+        ends = widen(logits.gather(-1, whole.clamp_min(0)[:, None])[:, 0]).masked_fill(whole < 0, -torch.inf)
+        return (sums / total).clamp(min=torch.finfo(sums.dtype).tiny).log(), total[:, 0].log() + highest - ends
 
 # %% ../nbs/11_vocab.ipynb #f03a3f55
 def continuations(
