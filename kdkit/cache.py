@@ -78,8 +78,7 @@ def keep_some(
         rest = others.sum(-1, keepdim=True)
         drawn = torch.multinomial(others.where(rest > 0, 1.), samples, replacement=True, generator=generator)
         parts.append((drawn, (rest / samples).log().expand(-1, samples)))
-    ids, values = (torch.cat(part, -1) for part in zip(*parts))
-    return ids, values.masked_fill(values < -80, -torch.inf)  # e^-80 is how zero looks after a clamp
+    return tuple(torch.cat(part, -1) for part in zip(*parts))
 
 # %% ../nbs/24_cache.ipynb #17cba6a7
 @torch.no_grad()
@@ -113,7 +112,7 @@ def ask_teacher(
             partner, node = tree.find(*(batch[name] for name in SIDES['pair']))
             for row, at in zip(*(part.split(chunk) for part in (node != 0).nonzero(as_tuple=True))):
                 expected, odds = tree.answers(log_probs(row, partner[row, at] - (node[row, at] < 0).long()), node[row, at].abs(), None, tree.vocab_size)
-                within.append((*keep_some(expected, generator=chance, **how), odds[:, None]))
+                within.append((*keep_some(expected.log(), generator=chance, **how), odds[:, None]))
     within = within or [[*(part[:0] for part in said[0][:2]), said[0][2][:0, :1]]]
     arrays = zip(('ids', 'log_probs', 'tokens', 'inside_ids', 'inside_log_probs', 'inside_odds'), (*zip(*said), *zip(*within)))
     return {name: torch.cat(parts).cpu() for name, parts in arrays} | dict(starts=mask.sum(1).cpu(), inside_starts=(node != 0).sum(1).cpu())

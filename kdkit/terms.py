@@ -99,21 +99,17 @@ def cached_comparison(
     on_device = lru_cache(vocab_map.to)
     def compare(student_log_probs, answers, node, earlier=None):
         classes = on_device(student_log_probs.device)
+        def measure(rows, kept, log_probs): return kept_kl(classes.some_student_log_probs(rows, kept), kept, log_probs)
         k = answers.shape[1] // (2 if classes.inside is None else 4)
-        def measure(some, kept, log_probs):
-            return kept_kl(classes.some_student_log_probs(student_log_probs[some], kept), kept, log_probs)
-        def kept(some): return classes.teacher_class(answers[some, :k].long()), answers[some, k:2 * k]
-        within = (node != 0 if soft_ends else node > 0).nonzero()[:, 0]
-        if not len(within): return measure(slice(None), *kept(slice(None)))
-        there, log_probs, odds = answers[within, 2 * k:].split([k, k, 1], -1)
-        there = classes.student_class(there.long())
-        if soft_ends:
-            ended, ends = kept(within)
-            ends = (ends + F.logsigmoid(-odds)).masked_fill(node[within, None] > 0, -torch.inf)
-            there, log_probs = torch.cat([there, ended], -1), torch.cat([log_probs + F.logsigmoid(odds), ends], -1)
-        at_boundary = torch.ones_like(node, dtype=torch.bool).index_fill(0, within, False).nonzero()[:, 0]
-        compared = torch.cat([measure(within, there, log_probs), measure(at_boundary, *kept(at_boundary))])
-        return compared[torch.cat([within, at_boundary]).argsort()]
+        kept, said = classes.teacher_class(answers[:, :k].long()), answers[:, k:2 * k]
+        if classes.inside is None: return measure(student_log_probs, kept, said)
+        there, follows, odds = answers[:, 2 * k:].split([k, k, 1], -1)
+        there, within = classes.student_class(there.long()), (node > 0)[:, None]
+        if soft_ends: follows, ends = follows + F.logsigmoid(odds), said + F.logsigmoid(-odds)
+        compared = measure(student_log_probs, there.where(within, kept), follows.where(within, said))
+        ended = (node < 0).nonzero()[:, 0]
+        if not soft_ends or not len(ended): return compared
+        return compared.index_copy(0, ended, measure(student_log_probs[ended], *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
     return compare
 
 # %% ../nbs/16_terms.ipynb #97ce4f71
@@ -150,12 +146,12 @@ def shared_tokens(
 @dataclass
 class Nats:
     "What reading the heads gave, one value a position; gradients flow to the student."
-    covered: Tensor        # [A] cross-entropy at the positions that the comparison covers, nats
-    rest: Tensor           # [U] cross-entropy at all other labelled positions, nats
-    compared: Tensor|None  # [A] the comparison
-    row: Tensor|None       # [A] row of the batch
-    entropy: Tensor|None   # [A] of the student's distribution, where it was asked for
-    rest_mask: Tensor      # [batch, S] which positions the rest are
+    covered: Tensor   # [A] cross-entropy at the positions that the comparison covers, nats
+    rest: Tensor      # [U] cross-entropy at all other labelled positions, nats
+    compared: Tensor  # [A] the comparison
+    row: Tensor       # [A] row of the batch
+    entropy: Tensor   # [A] of the student's distribution; 0 where it was not asked for
+    rest_mask: Tensor # [batch, S] which positions the rest are
 
 # %% ../nbs/16_terms.ipynb #3b842657
 def read_heads(
@@ -173,22 +169,22 @@ def read_heads(
     "Cross-entropy at every labelled position and the comparison at the covered ones."
     predicts = F.pad(labels[:, 1:] != -100, (0, 1))  # position i predicts label i + 1
     following = F.pad(labels[:, 1:], (0, 1), value=-100)
-    def text_alone(states, targets): return F.cross_entropy(student_head(states), targets, reduction='none'),
+    mask = predicts & (partner >= 0) if compare else torch.zeros_like(predicts)
+    covered = mask.nonzero(as_tuple=True)
+    places = [torch.cat(both) for both in zip(covered, (predicts & ~mask).nonzero(as_tuple=True))]
     @torch.no_grad()
-    def says(states): return teacher_head(states)
-    def both(states, targets, row, at, node):
-        log_probs = widen(student_head(states)).log_softmax(-1)
-        def earlier(): return says(teacher_states[row[node < 0], at[node < 0] - 1])
-        doubt = [torch.special.entr(log_probs.detach().exp()).sum(-1)] if entropy else []
-        return F.nll_loss(log_probs, targets, reduction='none'), compare(log_probs, says(teacher_states[row, at]), node, earlier), *doubt
-    covered, compared, row, doubt, rest_mask = student_states.new_zeros(0), None, None, [], predicts
-    if compare is not None:
-        mask = partner >= 0
-        row, _ = mask.nonzero(as_tuple=True)
-        covered, compared, *doubt = chunked(both, student_states[mask], following[mask], row, partner[mask], node[mask], chunk=chunk)
-        rest_mask = predicts & ~mask
-    rest, = chunked(text_alone, student_states[rest_mask], following[rest_mask], chunk=chunk)
-    return Nats(covered, rest, compared, row, doubt[0] if doubt else None, rest_mask)
+    def says(row, at): return teacher_head(teacher_states[row, at])
+    def read(row, at):
+        log_probs, n = widen(student_head(student_states[row, at])).log_softmax(-1), int(mask[row, at].sum())  # the first n are covered
+        nats = F.nll_loss(log_probs, following[row, at], reduction='none')
+        if not n: return nats, torch.zeros_like(nats), torch.zeros_like(nats)
+        asked = row[:n], partner[row, at][:n], node[row, at][:n]
+        def earlier(): return says(*(part[asked[2] < 0] for part in (asked[0], asked[1] - 1)))
+        parts = compare(log_probs[:n], says(*asked[:2]), asked[2], earlier), torch.special.entr(log_probs[:n].detach().exp()).sum(-1) if entropy else nats[:0]
+        return nats, *(F.pad(part, (0, len(nats) - len(part))) for part in parts)
+    nats, compared, doubt = chunked(read, *places, chunk=chunk)
+    n = len(covered[0])
+    return Nats(nats[:n], nats[n:], compared[:n], covered[0], doubt[:n], predicts & ~mask)
 
 # %% ../nbs/16_terms.ipynb #51eccfb2
 @dataclass

@@ -78,7 +78,8 @@ class VocabMap:
     def teacher_log_probs(self, logits, node=None):  # node: [n] of `Continuations.find` for logits [n, vocabulary]
         log_probs = class_log_probs(logits, self.teacher_index, self.n_classes)
         if node is None or not (within := node > 0).any(): return log_probs
-        return log_probs.index_put((within,), self.inside.answers(logits[within], node[within], self.student_index, self.n_classes)[0])
+        follows, _ = self.inside.answers(logits[within], node[within], self.student_index, self.n_classes)
+        return log_probs.index_put((within,), follows.clamp(min=torch.finfo(follows.dtype).tiny).log())
     def teacher_knows(self,
         logits: Tensor,     # [n, teacher vocabulary]
         node: Tensor,       # [n] of `Continuations.find`
@@ -90,9 +91,9 @@ class VocabMap:
         before, ended = logits[some], node[some] < 0
         before[ended] = earlier()
         follows, odds = self.inside.answers(before, node[some].abs(), self.student_index, self.n_classes)
-        follows, ended = follows.exp(), ended[:, None]
+        ended = ended[:, None]
         mixture = odds.sigmoid()[:, None] * follows + (-odds).sigmoid()[:, None] * probs[some] * ended
-        known = torch.ones_like(probs, dtype=torch.bool).index_copy(0, some, ended | (follows > 1e-30))  # below it lies what no token goes on with
+        known = torch.ones_like(probs, dtype=torch.bool).index_copy(0, some, ended | (follows > 0))
         return probs.index_copy(0, some, mixture), known
     def student_class(self, ids): return ids if self.student_index is None else self.student_index[ids]
     def teacher_class(self, ids): return ids if self.teacher_index is None else self.teacher_index[ids]
@@ -298,6 +299,7 @@ class Continuations:
             asked, there = before(partner), self.step(before(node), ids)
             going = teacher_ids.gather(1, (asked + 1).clamp(0, teacher_ids.shape[1] - 1))
             reached = (partner < 0) & (asked >= 0) & (there > 0) & (self.paths[going, depth] == there)
+            if not reached.any(): break
             partner, node = asked.where(reached, partner), there.where(reached, node)
         asked, there = before(partner), self.step(before(node), ids)
         ended = (node == 0) & (asked >= 0) & (asked == partner - 1) & (self.whole[there] == teacher_ids.gather(1, partner.clamp_min(0)))
@@ -308,7 +310,7 @@ class Continuations:
         node: Tensor,                # [n], above 0
         student_index: Tensor|None,  # [student vocabulary], class of each token; None: class = id
         n_classes: int,
-    ) -> tuple:                      # (log-probabilities [n, n_classes], log-odds [n]), at least fp32
+    ) -> tuple:                      # (probabilities [n, n_classes], log-odds [n]), at least fp32
         "What the student writes next if the teacher's token goes on at the node, and whether it goes on rather than ends."
         row, entry = entries_of(self.start, node)
         kept, whole = widen(logits[row, self.tokens[entry]]), self.whole[node]
@@ -317,7 +319,7 @@ class Continuations:
         sums = kept.new_zeros(len(node) * n_classes).index_add(0, row * n_classes + classes, (kept - highest[row]).exp()).view(-1, n_classes)
         total = sums.sum(-1, keepdim=True)
         ends = widen(logits.gather(-1, whole.clamp_min(0)[:, None])[:, 0]).masked_fill(whole < 0, -torch.inf)
-        return (sums / total).clamp(min=torch.finfo(sums.dtype).tiny).log(), total[:, 0].log() + highest - ends
+        return sums / total, total[:, 0].log() + highest - ends
 
 # %% ../nbs/11_vocab.ipynb #f03a3f55
 def continuations(

@@ -202,9 +202,9 @@ def test_inside_a_teacher_token_by_brute_force(student, teacher):
             if len(spelt) > len(path) and tuple(spelt[:len(path)]) == path: whole[spelt[len(path)]] += probs[token]
         whole /= whole.sum()
         some = torch.tensor([node[at + 1]] * 2)
-        torch.testing.assert_close(tree.answers(logits.expand(2, -1), some, None, len(whole))[0].exp(), whole.expand(2, -1), atol=1e-9, rtol=1e-6)
+        torch.testing.assert_close(tree.answers(logits.expand(2, -1), some, None, len(whole))[0], whole.expand(2, -1), atol=1e-9, rtol=1e-6)
         coarse = torch.zeros(5, dtype=torch.float64).index_add(0, classes, whole)
-        torch.testing.assert_close(tree.answers(logits[None], some[:1], classes, 5)[0].exp()[0], coarse, atol=1e-9, rtol=1e-6)
+        torch.testing.assert_close(tree.answers(logits[None], some[:1], classes, 5)[0][0], coarse, atol=1e-9, rtol=1e-6)
 
 @pytest.mark.parametrize('student, teacher', [*pairs[:6], pairs[12], pairs[22]])
 def test_where_a_teacher_token_ended_but_another_goes_on_by_brute_force(student, teacher):
@@ -259,7 +259,7 @@ def test_the_chain_gives_back_the_first_token_map():
     tree, probs = continuations(written, len(get(student))), torch.randn(len(written), dtype=torch.float64).softmax(-1)
     n_nodes = len(tree.edges) + 1
     reached = torch.zeros(n_nodes, dtype=torch.float64).index_add(0, torch.arange(n_nodes).repeat_interleave(tree.start.diff()), probs[tree.tokens])
-    said = tree.answers(probs.log().expand(n_nodes - 1, -1), torch.arange(1, n_nodes), None, len(get(student)))[0].exp()
+    said = tree.answers(probs.log().expand(n_nodes - 1, -1), torch.arange(1, n_nodes), None, len(get(student)))[0]
     for edge, (key, node) in enumerate(zip(tree.edges.tolist(), range(1, n_nodes))):
         parent, token = divmod(key, len(get(student)))
         if not parent: continue
