@@ -99,17 +99,18 @@ def cached_comparison(
     on_device = lru_cache(vocab_map.to)
     def compare(student_log_probs, answers, node, earlier=None):
         classes = on_device(student_log_probs.device)
-        def measure(rows, kept, log_probs): return kept_kl(classes.some_student_log_probs(rows, kept), kept, log_probs)
+        def measure(rows, kept, log_probs): return kept_kl(classes.some_student_log_probs(student_log_probs, rows, kept), kept, log_probs)
+        rows = torch.arange(len(node), device=node.device)
         k = answers.shape[1] // (2 if classes.inside is None else 4)
         kept, said = classes.teacher_class(answers[:, :k].long()), answers[:, k:2 * k]
-        if classes.inside is None: return measure(student_log_probs, kept, said)
+        if classes.inside is None: return measure(rows, kept, said)
         there, follows, odds = answers[:, 2 * k:].split([k, k, 1], -1)
         there, within = classes.student_class(there.long()), (node > 0)[:, None]
         if soft_ends: follows, ends = follows + F.logsigmoid(odds), said + F.logsigmoid(-odds)
-        compared = measure(student_log_probs, there.where(within, kept), follows.where(within, said))
+        compared = measure(rows, there.where(within, kept), follows.where(within, said))
         ended = (node < 0).nonzero()[:, 0]
         if not soft_ends or not len(ended): return compared
-        return compared.index_copy(0, ended, measure(student_log_probs[ended], *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
+        return compared.index_copy(0, ended, measure(ended, *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
     return compare
 
 # %% ../nbs/16_terms.ipynb #97ce4f71

@@ -64,14 +64,16 @@ class VocabMap:
         return F.pad(self.student_index.bincount(minlength=self.n_classes).cumsum(0), (1, 0)), self.student_index.argsort(stable=True)
 
     def some_student_log_probs(self,
-        log_probs: Tensor,  # [n, student vocabulary], of a distribution
+        log_probs: Tensor,  # [N, student vocabulary], of a distribution
+        rows: Tensor,       # [n], which of these
         classes: Tensor,    # [n, k]
     ) -> Tensor:            # [n, k]
         "Log-probability of a few classes; the others are never summed."
-        if self.student_index is None: return log_probs.gather(-1, classes)
+        first = rows * log_probs.shape[1]
+        if self.student_index is None: return log_probs.flatten().gather(0, (first[:, None] + classes).flatten()).view_as(classes)
         start, tokens = self.members
         row, entry = entries_of(start, classes.flatten())
-        probs = log_probs.flatten().gather(0, row // classes.shape[1] * log_probs.shape[1] + tokens[entry]).exp()
+        probs = log_probs.flatten().gather(0, first[row // classes.shape[1]] + tokens[entry]).exp()
         return probs.new_zeros(len(classes.flatten())).index_add(0, row, probs).clamp(min=torch.finfo(probs.dtype).tiny).log().view_as(classes)
 
     def student_log_probs(self, logits): return class_log_probs(logits, self.student_index, self.n_classes)

@@ -58,10 +58,10 @@ def encode(tokenizer, texts):
 
 # Model and optimizers
 
-def make_teacher(end):
-    "A Qwen3-MoE of 5.5 million parameters: 5 layers, 4 experts each, 2 of them at work on a token."
+def make_teacher(end, vocab_size):
+    "A Qwen3-MoE of 5.5 million parameters with 8,192 tokens: 5 layers, 4 experts each, 2 of them at work on a token."
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(
-        vocab_size=8192, hidden_size=256, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=64, intermediate_size=512,
+        vocab_size=vocab_size, hidden_size=256, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=64, intermediate_size=512,
         moe_intermediate_size=160, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, tie_word_embeddings=True, max_position_embeddings=512,
         router_aux_loss_coef=0.003,  # light: enough to keep every expert at work
         rope_theta=10000.0, bos_token_id=end, eos_token_id=end, pad_token_id=end))
@@ -275,7 +275,7 @@ def train(model, optimizers, stream, tokenizer, held_out, args, state):
 
 def save_teacher(model, out):
     "The weights in half precision, next to their tokenizer."
-    half = make_teacher(model.config.eos_token_id)
+    half = make_teacher(model.config.eos_token_id, model.config.vocab_size)
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(out / 'teacher')
 
@@ -285,6 +285,7 @@ def main():
     parser.add_argument('--minutes', type=float, default=8, help='of training, checkpoints and measuring not counted')
     parser.add_argument('--out', type=Path, default=package_folder('kdkit') / 'embedded_pair', help='where teacher/ and student_tokenizer/ go')
     parser.add_argument('--work', type=Path, default=Path('runs/embedded_teacher'), help='checkpoint and tokenizers of a run; delete it to start anew')
+    parser.add_argument('--tokenizer', type=Path, help='folder of a tokenizer for the teacher; without it both tokenizers are made anew')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--save_minutes', type=float, default=5, help='between checkpoints')
     parser.add_argument('--card_only', action='store_true', help='measure the teacher in --out again and rewrite its card')
@@ -296,11 +297,12 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     log = args.work / 'training.json'
     if not args.card_only:
-        if not (args.work / 'checkpoint.pt').exists(): make_tokenizers(texts, args.out)
+        if args.tokenizer: AutoTokenizer.from_pretrained(args.tokenizer).save_pretrained(args.out / 'teacher')
+        elif not (args.work / 'checkpoint.pt').exists(): make_tokenizers(texts, args.out)
         tokenizer = AutoTokenizer.from_pretrained(args.out / 'teacher')
         end = tokenizer.eos_token_id
         documents = [np.array(ids + [end], dtype=np.int64) for ids in encode(tokenizer, texts)]
-        model = make_teacher(end).train()
+        model = make_teacher(end, len(tokenizer)).train()
         model.set_experts_implementation('eager')  # the fastest on a CPU: a loop over four experts
         optimizers, stream = make_optimizers(model), batches(documents, end)
         state = dict(steps=0, tokens=0, seconds=0.)

@@ -2,12 +2,13 @@
 
     python benchmarks/quality/quality.py runs/quality                  # everything; goes on where it was cut off
     python benchmarks/quality/quality.py runs/quality --only small     # one pair of the three
-    python benchmarks/quality/quality.py runs/quality --results        # only write benchmarks/quality/README.md from what there is
+    python benchmarks/quality/quality.py runs/quality --best           # plain training and the best methods only, each at its own best
+    python benchmarks/quality/quality.py runs/quality --results        # only write the pages from what there is
 
 The teacher is the embedded one. Its students are alike but for their tokenizer: `small` has 3,072 entries, fewer than the teacher's 8,192; `large` has
-16,384; `same` has the teacher's own. Methods are compared at the learning rate that is best for training *without* a teacher; then plain training and the
+16,384; `same` has the teacher's own. The ceiling of the first two is a teacher made like the embedded one, but with the student's own tokenizer. Methods are compared at the learning rate that is best for training *without* a teacher; then plain training and the
 best method each get the batch and the learning rate that are best for them. Every run is a kdkit run in a folder of its own, so a second call only does what
-is missing. On a machine with more cores, start several with different `--seeds` or `--only`.
+is missing, and results.json keeps the numbers of all. On a machine with more cores, start several with different `--seeds` or `--only`.
 """
 import argparse
 import ast
@@ -15,6 +16,8 @@ import json
 import os
 import platform
 import re
+import subprocess
+import sys
 import sysconfig
 import time
 from dataclasses import replace
@@ -54,9 +57,10 @@ ARMS = {  # name -> fields of the config
     'combined, 1.0': mix(1., kd_method='combined'),
     'combined, 0.7': mix(.7, kd_method='combined'),
     'combined, 0.9, inconsistent masked': mix(.9, kd_method='combined', mask_inconsistent=True),
-    **{f'combined, {kd}, inside tokens too': mix(kd, kd_method='combined', inside_tokens=True) for kd in (.7, .8, .9)},
-    'combined, 0.8, inside tokens too, soft ends': mix(.8, kd_method='combined', inside_tokens=True, soft_ends=True),
-    'combined, 0.8, inside tokens too, from a cache of 16 tokens and 16 drawn': mix(.8, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16),
+    **{f'combined, {kd}, inside tokens too': mix(kd, kd_method='combined', inside_tokens=True, soft_ends=False) for kd in (.8, .9)},
+    'combined, 0.8, soft ends': mix(.8, kd_method='combined', inside_tokens=True),
+    **{f'combined, {kd}, soft ends, from a cache of 16 tokens and 16 drawn': mix(kd, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16) for kd in (.7, .8, .9)},
+    'identity, 0.8, a teacher with its own tokenizer': mix(.8, kd_method='identity', teacher_model='own'),
     'combined, 0.9, from a cache of 32 tokens': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=0),
     'combined, 0.9, from a cache of 16 tokens and 16 drawn': mix(.9, kd_method='combined', cache_top_k=16, cache_samples=16),
     'combined, 0.9, from a cache of 32 tokens and 32 drawn': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=32),
@@ -86,27 +90,30 @@ ARMS = {  # name -> fields of the config
     'first token, 0.9, JSD': mix(.9, kd_method='first_token', divergence='jsd'),
     'first token, 0.9, skewed KL': mix(.9, kd_method='first_token', divergence='skewed_kl'),
 }
-DEFAULT, SOFT, CACHED = 'combined, 0.8, inside tokens too', 'combined, 0.8, inside tokens too, soft ends', 'combined, 0.8, inside tokens too, from a cache of 16 tokens and 16 drawn'
-ARMS_FIRST = ['identity, 0.9', DEFAULT, 'combined, 0.9, inside tokens too', 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9', 'combined, 1.0', 'combined, 0.7',
+DEFAULT, HARD, CEILING = 'combined, 0.8, soft ends', 'combined, 0.8, inside tokens too', 'identity, 0.8, a teacher with its own tokenizer'
+CACHED = f'{DEFAULT}, from a cache of 16 tokens and 16 drawn'
+OTHER_SHARES = [CACHED.replace('0.8', kd) for kd in ('0.7', '0.9')]
+ARMS_FIRST = ['identity, 0.9', HARD, 'combined, 0.9, inside tokens too', 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9', 'combined, 1.0', 'combined, 0.7',
               'combined, 0.9, from a cache of 16 tokens and 16 drawn']
-ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights')) and arm not in ARMS_FIRST and arm != CACHED]
-AT_ITS_BEST = [SOFT, CACHED, 'combined, 0.7, inside tokens too', 'identity, 0.8']  # only there
+AT_ITS_BEST = [DEFAULT, CACHED, *OTHER_SHARES, CEILING, 'identity, 0.8']  # only there
+ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights')) and arm not in ARMS_FIRST + AT_ITS_BEST]
 LONGER = 'language model', 'combined, 0.9, inside tokens too', 'combined, 0.9, from a cache of 16 tokens and 16 drawn'
 ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN + AT_ITS_BEST]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
 PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embedded student's own
     'small': (None, list(ARMS)),
-    'large': (16_384, ['combined, 0.9, inside tokens too', SOFT, DEFAULT, 'combined, 0.9', 'first token, 0.9']),
+    'large': (16_384, ['combined, 0.9, inside tokens too', HARD, 'combined, 0.9', 'first token, 0.9']),
     'same': (0, ['identity, 0.9', 'identity, 0.8']),
 }
-BEST = {  # name -> the arm whose batch and learning rate are tuned, and those that get what is best for it; the first of these is the pair's headline
-    'small': ('combined, 0.9, inside tokens too', [SOFT, DEFAULT, CACHED, 'combined, 0.7, inside tokens too']),
-    'large': ('combined, 0.9, inside tokens too', [SOFT, DEFAULT]),
-    'same': ('identity, 0.9', ['identity, 0.8']),
+BEST = {  # name -> the arm whose batch and learning rate are tuned; those that get what is best for it; those that get it on the first seed only
+    'small': (CACHED, [DEFAULT, CEILING, HARD], OTHER_SHARES),
+    'large': (CACHED, [DEFAULT, CEILING, HARD], OTHER_SHARES),
+    'same': ('identity, 0.8', [], ['identity, 0.9']),
 }
+LONGEST = 9588, 19_176  # windows of the longest runs: two and four passes over the text
 RATES = {  # name -> windows in an optimizer step -> learning rates, tried on the first seed
-    'small': {8: (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3), 4: (1e-3, 1.5e-3, 2e-3), 2: (7e-4, 1e-3, 1.5e-3), 1: (5e-4, 7e-4, 1e-3, 1.5e-3)},
-    'large': {8: (2e-3, 3e-3), 1: (7e-4, 1e-3)},
-    'same': {8: (2e-3, 3e-3), 4: (1.5e-3,), 1: (7e-4, 1e-3)},
+    'small': {8: (1.5e-3, 2e-3, 3e-3), 4: (1e-3, 1.5e-3, 2e-3), 2: (1e-3, 1.5e-3), 1: (7e-4, 1e-3, 1.5e-3, 2e-3)},
+    'large': {2: (1e-3,), 1: (7e-4, 1e-3, 1.5e-3)},
+    'same': {2: (1e-3,), 1: (7e-4, 1e-3, 1.5e-3)},
 }
 ARMS |= {f'identity, {kd}': mix(kd, kd_method='identity') for kd in (.8, .9)}
 SPELT = {arm.replace(' ', '_').replace(',', ''): arm for arm in ['language model', *ARMS]}  # as in the names of folders
@@ -162,14 +169,24 @@ def student(folder, pair, seed):
     return str(path)
 
 
+def own_teacher(folder, pair):
+    "A teacher with the tokenizer of a pair's students, made as the embedded one was."
+    path = folder / f'teacher-{pair}'
+    if not (path / 'done').exists():
+        recipe = Path(__file__).parents[2] / 'recipes' / 'embedded_teacher.py'
+        subprocess.run([sys.executable, recipe, '--tokenizer', folder / pair, '--out', path, '--work', path / 'work'], check=True)
+        (path / 'done').touch()
+    return str(path / 'teacher')
+
+
 # The runs
 
 def config_of(root, pair, values, seed, rate, windows, batch, folder):
     "The config of a run. One that reads a cache finds it written."
     steps = windows // batch
-    config = DistillConfig(teacher_model=embedded_teacher(), student_model=student(root / 'inputs', pair, seed),
-                           eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
-                           eval_steps=steps, seed=seed, **{**dict(dataset=str(root / 'inputs' / 'train.jsonl'), max_length=128, batch_size=batch, max_eval_rows=256), **values})
+    teacher = own_teacher(root / 'inputs', pair) if values.get('teacher_model') == 'own' else embedded_teacher()
+    config = DistillConfig(student_model=student(root / 'inputs', pair, seed), eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
+                           eval_steps=steps, seed=seed, **{**dict(dataset=str(root / 'inputs' / 'train.jsonl'), max_length=128, batch_size=batch, max_eval_rows=256), **values, 'teacher_model': teacher})
     if config.dataset == 'written':
         path = root / 'inputs' / 'written.jsonl'
         if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path, new_tokens=240)
@@ -210,16 +227,20 @@ def compare_methods(root, pairs, seeds):
 
 def compare_best(root, pairs, seeds):
     "Plain training and the best method, each at its own best batch and learning rate; for as much text, and plain training also for as much time."
+    settings = {}
     for pair in pairs:
-        tuned, arms = BEST[pair]
-        plain, taught = (best_setting(root, pair, arm, values) for arm, values in (('language model', LM), (tuned, ARMS[tuned])))
+        tuned, arms, hints = BEST[pair]
+        plain, taught = settings[pair] = [best_setting(root, pair, arm, values) for arm, values in (('language model', LM), (tuned, ARMS[tuned]))]
         for seed in seeds:
             one_run(root, pair, 'language model', LM, seed, plain[1], batch=plain[0])
-            for arm in (tuned, *arms): one_run(root, pair, arm, ARMS[arm], seed, taught[1], batch=taught[0])
-        if pair != 'small': continue
-        for arm in (CACHED, DEFAULT):
-            windows = round(WINDOWS * time_ratio(root, pair, arm, taught, plain) / plain[0]) * plain[0]
-            for seed in seeds: one_run(root, pair, 'language model', LM, seed, plain[1], windows, plain[0])
+            for arm in (tuned, *arms, *hints * (seed == SEEDS[0])): one_run(root, pair, arm, ARMS[arm], seed, taught[1], batch=taught[0])
+    if 'small' not in pairs: return
+    plain, taught = settings['small']
+    for arm in (CACHED, DEFAULT):
+        windows = round(WINDOWS * time_ratio(root, 'small', arm, taught, plain) / plain[0]) * plain[0]
+        for seed in seeds: one_run(root, 'small', 'language model', LM, seed, plain[1], windows, plain[0])
+    for windows in LONGEST:
+        for arm, values, (batch, rate) in (('language model', LM, plain), (CACHED, ARMS[CACHED], taught)): one_run(root, 'small', arm, values, SEEDS[0], rate, windows, batch)
 
 
 def time_ratio(root, pair, arm, setting, plain, windows=320, turns=3):
@@ -243,36 +264,44 @@ def time_ratio(root, pair, arm, setting, plain, windows=320, turns=3):
 
 # The page
 
-def measured(root, pair):
-    "Rows of what there is."
-    rows = []
-    for path in sorted((root / pair).glob('*/report.json')):
+RESULTS = Path(__file__).parent / 'results.json'
+
+def measured(root):
+    "What every run gave, those of root and those that were kept from others."
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for path in sorted(root.glob('*/*/report.json')):
         arm, seed, rate, windows, batch = re.fullmatch(r'(.*)_seed_(\d+)_lr_([\d.e-]+)_windows_(\d+)_batch_(\d+)', path.parent.name).groups()
-        rows.append(dict(arm=SPELT[arm], seed=int(seed), rate=float(rate), windows=int(windows), batch=int(batch), folder=path.parent, report=json.loads(path.read_text())))
-    return rows
+        report, retention = json.loads(path.read_text()), None
+        if report['retention']: retention = {what: report['retention']['after'][what] for what in ('kl_nats', 'top1_agreement')}
+        kept[f'{path.parent.parent.name}/{path.parent.name}'] = dict(
+            pair=path.parent.parent.name, arm=SPELT[arm], seed=int(seed), rate=float(rate), windows=int(windows), batch=int(batch), seconds=report['seconds'],
+            bits=report['student_after']['bits_per_byte'], teacher_bits=report['teacher']['bits_per_byte'], retention=retention,
+            calibration=calibration(path.parent), code_bits=on_code(path.parent))
+    for path in sorted(root.glob('*/time_ratio_*.json')):
+        arm, batch, other = re.fullmatch(r'time_ratio_(.*)_batch_(\d+)_to_(\d+)', path.stem).groups()
+        kept[f'{path.parent.name}/{path.stem}'] = dict(pair=path.parent.name, ratio=json.loads(path.read_text()), arm=SPELT[arm], batch=int(batch), plain_batch=int(other))
+    RESULTS.write_text(json.dumps(kept, indent=0, sort_keys=True) + '\n')
+    return [*kept.values()]
 
 
-def bits(row): return row['report']['student_after']['bits_per_byte']
-
-
-def calibration(row):
+def calibration(folder):
     "Calibration error and accuracy of a run's student, measured once."
-    path = row['folder'] / 'calibration.json'
+    path = folder / 'calibration.json'
     if not path.exists():
-        saved = yaml.safe_load((row['folder'] / 'config.yaml').read_text())
+        saved = yaml.safe_load((folder / 'config.yaml').read_text())
         config = DistillConfig(**{k: v for k, v in saved.items() if k in DistillConfig.__dataclass_fields__})
         text = prepare_text(config)
-        framework = make_framework(replace(config, student_model=str(row['folder'] / 'student')), text)
+        framework = make_framework(replace(config, student_model=str(folder / 'student')), text)
         path.write_text(json.dumps(compute_calibration(framework.student_model, eval_batches(text['held_out'], framework, 8), end_id=framework.student_end_id)))
     return json.loads(path.read_text())
 
 
-def on_code(row):
+def on_code(folder):
     "Bits per byte of a run's student on code, measured once."
-    path = row['folder'] / 'code.json'
+    path = folder / 'code.json'
     if not path.exists():
-        code = row['folder'].parents[1] / 'inputs' / 'code.jsonl'
-        report = evaluate_run(str(row['folder'] / 'student'), str(code), max_length=128, max_eval_rows=128)
+        code = folder.parents[1] / 'inputs' / 'code.jsonl'
+        report = evaluate_run(str(folder / 'student'), str(code), max_length=128, max_eval_rows=128)
         path.write_text(json.dumps(report['student_after']['bits_per_byte']))
     return json.loads(path.read_text())
 
@@ -287,18 +316,19 @@ def spread(values, form='.3f'):
 def table_of(groups, plain):
     "What each group of rows gave, and the share of the gap to its plain training (a function of the row) that each closed; best first."
     table, closed = [['', 'seeds', 'bits per byte', 'gap closed', 'KL', 'agrees', 'right', 'calibration error', 'on code']], {}
-    for name, group in sorted(groups.items(), key=lambda item: sum(map(bits, item[1])) / len(item[1])):
-        kept, calibrated = [(row['report']['retention'] or {}).get('after') for row in group], [calibration(row) for row in group]  # a run from a cache has no teacher to agree with
-        closed[name] = [gap_closed(bits(row), plain(row), row['report']['teacher']['bits_per_byte']) for row in group]
-        table.append([name, str(len(group)), spread(map(bits, group)), spread(closed[name], '.0%'), *(spread((k[what] for k in kept), form) if all(kept) else '-'
-                      for what, form in (('kl_nats', '.2f'), ('top1_agreement', '.1%'))), spread((c['top1_accuracy'] for c in calibrated), '.1%'),
-                      spread((c['calibration_error'] for c in calibrated), '.1%'), spread(map(on_code, group))])
+    def over(group, what): return [row[what] for row in group]
+    for name, group in sorted(groups.items(), key=lambda item: sum(over(item[1], 'bits')) / len(item[1])):
+        kept, calibrated = over(group, 'retention'), over(group, 'calibration')  # a run from a cache has no teacher to agree with
+        closed[name] = [gap_closed(row['bits'], plain(row), row['teacher_bits']) for row in group]
+        table.append([name, str(len(group)), spread(over(group, 'bits')), spread(closed[name], '.0%'), *(spread(over(kept, what), form) if all(kept) else '-'
+                      for what, form in (('kl_nats', '.2f'), ('top1_agreement', '.1%'))), spread(over(calibrated, 'top1_accuracy'), '.1%'),
+                      spread(over(calibrated, 'calibration_error'), '.1%'), spread(over(group, 'code_bits'))])
     return table, closed
 
 
 def tries(rows, arm):
     "(windows in a step, learning rate) -> bits per byte, of an arm on the first seed."
-    return {(row['batch'], row['rate']): bits(row) for row in rows if (row['arm'], row['seed'], row['windows']) == (arm, SEEDS[0], WINDOWS)}
+    return {(row['batch'], row['rate']): row['bits'] for row in rows if (row['arm'], row['seed'], row['windows']) == (arm, SEEDS[0], WINDOWS)}
 
 
 def best_try(tried): return min(tried, key=tried.get)
@@ -314,7 +344,7 @@ def grouped(rows, name):
 
 def plain_of(rows, batch, rate):
     "Of a row, the bits per byte of plain training at this setting, with its seed, on as much text; plain training itself is measured against that on WINDOWS."
-    scores = {(row['seed'], row['windows']): bits(row) for row in rows if (row['arm'], row['batch'], row['rate']) == ('language model', batch, rate)}
+    scores = {(row['seed'], row['windows']): row['bits'] for row in rows if (row['arm'], row['batch'], row['rate']) == ('language model', batch, rate)}
     return lambda row: scores.get((row['seed'], WINDOWS if row['arm'] == 'language model' else row['windows']))
 
 
@@ -330,8 +360,8 @@ def methods_part(pair, rows):
 
 def best_part(pair, rows):
     "Plain training and the best method, each at its own best batch and learning rate."
-    tuned, arms = BEST[pair]
-    setting = {arm: best_try(tries(rows, 'language model' if arm == 'language model' else tuned)) for arm in ('language model', tuned, *arms)}
+    tuned, arms, hints = BEST[pair]
+    setting = {arm: best_try(tries(rows, 'language model' if arm == 'language model' else tuned)) for arm in ('language model', tuned, *arms, *hints)}
     plain = plain_of(rows, *setting['language model'])
     def name(row):
         if setting.get(row['arm']) != (row['batch'], row['rate']) or plain(row) is None: return None
@@ -347,30 +377,32 @@ def tries_table(pair, rows):
             *([str(batch), f'{rate:g}', *(format(f[batch, rate], '.3f') if (batch, rate) in f else '-' for f in found)] for batch, rate in sorted({*found[0], *found[1]}, key=lambda one: (-one[0], one[1])))]
 
 
-def write_page(root):
-    "benchmarks/quality/README.md and its pictures."
-    here = Path(__file__).parent
-    there = {pair: rows for pair in PAIRS if (rows := measured(root, pair))}
+def write_pages(root):
+    "README.md and methods.md with their pictures; of what nothing is known, nothing is written."
+    here, rows = Path(__file__).parent, measured(root)
+    runs = {pair: [row for row in rows if row['pair'] == pair and 'bits' in row] for pair in PAIRS}
     entries = {pair: '3,072 tokens' if size is None else f'{size:,} tokens' if size else "the teacher's own 8,192 tokens" for pair, (size, _) in PAIRS.items()}
-    parts, every = [(here / 'about.md').read_text().strip(), '## Each at its own best batch and learning rate'], {}
-    for pair, rows in there.items():
-        table, closed = best_part(pair, rows)
-        every |= {f"{pair}: {name.split(';')[0].replace(', inside tokens too', '').split(' of 16')[0]}": shares for name, shares in closed.items() if not name.startswith('language model')}
-        parts += [f"### `{pair}`: a student of {entries[pair]}", f"Teacher {rows[0]['report']['teacher']['bits_per_byte']:.3f} bits per byte.", markdown_table(table),
-                  f'Tried on seed {SEEDS[0]}, bits per byte:', markdown_table(tries_table(pair, rows))]
-        for path in sorted((root / pair).glob('time_ratio_*.json')):
-            arm, batch, other = re.fullmatch(r'time_ratio_(.*)_batch_(\d+)_to_(\d+)', path.stem).groups()
-            parts.append(f"For the same text `{SPELT[arm]}` in steps of {batch} took {json.loads(path.read_text()):.2f} times as long as plain training in steps of {other}.")
+    machine = f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {", ".join(f"{k} {v}" for k, v in versions().items() if v)}; {time.strftime("%Y-%m-%d")}'
+    def write(name, parts): (here / name).write_text('\n\n'.join([(here / f'about_{name}').read_text().strip(), *parts, f'Measured on: {machine}.']) + '\n')
+    parts, every = ['![each at its best](best.png)'], {}
+    for pair in (pair for pair in PAIRS if tries(runs[pair], 'language model')):
+        table, closed = best_part(pair, runs[pair])
+        every |= {f"{pair}: {name.split(';')[0].split(' of 16')[0]}": shares for name, shares in closed.items() if not name.startswith('language model')}
+        teacher = min((row for row in runs[pair] if row['arm'] == 'language model'), key=lambda row: row['seed'])['teacher_bits']
+        parts += [f"### `{pair}`: a student of {entries[pair]}", f"Teacher {teacher:.3f} bits per byte.", markdown_table(table), f'Tried on seed {SEEDS[0]}, bits per byte:', markdown_table(tries_table(pair, runs[pair]))]
+        parts += [f"For the same text `{row['arm']}` in steps of {row['batch']} took {row['ratio']:.2f} times as long as plain training in steps of {row['plain_batch']}."
+                  for row in rows if row['pair'] == pair and 'ratio' in row]
     plot_gap(every).figure.savefig(here / 'best.png', dpi=100)
-    parts.insert(2, '![each at its best](best.png)')
-    for pair, rows in there.items():
-        rate, table, closed = methods_part(pair, rows)
-        parts += [f'## Method by method: {WINDOWS // BATCH} steps of {BATCH} windows, a student of {entries[pair]}', f'Learning rate {rate:g}, the best of plain training with this batch.', markdown_table(table)]
+    write('README.md', parts)
+    parts = []
+    for pair in PAIRS:
+        if not any(row['batch'] == BATCH and row['arm'] in ARMS_FIRST for row in runs[pair]): continue
+        rate, table, closed = methods_part(pair, runs[pair])
+        parts += [f'## {WINDOWS // BATCH} steps of {BATCH} windows, a student of {entries[pair]}', f'Learning rate {rate:g}, the best of plain training with this batch.', markdown_table(table)]
         if len(closed) < 4: continue
         plot_gap({k: v for k, v in closed.items() if k != 'language model' and min(v) > -1}).figure.savefig(here / f'{pair}.png', dpi=100)
         parts.append(f'![{pair}]({pair}.png)')
-    machine = f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {", ".join(f"{k} {v}" for k, v in versions().items() if v)}; {time.strftime("%Y-%m-%d")}'
-    (here / 'README.md').write_text('\n\n'.join(parts + [f'Measured on: {machine}.']) + '\n')
+    if parts: write('methods.md', parts)
 
 
 def main():
@@ -378,14 +410,15 @@ def main():
     parser.add_argument('root', type=Path)
     parser.add_argument('--only', nargs='+', choices=PAIRS, default=list(PAIRS))
     parser.add_argument('--seeds', nargs='+', type=int, default=SEEDS)
+    parser.add_argument('--best', action='store_true', help='only plain training and the best methods, each at its own best')
     parser.add_argument('--results', action='store_true', help='train nothing')
     args = parser.parse_args()
     quiet_libraries()
     if not args.results:
         make_inputs(args.root / 'inputs')
         compare_best(args.root, args.only, args.seeds)
-        compare_methods(args.root, args.only, args.seeds)
-    write_page(args.root)
+        if not args.best: compare_methods(args.root, args.only, args.seeds)
+    write_pages(args.root)
 
 
 if __name__ == '__main__': main()
