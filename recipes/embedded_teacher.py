@@ -21,7 +21,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from kdkit.embedded import PACKAGES, docstring_corpus, package_folder
+from kdkit.embedded import PACKAGES, demo_corpus, docstring_corpus, package_folder
 
 END = '<|endoftext|>'
 WINDOW, BATCH = 256, 24  # tokens of a window, windows of a step
@@ -285,15 +285,20 @@ def main():
     parser.add_argument('--minutes', type=float, default=8, help='of training, checkpoints and measuring not counted')
     parser.add_argument('--out', type=Path, default=package_folder('kdkit') / 'embedded_pair', help='where teacher/ and student_tokenizer/ go')
     parser.add_argument('--work', type=Path, default=Path('runs/embedded_teacher'), help='checkpoint and tokenizers of a run; delete it to start anew')
-    parser.add_argument('--tokenizer', type=Path, help='folder of a tokenizer for the teacher; without it both tokenizers are made anew')
+    parser.add_argument('--tokenizer', type=Path, help='folder of a tokenizer for another teacher, without a card; unset: both tokenizers are made anew')
+    parser.add_argument('--apart', action='store_true', help="leave out the documents that the demo's students read; wants --tokenizer")
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--save_minutes', type=float, default=5, help='between checkpoints')
     parser.add_argument('--card_only', action='store_true', help='measure the teacher in --out again and rewrite its card')
     args = parser.parse_args()
+    if args.apart and not args.tokenizer: parser.error('--apart wants --tokenizer: the embedded pair has its own')
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     corpus = docstring_corpus()
     texts, held_out = ([d['text'] for d in corpus if d['held_out'] == side] for side in (False, True))
+    if args.apart:
+        read = {d['id'] for d in demo_corpus()[0]}
+        texts = [d['text'] for d in corpus if not d['held_out'] and d['id'] not in read]
     args.work.mkdir(parents=True, exist_ok=True)
     log = args.work / 'training.json'
     if not args.card_only:
@@ -317,7 +322,7 @@ def main():
         log.write_text(json.dumps(state | dict(corpus_tokens=sum(map(len, documents)), threads=args.threads, python=platform.python_version(),
                                                versions=', '.join(f'{p} {installed(p)}' for p in ('torch', 'transformers', 'tokenizers')))))
     found = measure(args.out, held_out, texts)
-    write_card(args.out, corpus, json.loads(log.read_text()), found)
+    if not args.tokenizer: write_card(args.out, corpus, json.loads(log.read_text()), found)
     print(json.dumps(found, indent=1))
 
 

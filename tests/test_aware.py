@@ -9,6 +9,7 @@ from kdkit.config import ConfigError, DistillConfig
 from kdkit.framework import StudentAwareDistillationFramework
 from kdkit.prepare import about_text
 from kdkit.terms import at_positions, highest_of_rows
+from kdkit.vocab import teacher_spellings
 
 ONLY = dict(alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0., inside_tokens=False)
 CHOICES = [dict(inside_tokens=True), dict(inside_tokens=True, mask_inconsistent=True)] + [
@@ -39,6 +40,52 @@ def test_inside_tokens_cover_more_and_nothing_twice(pair):
     assert (node < 0).any() and (b[node < 0] >= 0).all()
     losses = [f(**batch)['losses'] for f in (plain, inside)]
     assert losses[0]['lm'] == pytest.approx(losses[1]['lm'].item(), abs=1e-6) and losses[1]['unaligned'] < losses[0]['unaligned']
+
+@pytest.mark.parametrize('method', ['first_token', 'combined'])
+def test_inside_tokens_and_soft_ends_by_brute_force(pair, method):
+    "Every target from the spellings of all of the teacher's tokens, position by position."
+    framework, text = framework_of(pair, **{**ONLY, 'inside_tokens': True, 'kd_method': method})
+    spelt = [*map(tuple, teacher_spellings(framework.student_tokenizer, framework.teacher_tokenizer, *(m.config.vocab_size for m in (framework.student_model, framework.teacher_model))))]
+    to_class, coarse = framework.vocab_map.student_class(torch.arange(framework.student_model.config.vocab_size)), framework.vocab_map.n_classes
+    def classes(weights): return torch.zeros(coarse, dtype=torch.float64).index_add(0, to_class[torch.tensor([*weights])], torch.stack([*weights.values()]))
+    def goes_on(probs, path):
+        "Student tokens that the teacher would write after a path inside its token, and the odds that it goes on."
+        after = {}
+        for token, spelling in enumerate(spelt):
+            if len(spelling) > len(path) and spelling[:len(path)] == path: after[spelling[len(path)]] = after.get(spelling[len(path)], 0) + probs[token]
+        return after, sum(after.values()), max([probs[token] for token, spelling in enumerate(spelt) if spelling == path], default=0.)  # each spelling is one token's
+    soft, hard = (StudentAwareDistillationFramework(replace(framework.config, soft_ends=ends), framework.teacher_model, framework.student_model, framework.teacher_tokenizer,
+                                                    framework.student_tokenizer, framework.vocab_map) for ends in (None, False))
+    for i in range(3):
+        batch = framework.complete(batch_of(framework, text['train'].select([i])))
+        ids, teacher_ids = batch['input_ids'][0].tolist(), batch['teacher_input_ids'][0].tolist()
+        with torch.no_grad():
+            student = framework.vocab_map.student_log_probs(framework.student_model(input_ids=batch['input_ids']).logits[0].double())
+            teacher = framework.teacher_model(input_ids=batch['teacher_input_ids']).logits[0].double()
+        at_boundary, probs = framework.vocab_map.teacher_log_probs(teacher).exp(), teacher.softmax(-1)
+        pairs, last, wanted, count = dict(zip(batch['student_positions'][0].tolist(), batch['teacher_positions'][0].tolist())), None, dict(soft=0., hard=0.), dict(ended=0, within=0)
+        def kl(target, j, known=slice(None)):
+            parts = [(target[known], student[j].exp()[known])]
+            if not isinstance(known, slice): parts.append((1 - target[known].sum(-1, keepdim=True), 1 - student[j].exp()[known].sum(-1, keepdim=True)))
+            return sum((torch.xlogy(p, p) - p * q.log()).sum() for p, q in parts)
+        for j in range(len(ids)):
+            path = None if last is None else tuple(ids[last[0] + 1:j + 1])
+            if (asked := pairs.get(j)) is not None:
+                target, (after, on, ends) = at_boundary[asked], goes_on(probs[last[1]], path) if last and last[1] == asked - 1 and len(path) <= 8 and spelt[teacher_ids[asked]] == path else ({}, 0, 0)
+                here = target
+                if after: here, count['ended'] = classes(after) / (on + ends) + ends / (on + ends) * target, count['ended'] + 1
+                last = j, asked
+                if batch['labels'][0, j + 1:][:1].ne(-100).all() and j + 1 < len(ids): wanted['soft'], wanted['hard'] = wanted['soft'] + kl(here, j), wanted['hard'] + kl(target, j)
+            elif last and len(path) <= 8 and len(spelt[teacher_ids[last[1] + 1]]) > len(path) and spelt[teacher_ids[last[1] + 1]][:len(path)] == path and batch['labels'][0, j + 1:][:1].ne(-100).all() and j + 1 < len(ids):
+                after, on, ends = goes_on(probs[last[1]], path)
+                here, known = classes(after), classes({token: torch.ones((), dtype=torch.float64) for token in after}) > 0
+                count['within'] += 1
+                wanted['soft'] += kl(here / (on + ends), j, known) if ends else kl(here / on, j)
+                wanted['hard'] += kl(here / on, j)
+        assert min(count.values()) > 3
+        for name, chosen in dict(soft=soft, hard=hard).items():
+            units = chosen.count_units(batch)['kd']
+            assert chosen(**batch)['losses']['kd'].item() * units.item() == pytest.approx(wanted[name].item(), rel=1e-4), name
 
 @pytest.mark.parametrize('by', ['entropy', 'disagreement', 'easy'])
 def test_the_right_positions_are_compared(pair, by):

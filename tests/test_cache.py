@@ -23,9 +23,9 @@ def config_of(values, folder, **options):
 
 
 @pytest.mark.parametrize('method', ['first_token', 'common_prefix', 'combined', 'identity'])
-@pytest.mark.parametrize('mask, inside', [(False, False), (True, False), (True, True)])
-def test_a_whole_distribution_gives_the_online_loss_and_gradient(pair, same_pair, tmp_path, method, mask, inside):
-    config = config_of(same_pair if method == 'identity' else pair, tmp_path, kd_method=method, cache_top_k=10**6, mask_inconsistent=mask, inside_tokens=inside)
+@pytest.mark.parametrize('mask, inside, ends', [(False, False, None), (True, False, None), (True, True, None), (False, True, None), (False, True, False)])
+def test_a_whole_distribution_gives_the_online_loss_and_gradient(pair, same_pair, tmp_path, method, mask, inside, ends):
+    config = config_of(same_pair if method == 'identity' else pair, tmp_path, kd_method=method, cache_top_k=10**6, mask_inconsistent=mask, inside_tokens=inside, soft_ends=ends)
     cache_teacher(config)
     text = prepare_text(config)
     absent = AbsentModel(load_config(config.teacher_model))

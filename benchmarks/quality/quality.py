@@ -60,6 +60,7 @@ ARMS = {  # name -> fields of the config
     **{f'combined, {kd}, inside tokens too': mix(kd, kd_method='combined', inside_tokens=True, soft_ends=False) for kd in (.8, .9)},
     'combined, 0.8, soft ends': mix(.8, kd_method='combined', inside_tokens=True),
     **{f'combined, {kd}, soft ends, from a cache of 16 tokens and 16 drawn': mix(kd, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16) for kd in (.7, .8, .9)},
+    'combined, 0.8, soft ends, from a cache of a better teacher': mix(.8, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16, teacher_model='better'),
     'identity, 0.8, a teacher with its own tokenizer': mix(.8, kd_method='identity', teacher_model='own'),
     'combined, 0.9, from a cache of 32 tokens': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=0),
     'combined, 0.9, from a cache of 16 tokens and 16 drawn': mix(.9, kd_method='combined', cache_top_k=16, cache_samples=16),
@@ -92,10 +93,11 @@ ARMS = {  # name -> fields of the config
 }
 DEFAULT, HARD, CEILING = 'combined, 0.8, soft ends', 'combined, 0.8, inside tokens too', 'identity, 0.8, a teacher with its own tokenizer'
 CACHED = f'{DEFAULT}, from a cache of 16 tokens and 16 drawn'
+BETTER = f'{DEFAULT}, from a cache of a better teacher'
 OTHER_SHARES = [CACHED.replace('0.8', kd) for kd in ('0.7', '0.9')]
 ARMS_FIRST = ['identity, 0.9', HARD, 'combined, 0.9, inside tokens too', 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9', 'combined, 1.0', 'combined, 0.7',
               'combined, 0.9, from a cache of 16 tokens and 16 drawn']
-AT_ITS_BEST = [DEFAULT, CACHED, *OTHER_SHARES, CEILING, 'identity, 0.8']  # only there
+AT_ITS_BEST = [DEFAULT, CACHED, BETTER, *OTHER_SHARES, CEILING, 'identity, 0.8']  # only there
 ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights')) and arm not in ARMS_FIRST + AT_ITS_BEST]
 LONGER = 'language model', 'combined, 0.9, inside tokens too', 'combined, 0.9, from a cache of 16 tokens and 16 drawn'
 ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN + AT_ITS_BEST]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
@@ -105,7 +107,7 @@ PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embed
     'same': (0, ['identity, 0.9', 'identity, 0.8']),
 }
 BEST = {  # name -> the arm whose batch and learning rate are tuned; those that get what is best for it; those that get it on the first seed only
-    'small': (CACHED, [DEFAULT, CEILING, HARD], OTHER_SHARES),
+    'small': (CACHED, [DEFAULT, CEILING, HARD, BETTER], OTHER_SHARES),
     'large': (CACHED, [DEFAULT, CEILING, HARD], OTHER_SHARES),
     'same': ('identity, 0.8', [], ['identity, 0.9']),
 }
@@ -169,14 +171,20 @@ def student(folder, pair, seed):
     return str(path)
 
 
-def own_teacher(folder, pair):
-    "A teacher with the tokenizer of a pair's students, made as the embedded one was."
-    path = folder / f'teacher-{pair}'
+def other_teacher(folder, name, tokenizer, *options):
+    "A teacher made as the embedded one was, with another tokenizer or on other text, once."
+    path = folder / f'teacher-{name}'
     if not (path / 'done').exists():
         recipe = Path(__file__).parents[2] / 'recipes' / 'embedded_teacher.py'
-        subprocess.run([sys.executable, recipe, '--tokenizer', folder / pair, '--out', path, '--work', path / 'work'], check=True)
+        subprocess.run([sys.executable, recipe, '--tokenizer', tokenizer, '--out', path, '--work', path / 'work', *options], check=True)
         (path / 'done').touch()
     return str(path / 'teacher')
+
+
+def teacher_of(folder, pair, which):
+    "The embedded one; 'own': one with the tokenizer of the pair's students; 'better': one that has learned for longer, and from none of their text."
+    if which == 'own': return other_teacher(folder, pair, folder / pair)
+    return other_teacher(folder, 'better', embedded_teacher(), '--apart', '--minutes', '20') if which == 'better' else embedded_teacher()
 
 
 # The runs
@@ -184,7 +192,7 @@ def own_teacher(folder, pair):
 def config_of(root, pair, values, seed, rate, windows, batch, folder):
     "The config of a run. One that reads a cache finds it written."
     steps = windows // batch
-    teacher = own_teacher(root / 'inputs', pair) if values.get('teacher_model') == 'own' else embedded_teacher()
+    teacher = teacher_of(root / 'inputs', pair, values.get('teacher_model'))
     config = DistillConfig(student_model=student(root / 'inputs', pair, seed), eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
                            eval_steps=steps, seed=seed, **{**dict(dataset=str(root / 'inputs' / 'train.jsonl'), max_length=128, batch_size=batch, max_eval_rows=256), **values, 'teacher_model': teacher})
     if config.dataset == 'written':
@@ -192,7 +200,7 @@ def config_of(root, pair, values, seed, rate, windows, batch, folder):
         if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path, new_tokens=240)
         return replace(config, dataset=str(path))
     if 'cache_top_k' not in values: return config
-    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}{'_inside' * config.inside_tokens}"
+    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}{'_inside' * config.inside_tokens}_{values.get('teacher_model', '')}"
     if not (cache / 'cache.json').exists(): cache_teacher(replace(config, teacher_cache=str(cache)))
     return replace(config, teacher_cache=str(cache))
 
@@ -240,7 +248,7 @@ def compare_best(root, pairs, seeds):
         windows = round(WINDOWS * time_ratio(root, 'small', arm, taught, plain) / plain[0]) * plain[0]
         for seed in seeds: one_run(root, 'small', 'language model', LM, seed, plain[1], windows, plain[0])
     for windows in LONGEST:
-        for arm, values, (batch, rate) in (('language model', LM, plain), (CACHED, ARMS[CACHED], taught)): one_run(root, 'small', arm, values, SEEDS[0], rate, windows, batch)
+        for arm, values, (batch, rate) in (('language model', LM, plain), *((arm, ARMS[arm], taught) for arm in (CACHED, BETTER))): one_run(root, 'small', arm, values, SEEDS[0], rate, windows, batch)
 
 
 def time_ratio(root, pair, arm, setting, plain, windows=320, turns=3):
