@@ -200,7 +200,7 @@ def config_of(root, pair, values, seed, rate, windows, batch, folder):
         if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path, new_tokens=240)
         return replace(config, dataset=str(path))
     if 'cache_top_k' not in values: return config
-    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}{'_inside' * config.inside_tokens}_{values.get('teacher_model', '')}"
+    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}{'_inside' * config.inside_tokens}{'_better' * (values.get('teacher_model') == 'better')}"
     if not (cache / 'cache.json').exists(): cache_teacher(replace(config, teacher_cache=str(cache)))
     return replace(config, teacher_cache=str(cache))
 
