@@ -6,7 +6,7 @@
     python benchmarks/quality/quality.py runs/quality --results        # only write the pages from what there is
 
 The teacher is the embedded one. Its students are alike but for their tokenizer: `small` has 3,072 entries, fewer than the teacher's 8,192; `large` has
-16,384; `same` has the teacher's own. The ceiling of the first two is a teacher made like the embedded one, but with the student's own tokenizer. Methods are compared at the learning rate that is best for training *without* a teacher; then plain training and the
+16,384; `same` has the teacher's own. The ceiling of `small` is a teacher made like the embedded one, but with the student's own tokenizer. Methods are compared at the learning rate that is best for training *without* a teacher; then plain training and the
 best method each get the batch and the learning rate that are best for them. Every run is a kdkit run in a folder of its own, so a second call only does what
 is missing, and results.json keeps the numbers of all. On a machine with more cores, start several with different `--seeds` or `--only`.
 """
@@ -108,14 +108,14 @@ PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embed
 }
 BEST = {  # name -> the arm whose batch and learning rate are tuned; those that get what is best for it; those that get it on the first seed only
     'small': (CACHED, [DEFAULT, CEILING, HARD, BETTER], OTHER_SHARES),
-    'large': (CACHED, [DEFAULT, CEILING, HARD], OTHER_SHARES),
-    'same': ('identity, 0.8', [], ['identity, 0.9']),
+    'large': (CACHED, [DEFAULT, HARD], []),
+    'same': ('identity, 0.8', [], []),
 }
 LONGEST = 9588, 19_176  # windows of the longest runs: two and four passes over the text
 RATES = {  # name -> windows in an optimizer step -> learning rates, tried on the first seed
     'small': {8: (1.5e-3, 2e-3, 3e-3), 4: (1e-3, 1.5e-3, 2e-3), 2: (1e-3, 1.5e-3), 1: (7e-4, 1e-3, 1.5e-3, 2e-3)},
-    'large': {2: (1e-3,), 1: (7e-4, 1e-3, 1.5e-3)},
-    'same': {2: (1e-3,), 1: (7e-4, 1e-3, 1.5e-3)},
+    'large': {8: (2e-3,), 1: (7e-4, 1e-3, 1.5e-3)},
+    'same': {8: (2e-3,), 1: (7e-4, 1e-3, 1.5e-3)},
 }
 ARMS |= {f'identity, {kd}': mix(kd, kd_method='identity') for kd in (.8, .9)}
 SPELT = {arm.replace(' ', '_').replace(',', ''): arm for arm in ['language model', *ARMS]}  # as in the names of folders
