@@ -21,7 +21,7 @@ from .models import (AbsentModel, body, capture_attention, capture_states, load_
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
-                         SpanTerm, Term, UnalignedTerm, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
+                         SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
                          shared_tokens, span_answers)
 from .vocab import VocabMap, boundaries, gold_consistency, spelling_matrix
 
@@ -257,13 +257,12 @@ class StudentAwareDistillationFramework(nn.Module):
             signals.student_states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
 
         kd = self.knowledge if 'kd' in active else None
-        teacher_side = None, None, None, None
-        if kd and said is None: teacher_side = self.compare, self.teacher_head(), signals.teacher_states, partner
+        compare, by_entropy = None, kd is not None and kd.select_by == 'entropy'
+        if kd and said is None: compare = against_teacher(self.compare, self.teacher_head(), signals.teacher_states, partner, node)
         elif kd:
-            answers = cached_answers(said, batch['teacher_inside'] if self.vocab_map.inside else None, partner, node)  # position by position of the student's
-            teacher_side = self.compare_cached, nn.Identity(), answers, torch.arange(labels.shape[1], device=labels.device).expand_as(labels).where(partner >= 0, -1)
-        by_entropy = kd is not None and kd.select_by == 'entropy'
-        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, *teacher_side, node, by_entropy, self.chunk)
+            answers = cached_answers(said, batch['teacher_inside'] if self.vocab_map.inside else None, partner, node)
+            def compare(log_probs, row, at): return self.compare_cached(log_probs, answers[row, at], node[row, at])
+        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare, partner >= 0, by_entropy, self.chunk)
         if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
             losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}
