@@ -107,16 +107,17 @@ PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embed
     'same': (0, ['identity, 0.9', 'identity, 0.8']),
 }
 BEST = {  # name -> the arm whose batch and learning rate are tuned; those that get what is best for it; those that get it on the first seed only
-    'small': (CACHED, [DEFAULT, CEILING, HARD, BETTER], OTHER_SHARES),
-    'large': (CACHED, [DEFAULT, HARD], []),
+    'small': (CACHED, [DEFAULT, CEILING], [HARD, *OTHER_SHARES]),
+    'large': (CACHED, [], [DEFAULT]),
     'same': ('identity, 0.8', [], []),
 }
-LONGEST = 9588, 19_176  # windows of the longest runs: two and four passes over the text
-RATES = {  # name -> windows in an optimizer step -> learning rates, tried on the first seed
+LONGEST = 19_176  # windows of the longest runs: four passes over the text
+PLAIN_RATES = {  # name -> windows in an optimizer step -> learning rates, tried on the first seed
     'small': {8: (1.5e-3, 2e-3, 3e-3), 4: (1e-3, 1.5e-3, 2e-3), 2: (1e-3, 1.5e-3), 1: (7e-4, 1e-3, 1.5e-3, 2e-3)},
-    'large': {8: (2e-3,), 1: (7e-4, 1e-3, 1.5e-3)},
-    'same': {8: (2e-3,), 1: (7e-4, 1e-3, 1.5e-3)},
+    'large': {8: (2e-3,), 1: (1e-3, 1.5e-3)},
+    'same': {8: (2e-3,), 1: (1e-3, 1.5e-3)},
 }
+TAUGHT_RATES = {'small': {2: (1.5e-3,), 1: (1e-3, 1.5e-3, 2e-3)}, 'large': {1: (1e-3, 1.5e-3)}, 'same': {1: (1e-3, 1.5e-3)}}  # larger steps did worse with every teacher
 ARMS |= {f'identity, {kd}': mix(kd, kd_method='identity') for kd in (.8, .9)}
 SPELT = {arm.replace(' ', '_').replace(',', ''): arm for arm in ['language model', *ARMS]}  # as in the names of folders
 
@@ -215,7 +216,8 @@ def one_run(root, pair, arm, values, seed, rate, windows=WINDOWS, batch=BATCH):
 
 def best_setting(root, pair, arm, values, batches=None):
     "The windows in a step and the learning rate at which an arm does best, on the first seed."
-    tried = [(batch, rate) for batch in batches or RATES[pair] for rate in RATES[pair][batch]]
+    rates = (PLAIN_RATES if arm == 'language model' else TAUGHT_RATES)[pair]
+    tried = [(batch, rate) for batch in batches or rates for rate in rates[batch]]
     return min(tried, key=lambda one: one_run(root, pair, arm, values, SEEDS[0], one[1], batch=one[0])['student_after']['bits_per_byte'])
 
 
@@ -247,8 +249,8 @@ def compare_best(root, pairs, seeds):
     for arm in (CACHED, DEFAULT):
         windows = round(WINDOWS * time_ratio(root, 'small', arm, taught, plain) / plain[0]) * plain[0]
         for seed in seeds: one_run(root, 'small', 'language model', LM, seed, plain[1], windows, plain[0])
-    for windows in LONGEST:
-        for arm, values, (batch, rate) in (('language model', LM, plain), *((arm, ARMS[arm], taught) for arm in (CACHED, BETTER))): one_run(root, 'small', arm, values, SEEDS[0], rate, windows, batch)
+    for arm, values, (batch, rate) in (('language model', LM, plain), *((arm, ARMS[arm], taught) for arm in (CACHED, BETTER))):
+        for windows in (WINDOWS, LONGEST): one_run(root, 'small', arm, values, SEEDS[0], rate, windows, batch)
 
 
 def time_ratio(root, pair, arm, setting, plain, windows=320, turns=3):
@@ -369,7 +371,7 @@ def methods_part(pair, rows):
 def best_part(pair, rows):
     "Plain training and the best method, each at its own best batch and learning rate."
     tuned, arms, hints = BEST[pair]
-    setting = {arm: best_try(tries(rows, 'language model' if arm == 'language model' else tuned)) for arm in ('language model', tuned, *arms, *hints)}
+    setting = {arm: best_try(tries(rows, 'language model' if arm == 'language model' else tuned)) for arm in ('language model', tuned, *arms, *hints, BETTER)}
     plain = plain_of(rows, *setting['language model'])
     def name(row):
         if setting.get(row['arm']) != (row['batch'], row['rate']) or plain(row) is None: return None
