@@ -243,14 +243,17 @@ def compare_best(root, pairs, seeds):
         plain, taught = settings[pair] = [best_setting(root, pair, arm, values) for arm, values in (('language model', LM), (tuned, ARMS[tuned]))]
         for seed in seeds:
             one_run(root, pair, 'language model', LM, seed, plain[1], batch=plain[0])
-            for arm in (tuned, *arms, *hints * (seed == SEEDS[0])): one_run(root, pair, arm, ARMS[arm], seed, taught[1], batch=taught[0])
-    if 'small' not in pairs: return
-    plain, taught = settings['small']
-    for arm in (CACHED, DEFAULT):
-        windows = round(WINDOWS * time_ratio(root, 'small', arm, taught, plain) / plain[0]) * plain[0]
-        for seed in seeds: one_run(root, 'small', 'language model', LM, seed, plain[1], windows, plain[0])
-    for arm, values, (batch, rate) in (('language model', LM, plain), *((arm, ARMS[arm], taught) for arm in (CACHED, BETTER))):
-        for windows in (WINDOWS, LONGEST): one_run(root, 'small', arm, values, SEEDS[0], rate, windows, batch)
+            for arm in (tuned, *arms): one_run(root, pair, arm, ARMS[arm], seed, taught[1], batch=taught[0])
+    if 'small' in pairs:
+        plain, taught = settings['small']
+        for arm, times in ((CACHED, seeds), (DEFAULT, seeds[:1])):
+            windows = round(WINDOWS * time_ratio(root, 'small', arm, taught, plain) / plain[0]) * plain[0]
+            for seed in times: one_run(root, 'small', 'language model', LM, seed, plain[1], windows, plain[0])
+        for arm, values, (batch, rate) in ((BETTER, ARMS[BETTER], taught), ('language model', LM, plain), (CACHED, ARMS[CACHED], taught)):
+            for windows in (WINDOWS, LONGEST): one_run(root, 'small', arm, values, SEEDS[0], rate, windows, batch)
+    for pair in pairs:
+        _, (batch, rate) = settings[pair]
+        for arm in BEST[pair][2]: one_run(root, pair, arm, ARMS[arm], SEEDS[0], rate, batch=batch)
 
 
 def time_ratio(root, pair, arm, setting, plain, windows=320, turns=3):
