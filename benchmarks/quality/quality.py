@@ -61,7 +61,7 @@ ARMS = {  # name -> fields of the config
     'combined, 0.8, soft ends': mix(.8, kd_method='combined', inside_tokens=True),
     **{f'combined, {kd}, soft ends, from a cache of 16 tokens and 16 drawn': mix(kd, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16) for kd in (.7, .8, .9)},
     'combined, 0.8, soft ends, from a cache of a better teacher': mix(.8, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16, teacher_model='better'),
-    'identity, 0.8, a teacher with its own tokenizer': mix(.8, kd_method='identity', teacher_model='own'),
+    'identity, 0.8, from a cache of a teacher with its own tokenizer': mix(.8, kd_method='identity', cache_top_k=16, cache_samples=16, teacher_model='own'),
     'combined, 0.9, from a cache of 32 tokens': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=0),
     'combined, 0.9, from a cache of 16 tokens and 16 drawn': mix(.9, kd_method='combined', cache_top_k=16, cache_samples=16),
     'combined, 0.9, from a cache of 32 tokens and 32 drawn': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=32),
@@ -91,7 +91,7 @@ ARMS = {  # name -> fields of the config
     'first token, 0.9, JSD': mix(.9, kd_method='first_token', divergence='jsd'),
     'first token, 0.9, skewed KL': mix(.9, kd_method='first_token', divergence='skewed_kl'),
 }
-DEFAULT, HARD, CEILING = 'combined, 0.8, soft ends', 'combined, 0.8, inside tokens too', 'identity, 0.8, a teacher with its own tokenizer'
+DEFAULT, HARD, CEILING = 'combined, 0.8, soft ends', 'combined, 0.8, inside tokens too', 'identity, 0.8, from a cache of a teacher with its own tokenizer'
 CACHED = f'{DEFAULT}, from a cache of 16 tokens and 16 drawn'
 BETTER = f'{DEFAULT}, from a cache of a better teacher'
 OTHER_SHARES = [CACHED.replace('0.8', kd) for kd in ('0.7', '0.9')]
@@ -201,7 +201,7 @@ def config_of(root, pair, values, seed, rate, windows, batch, folder):
         if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path, new_tokens=240)
         return replace(config, dataset=str(path))
     if 'cache_top_k' not in values: return config
-    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}{'_inside' * config.inside_tokens}{'_better' * (values.get('teacher_model') == 'better')}"
+    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}{'_inside' * config.inside_tokens}{'_' * ('teacher_model' in values)}{values.get('teacher_model', '')}"
     if not (cache / 'cache.json').exists(): cache_teacher(replace(config, teacher_cache=str(cache)))
     return replace(config, teacher_cache=str(cache))
 
@@ -246,9 +246,9 @@ def compare_best(root, pairs, seeds):
             for arm in (tuned, *arms): one_run(root, pair, arm, ARMS[arm], seed, taught[1], batch=taught[0])
     if 'small' in pairs:
         plain, taught = settings['small']
-        for arm, times in ((CACHED, seeds), (DEFAULT, seeds[:1])):
-            windows = round(WINDOWS * time_ratio(root, 'small', arm, taught, plain) / plain[0]) * plain[0]
-            for seed in times: one_run(root, 'small', 'language model', LM, seed, plain[1], windows, plain[0])
+        windows = round(WINDOWS * time_ratio(root, 'small', CACHED, taught, plain) / plain[0]) * plain[0]
+        for seed in seeds: one_run(root, 'small', 'language model', LM, seed, plain[1], windows, plain[0])
+        time_ratio(root, 'small', DEFAULT, taught, plain)
         for arm, values, (batch, rate) in ((BETTER, ARMS[BETTER], taught), ('language model', LM, plain), (CACHED, ARMS[CACHED], taught)):
             for windows in (WINDOWS, LONGEST): one_run(root, 'small', arm, values, SEEDS[0], rate, windows, batch)
     for pair in pairs:
