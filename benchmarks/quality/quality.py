@@ -108,7 +108,7 @@ PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embed
 }
 BEST = {  # name -> the arm whose batch and learning rate are tuned; those that get what is best for it; those that get it on the first seed only
     'small': (CACHED, [DEFAULT, CEILING], [HARD, *OTHER_SHARES]),
-    'large': (CACHED, [], [DEFAULT]),
+    'large': (CACHED, [], []),
     'same': ('identity, 0.8', [], []),
 }
 LONGEST = 19_176  # windows of the longest runs: four passes over the text
