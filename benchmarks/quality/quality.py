@@ -58,6 +58,7 @@ ARMS = {  # name -> fields of the config
     'combined, 0.7': mix(.7, kd_method='combined'),
     'combined, 0.9, inconsistent masked': mix(.9, kd_method='combined', mask_inconsistent=True),
     **{f'combined, {kd}, inside tokens too': mix(kd, kd_method='combined', inside_tokens=True, soft_ends=False) for kd in (.8, .9)},
+    'combined, 0.8, inside tokens too, from a cache of 16 tokens and 16 drawn': mix(.8, kd_method='combined', inside_tokens=True, soft_ends=False, cache_top_k=16, cache_samples=16),
     'combined, 0.8, soft ends': mix(.8, kd_method='combined', inside_tokens=True),
     **{f'combined, {kd}, soft ends, from a cache of 16 tokens and 16 drawn': mix(kd, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16) for kd in (.7, .8, .9)},
     'combined, 0.8, soft ends, from a cache of a better teacher': mix(.8, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16, teacher_model='better'),
@@ -92,12 +93,12 @@ ARMS = {  # name -> fields of the config
     'first token, 0.9, skewed KL': mix(.9, kd_method='first_token', divergence='skewed_kl'),
 }
 DEFAULT, HARD, CEILING = 'combined, 0.8, soft ends', 'combined, 0.8, inside tokens too', 'identity, 0.8, from a cache of a teacher with its own tokenizer'
-CACHED = f'{DEFAULT}, from a cache of 16 tokens and 16 drawn'
+CACHED, HARD_CACHED = (f'{arm}, from a cache of 16 tokens and 16 drawn' for arm in (DEFAULT, HARD))
 BETTER = f'{DEFAULT}, from a cache of a better teacher'
 OTHER_SHARES = [CACHED.replace('0.8', kd) for kd in ('0.7', '0.9')]
 ARMS_FIRST = ['identity, 0.9', HARD, 'combined, 0.9, inside tokens too', 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9', 'combined, 1.0', 'combined, 0.7',
               'combined, 0.9, from a cache of 16 tokens and 16 drawn']
-AT_ITS_BEST = [DEFAULT, CACHED, BETTER, *OTHER_SHARES, CEILING, 'identity, 0.8']  # only there
+AT_ITS_BEST = [DEFAULT, CACHED, HARD_CACHED, BETTER, *OTHER_SHARES, CEILING, 'identity, 0.8']  # only there
 ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights')) and arm not in ARMS_FIRST + AT_ITS_BEST]
 LONGER = 'language model', 'combined, 0.9, inside tokens too', 'combined, 0.9, from a cache of 16 tokens and 16 drawn'
 ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN + AT_ITS_BEST]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
@@ -107,7 +108,7 @@ PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embed
     'same': (0, ['identity, 0.9', 'identity, 0.8']),
 }
 BEST = {  # name -> the arm whose batch and learning rate are tuned; those that get what is best for it; those that get it on the first seed only
-    'small': (CACHED, [DEFAULT, CEILING], [HARD, *OTHER_SHARES]),
+    'small': (CACHED, [HARD_CACHED, CEILING], [DEFAULT, *OTHER_SHARES]),
     'large': (CACHED, [], []),
     'same': ('identity, 0.8', [], []),
 }
