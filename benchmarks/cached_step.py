@@ -15,8 +15,8 @@ from statistics import median
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kdkit.embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
 from kdkit.config import DistillConfig
+from kdkit.embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
 from kdkit.models import load_tokenizer
 from kdkit.prepare import prepare_text
 from kdkit.run import cache_teacher, make_framework, make_trainer, open_cache, plain_text_only, quiet_libraries
@@ -30,7 +30,7 @@ def smollm_shape():
 
 SIZES = {  # name -> (a student, windows of how many tokens, how many in a step, optimizer steps in a turn)
     'embedded, 1 M parameters': (embedded_student, 128, 1, 300),
-    'SmolLM-135M': (smollm_shape, 256, 2, 4),
+    'SmolLM-135M': (smollm_shape, 128, 2, 3),
 }
 
 
@@ -50,7 +50,7 @@ def ratio(name, folder, turns):
     student = folder / 'student'
     make().save_pretrained(student)
     load_tokenizer(embedded_student_tokenizer()).save_pretrained(student)
-    text = save_documents(demo_corpus(400_000)[0], folder / 'text.jsonl')
+    text = save_documents(demo_corpus(200_000)[0], folder / 'text.jsonl')
     cached = DistillConfig(teacher_model=embedded_teacher(), student_model=str(student), dataset=text, max_length=window, batch_size=batch, max_steps=steps, max_eval_rows=8,
                            teacher_cache=str(folder / 'cache'), output_dir=str(folder / 'run'), learning_rate=1e-4)
     about = cache_teacher(cached)
