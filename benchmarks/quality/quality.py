@@ -406,7 +406,7 @@ def write_pages(root):
         parts += [f"### `{pair}`: a student of {entries[pair]}", f"Teacher {teacher:.3f} bits per byte.", markdown_table(table), f'Tried on seed {SEEDS[0]}, bits per byte:', markdown_table(tries_table(pair, runs[pair]))]
         parts += [f"For the same text `{row['arm']}` in steps of {row['batch']} took {row['ratio']:.2f} times as long as plain training in steps of {row['plain_batch']}."
                   for row in rows if row['pair'] == pair and 'ratio' in row]
-    plot_gap(every).figure.savefig(here / 'best.png', dpi=100)
+    plot_gap(every).figure.savefig(here / 'best.png', dpi=100, bbox_inches='tight')
     write('README.md', parts)
     parts = []
     for pair in PAIRS:
@@ -414,7 +414,7 @@ def write_pages(root):
         rate, table, closed = methods_part(pair, runs[pair])
         parts += [f'## {WINDOWS // BATCH} steps of {BATCH} windows, a student of {entries[pair]}', f'Learning rate {rate:g}, the best of plain training with this batch.', markdown_table(table)]
         if len(closed) < 4: continue
-        plot_gap({k: v for k, v in closed.items() if k != 'language model' and min(v) > -1}).figure.savefig(here / f'{pair}.png', dpi=100)
+        plot_gap({k: v for k, v in closed.items() if k != 'language model' and min(v) > -1}).figure.savefig(here / f'{pair}.png', dpi=100, bbox_inches='tight')
         parts.append(f'![{pair}]({pair}.png)')
     if parts: write('methods.md', parts)
 
