@@ -169,7 +169,7 @@ class DistillConfig:
     def asks_ends(self) -> bool:
         "Whether the teacher is asked if its tokens end."
         if self.soft_ends is not None: return self.soft_ends
-        return self.inside_tokens and self.divergence == 'forward_kl' and self.temperature == 1
+        return self.inside_tokens and self.divergence == 'forward_kl' and self.temperature == 1 and self.kd_method in ('auto', *KD_MAPS)
 
     @classmethod
     def from_dict(cls,

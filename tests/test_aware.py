@@ -133,8 +133,12 @@ def test_highest_of_rows_by_brute_force():
         for r in range(5): assert set(score[(row == r) & keep].tolist()) == set(sorted(score[row == r].tolist(), reverse=True)[:quota[r]])
 
 def test_wrong_choices_are_refused():
-    for wrong, match in ((dict(aware_by='luck'), 'aware_by'), (dict(aware_share=0), 'aware_share'), (dict(student_aware=True, kd_method='span'), 'stretches')):
+    for wrong, match in ((dict(soft_ends=True, temperature=2), 'soft_ends'), (dict(soft_ends=True, inside_tokens=False), 'soft_ends'), (dict(soft_ends=True, kd_method='uld'), 'soft_ends'), (dict(aware_by='luck'), 'aware_by'), (dict(aware_share=0), 'aware_share'), (dict(student_aware=True, kd_method='span'), 'stretches')):
         with pytest.raises(ConfigError, match=match): DistillConfig(**wrong)
+
+def test_ends_are_asked_for_where_the_loss_allows_it():
+    assert DistillConfig().asks_ends and DistillConfig(kd_method='combined').asks_ends and not DistillConfig(soft_ends=False).asks_ends
+    for other in (dict(temperature=2), dict(divergence='jsd'), dict(inside_tokens=False), dict(kd_method='uld'), dict(kd_method='span')): assert not DistillConfig(**other).asks_ends
 
 def test_stretches_are_merged_until_the_teacher_sees_the_end_of_a_word(pair):
     plain, text = framework_of(pair, **ONLY, kd_method='span')
