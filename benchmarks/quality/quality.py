@@ -36,7 +36,7 @@ from kdkit.models import load_tokenizer
 from kdkit.pictures import plot_gap
 from kdkit.prepare import prepare_text
 from kdkit.report import gap_closed, markdown_table
-from kdkit.run import cache_teacher, distill, evaluate_run, make_framework, make_trainer, open_cache, quiet_libraries, versions
+from kdkit.run import cache_teacher, distill, evaluate_run, make_framework, make_trainer, open_cache, quiet_libraries
 from kdkit.sequence import teacher_text
 
 WINDOWS, SEEDS = 4000, (0, 1, 2)  # windows of 128 student tokens that a run reads
@@ -280,6 +280,11 @@ def time_ratio(root, pair, arm, setting, plain, windows=320, turns=3):
 
 RESULTS = Path(__file__).parent / 'results.json'
 
+def machine(versions, when):
+    "Where and when a run was measured."
+    return f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {", ".join(f"{k} {v}" for k, v in versions.items() if v)}; {time.strftime("%Y-%m-%d", time.localtime(when))}'
+
+
 def measured(root):
     "What every run gave, those of root and those that were kept from others."
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -290,7 +295,7 @@ def measured(root):
         kept[f'{path.parent.parent.name}/{path.parent.name}'] = dict(
             pair=path.parent.parent.name, arm=SPELT[arm], seed=int(seed), rate=float(rate), windows=int(windows), batch=int(batch), seconds=report['seconds'],
             bits=report['student_after']['bits_per_byte'], teacher_bits=report['teacher']['bits_per_byte'], retention=retention,
-            calibration=calibration(path.parent), code_bits=on_code(path.parent))
+            calibration=calibration(path.parent), code_bits=on_code(path.parent), measured_on=machine(report['versions'], path.stat().st_mtime))
     for path in sorted(root.glob('*/time_ratio_*.json')):
         arm, batch, other = re.fullmatch(r'time_ratio_(.*)_batch_(\d+)_to_(\d+)', path.stem).groups()
         kept[f'{path.parent.name}/{path.stem}'] = dict(pair=path.parent.name, ratio=json.loads(path.read_text()), arm=SPELT[arm], batch=int(batch), plain_batch=int(other))
@@ -396,8 +401,8 @@ def write_pages(root):
     here, rows = Path(__file__).parent, measured(root)
     runs = {pair: [row for row in rows if row['pair'] == pair and 'bits' in row] for pair in PAIRS}
     entries = {pair: '3,072 tokens' if size is None else f'{size:,} tokens' if size else "the teacher's own 8,192 tokens" for pair, (size, _) in PAIRS.items()}
-    machine = f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {", ".join(f"{k} {v}" for k, v in versions().items() if v)}; {time.strftime("%Y-%m-%d")}'
-    def write(name, parts): (here / name).write_text('\n\n'.join([(here / f'about_{name}').read_text().strip(), *parts, f'Measured on: {machine}.']) + '\n')
+    places = '; '.join(sorted({row['measured_on'] for row in rows if 'bits' in row}))
+    def write(name, parts): (here / name).write_text('\n\n'.join([(here / f'about_{name}').read_text().strip(), *parts, f'Measured on: {places}.']) + '\n')
     parts, every = ['![each at its best](best.png)'], {}
     for pair in (pair for pair in PAIRS if tries(runs[pair], 'language model')):
         table, closed = best_part(pair, runs[pair])
