@@ -401,7 +401,9 @@ def write_pages(root):
     here, rows = Path(__file__).parent, measured(root)
     runs = {pair: [row for row in rows if row['pair'] == pair and 'bits' in row] for pair in PAIRS}
     entries = {pair: '3,072 tokens' if size is None else f'{size:,} tokens' if size else "the teacher's own 8,192 tokens" for pair, (size, _) in PAIRS.items()}
-    places = '; '.join(sorted({row['measured_on'] for row in rows if 'bits' in row}))
+    places = {}
+    for where, _, day in sorted({tuple(row['measured_on'].rpartition('; ')) for row in rows if 'bits' in row}): places[where] = [*places.get(where, []), day]
+    places = '; '.join(f"{where}; {', '.join(days)}" for where, days in places.items())
     def write(name, parts): (here / name).write_text('\n\n'.join([(here / f'about_{name}').read_text().strip(), *parts, f'Measured on: {places}.']) + '\n')
     parts, every = ['![each at its best](best.png)'], {}
     for pair in (pair for pair in PAIRS if tries(runs[pair], 'language model')):
