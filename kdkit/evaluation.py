@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from .data import control_ids
+from .windows import control_ids
 from .framework import StudentAwareDistillationFramework
 from .losses import forward_kl, widen
 from .models import body, output_head

@@ -166,7 +166,7 @@ class DistillationTrainer(Trainer):
     def __init__(self,
         framework: StudentAwareDistillationFramework,
         args: TrainingArguments|None = None,   # None: made from the framework's config, which then needs max_steps
-        train_dataset=None,                    # rows of kdkit.data.pair_dataset
+        train_dataset=None,                    # rows of kdkit.windows.pair_dataset
         eval_dataset=None,                     # the same of held-out text
         data_collator=None,                    # None: a PairCollator
         callbacks: list|None = None,
