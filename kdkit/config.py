@@ -67,6 +67,10 @@ class DistillConfig:
     "What a distillation run may vary."
     teacher_model: str = option('', 'hub id or local folder of the teacher')
     student_model: str = option('', 'hub id or local folder of the student')
+    teacher_revision: str|None = option(None, 'branch, tag or commit of the teacher on the hub')
+    student_revision: str|None = option(None, 'branch, tag or commit of the student on the hub')
+    teacher_subfolder: str|None = option(None, "folder of the teacher inside its repository or local folder")
+    student_subfolder: str|None = option(None, "folder of the student inside its repository or local folder")
     dataset: str|None = option(None, 'hub name, name:config, a .txt/.jsonl/.json/.csv/.parquet file, or a folder of them')
     eval_dataset: str|None = option(None, 'the same for evaluation; without it a part of the dataset is held out by document')
     text_column: str|None = option(None, 'column that holds the text, where it cannot be told')

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .capture import capture_attention, capture_states
 from .config import DistillConfig
 from .curriculum import Curriculum, constant, default_schedules
-from .models import AbsentModel, body, load_causal_lm, load_tokenizer, output_head, pick_teacher_dtype
+from .models import AbsentModel, body, load_causal_lm, load_options, load_tokenizer, output_head, pick_teacher_dtype
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
@@ -60,12 +60,12 @@ class StudentAwareDistillationFramework(nn.Module):
         super().__init__()
         self.config = config = DistillConfig.from_dict(config) if isinstance(config, dict) else config
         device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-        hub = dict(cache_dir=config.cache_dir, trust_remote_code=config.trust_remote_code)
+        hub = {side: load_options(config, side) for side in ('teacher', 'student')}
         dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, device)
-        teacher = teacher_model or load_causal_lm(config.teacher_model, dtype, 'teacher_model', **hub)
-        student = student_model or load_causal_lm(config.student_model, torch.float32, 'student_model', **hub)
-        self.teacher_tokenizer = teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub)
-        self.student_tokenizer = student_tokenizer or load_tokenizer(config.student_model, 'student_model', **hub)
+        teacher = teacher_model or load_causal_lm(config.teacher_model, dtype, 'teacher_model', **hub['teacher'])
+        student = student_model or load_causal_lm(config.student_model, torch.float32, 'student_model', **hub['student'])
+        self.teacher_tokenizer = teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher'])
+        self.student_tokenizer = student_tokenizer or load_tokenizer(config.student_model, 'student_model', **hub['student'])
         count = lambda model: sum(p.numel() for p in model.parameters())
         if count(student) > count(teacher) and not isinstance(teacher, AbsentModel):
             warnings.warn(f"the student ({count(student):,} parameters) is larger than the teacher ({count(teacher):,}): are the two swapped?")

@@ -9,7 +9,7 @@ __all__ = ['RunError', 'pick_method', 'prepare_text', 'about_text']
 from .align import token_bytes
 from .config import DistillConfig
 from .data import hold_out, load_text
-from .models import load_config, load_tokenizer
+from .models import load_config, load_options, load_tokenizer
 from .terms import build_map
 from .vocab import same_tokenizer
 from .windows import alignment_summary, control_ids, inconsistent_tokens, inside_share, pair_dataset
@@ -32,13 +32,12 @@ def prepare_text(
     config: DistillConfig,
 ) -> dict:  # train, held_out: paired datasets; tokenizers and maps; summary; method and why
     "Load tokenizers and text, pair both sides, and choose the vocabulary map."
-    hub = dict(cache_dir=config.cache_dir, trust_remote_code=config.trust_remote_code)
     names = dict(student=config.student_model, teacher=config.teacher_model)
     for side, name in names.items():
         if not name: raise RunError(f"{side}_model is not given: name a hub id or a local folder.")
     if not config.dataset: raise RunError("dataset is not given: name a hub dataset, a file or a folder.")
-    configs = {side: load_config(name, f'{side}_model', **hub).get_text_config() for side, name in names.items()}
-    tokenizers = {side: load_tokenizer(name, f'{side}_model', **hub) for side, name in names.items()}
+    configs = {side: load_config(name, f'{side}_model', **load_options(config, side)).get_text_config() for side, name in names.items()}
+    tokenizers = {side: load_tokenizer(name, f'{side}_model', **load_options(config, side)) for side, name in names.items()}
     for side, tokenizer in tokenizers.items():
         ids, rows = max(i for i, piece in enumerate(token_bytes(tokenizer)) if piece) + 1, configs[side].vocab_size
         if ids > rows: raise RunError(f"{side}_model {names[side]!r} has {rows} rows for the {ids} tokens of its tokenizer: the two do not belong together.")

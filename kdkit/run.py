@@ -28,7 +28,7 @@ from .config import DistillConfig
 from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
 from .evaluation import eval_batches, measure, retention
 from .framework import StudentAwareDistillationFramework
-from .models import AbsentModel, load_config, load_tokenizer
+from .models import AbsentModel, load_config, load_options, load_tokenizer
 from .prepare import RunError, about_text, prepare_text
 from .report import gap_closed, write_model_card, write_report
 from .terms import opening_tokens
@@ -145,7 +145,7 @@ def open_cache(
     inside = text['vocab_map'].inside
     cache.check(text['train'], config.teacher_model, inside, text['held_out'])
     text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', *['teacher_inside'] * (inside is not None)))
-    cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', cache_dir=config.cache_dir, trust_remote_code=config.trust_remote_code))
+    cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher')))
     return cache
 
 # %% ../nbs/37_run.ipynb #27fb8263
@@ -258,6 +258,7 @@ def evaluate_run(
 ) -> dict:                              # student_after and, with a teacher, teacher and retention, as in report.json
     "Bits per byte of a model on a text, and what it keeps of a teacher."
     quiet_libraries()
+    if not teacher_model: options.update({f'teacher_{part}': options.get(f'student_{part}') for part in ('revision', 'subfolder')})  # the student is its own teacher
     config = DistillConfig(student_model=student_model, teacher_model=teacher_model or student_model, dataset=dataset, **{**dict(alpha_unaligned=0.), **options})
     text = prepare_text(replace(config, eval_dataset=dataset))
     framework = make_framework(config, text)

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from .align import encode_bytes, token_bytes
 from .config import DistillConfig
 from .data import DataError, hold_out, load_text
-from .models import load_causal_lm, load_tokenizer, pick_teacher_dtype
+from .models import load_causal_lm, load_options, load_tokenizer, pick_teacher_dtype
 from .windows import control_ids
 
 # %% ../nbs/26_sequence.ipynb #ccc8bf07
@@ -61,7 +61,7 @@ def teacher_text(
 ) -> Path:
     "Write what the teacher makes of the beginnings of a dataset's documents."
     config, path = DistillConfig.from_dict(config) if isinstance(config, dict) else config, Path(path)
-    hub = dict(cache_dir=config.cache_dir, trust_remote_code=config.trust_remote_code)
+    hub = load_options(config, 'teacher')
     documents = load_text(config.dataset, 'train', config.text_column, config.cache_dir)
     if not config.eval_dataset: documents = hold_out(documents, config.eval_fraction, config.seed)[0]
     texts = documents['text'][:max_documents]

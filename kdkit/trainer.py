@@ -24,6 +24,7 @@ from .controls import Controls
 from .evaluation import compute_perplexity
 from .framework import StudentAwareDistillationFramework
 from .metrics import MetricsFile, ProgressLine
+from .models import quietly
 from .widgets import LiveDashboard, shows_widgets, write_plan
 
 # %% ../nbs/35_trainer.ipynb #794b9571
@@ -89,8 +90,9 @@ def load_student(
     path: str,  # a folder that save_student wrote
 ):
     "Put saved weights into the framework's student, exactly."
-    saved = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    framework.student_model.load_state_dict(saved.state_dict())
+    student = framework.student_model
+    with quietly(): saved = type(student).from_pretrained(path, dtype=torch.float32)  # the class is at hand, so code of its own need not be trusted again
+    student.load_state_dict(saved.state_dict())
 
 # %% ../nbs/35_trainer.ipynb #d98385b7
 class TrainingDiverged(RuntimeError):
