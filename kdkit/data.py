@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Name', 'looks_local', 'read_name', 'split_and_slice', 'are_lines', 'join_lines', 'offline', 'cached_name',
            'at_the_hub', 'hub_splits', 'load_split', 'hub_rows', 'other_configs', 'has_text', 'Corpus', 'TextStream',
-           'read_corpus', 'load_text', 'text_key', 'hold_out', 'without']
+           'read_corpus', 'load_text', 'splits_of', 'hold_out', 'stream_head', 'without']
 
 # %% ../nbs/21_data.ipynb #d1a0c3e7
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, load_dataset, load_dataset_builder
 
-from .files import DataError, archives, local_rows, openers, pick_split, prose, quiet, readers, text_only, told
+from .files import DataError, archives, local_rows, local_splits, openers, pick_split, prose, quiet, readers, split_words, text_only, told
 from .models import HubAway, HubError, ask_hub, hub_error
 from .progress import Progress, arriving
 from .windows import PairCollator, control_ids, pair_dataset  # the next step's names are found here too
@@ -38,6 +38,11 @@ class Name:
     split: str|None = None   # with a slice, where the name says so
 
     def __str__(self): return self.path + (f':{self.config}' if self.config else '') + (f'[{self.split}]' if self.split else '')
+
+    @property
+    def whole(self) -> str:
+        "The name without a split."
+        return str(replace(self, split=None))
 
     @property
     def local(self) -> Path|None:
@@ -159,7 +164,7 @@ def load_split(
         try: names = splits()
         except Exception: names = []
         if not names or split in names or '+' in split: raise
-        chosen = pick_split(names, split) or (names[0] if len(names) == 1 and split == 'train' else None)
+        chosen = pick_split(names, split) or (names[0] if len(names) == 1 and split in split_words else None)
         if chosen is None: raise DataError(f"{what} has the splits {', '.join(names)}, not {split!r}: name the one you mean, as in [{names[0]}] behind the dataset's name.") from error
     return load(chosen + part), chosen
 
@@ -309,30 +314,49 @@ def load_text(
     "A corpus, one document a row."
     return read_corpus(spec, split, text_column, cache_dir, **more).text
 
-# %% ../nbs/21_data.ipynb #d1a0c3f8
-def text_key(
-    text: str,
-    seed: int,
-) -> float:  # in [0, 1)
-    "A document's place in a draw that depends on nothing but its text."
-    return int.from_bytes(hashlib.blake2b(f'{seed}:{text}'.encode(), digest_size=8).digest(), 'big') / 2**64
+# %% ../nbs/21_data.ipynb #d1a0c3fe
+def splits_of(
+    spec: str,                   # as of `read_corpus`
+    cache_dir: str|None = None,
+    revision: str|None = None,
+) -> list:
+    "Names of a dataset's splits; empty where it has none."
+    name = read_name(spec)
+    return local_splits(name.local, cache_dir) if name.local else hub_splits(name, revision, cache_dir)
 
 # %% ../nbs/21_data.ipynb #c6eb1661
 def hold_out(
-    dataset,          # Dataset or TextStream
-    fraction: float,  # in (0, 1)
+    dataset: Dataset,  # column text
+    fraction: float,   # in (0, 1)
     seed: int,
-) -> tuple:           # (train, held out)
+) -> tuple:            # (train, held out)
     "Hold documents out by a hash of their text: equal documents stay together, and their order does not matter."
-    if isinstance(dataset, TextStream):
-        draw = partial(text_key, seed=seed)
-        return dataset.but(('train', fraction, seed), lambda text: draw(text) >= fraction), dataset.but(('held out', fraction, seed), lambda text: draw(text) < fraction)
-    key = np.array([text_key(text, seed) for text in dataset['text']])
+    digest = lambda text: hashlib.blake2b(f'{seed}:{text}'.encode(), digest_size=8).digest()
+    key = np.array([int.from_bytes(digest(text), 'big') / 2**64 for text in dataset['text']])
     if len(np.unique(key)) < 2: raise DataError("one document cannot be both trained on and held out: give at least two different ones, or a dataset of its own for evaluation.")
     held = key < fraction
     if not held.any(): held = key == key.min()
     if held.all(): held = key < key.max()
     return dataset.select(np.flatnonzero(~held)), dataset.select(np.flatnonzero(held))
+
+# %% ../nbs/21_data.ipynb #d1a0c3fc
+def stream_head(
+    stream: TextStream,
+    n_bytes: int,            # of text
+    cache_dir: str|None,     # of datasets, by default its own
+) -> Dataset:                # column text
+    "The first documents of a stream, from the disk where they were read before."
+    key = hashlib.sha256(repr((stream.key, n_bytes)).encode()).hexdigest()[:32]
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / 'kdkit' / f'head-{key}'
+    if not folder.exists():
+        blocks, size = [], 0
+        for block, _ in replace(stream, block_bytes=n_bytes).blocks():
+            blocks.append(block)
+            size += sum(map(len, block['text']))
+            if size >= n_bytes: break
+        datasets.concatenate_datasets(blocks).save_to_disk(f'{folder}.part')
+        os.replace(f'{folder}.part', folder)
+    return datasets.load_from_disk(str(folder))
 
 # %% ../nbs/21_data.ipynb #d1a0c3fa
 def without(
