@@ -344,6 +344,8 @@ def local_rows(
         raise DataError(f"{path} has nothing to read: give a file or folder of files that end in {', '.join([*readers, *prose])}, also with {', '.join(openers)} behind.")
     files = [file for file in files if file.stat().st_size]
     if not files: raise DataError(f"{path} holds no text: every file is empty.")
+    for file in files:
+        if file.stat().st_size < 1024 and read_head(file, 64).startswith(b'version https://git-lfs.'): raise DataError(f"{file} is a pointer of Git LFS, not the data itself: fetch it with git lfs pull.")
     files, chosen = files_of_split(files, path, word) if path.is_dir() else (files, '')
     groups, forms = {}, Counter()
     for file in files: groups.setdefault((reader_of(file), json.dumps(reader_options(reader_of(file), file), sort_keys=True, default=str)), []).append(file)
