@@ -150,10 +150,9 @@ def check_together(
     config: DistillConfig,
     arguments: dict,  # of TrainingArguments, given explicitly
 ):
-    "ConfigError where TrainingArguments are wrong together, such as fp16 with bf16."
-    from kdkit.trainer import training_arguments
-    try: training_arguments(config, 1, **arguments)
-    except (ValueError, TypeError, ImportError) as error: raise ConfigError(f"TrainingArguments: {error}") from error
+    "ConfigError for TrainingArguments that a run could not honour, alone or together."
+    from kdkit.trainer import check_arguments
+    check_arguments(config, arguments)
 
 # %% ../nbs/40_cli.ipynb #8b14c774
 EVAL_OPTIONS = ('student_model', 'dataset', 'teacher_model', 'text_column', 'cache_dir', 'max_length', 'teacher_max_length', 'batch_size', 'max_eval_rows',
