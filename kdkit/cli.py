@@ -63,12 +63,13 @@ def read_training_arguments(
     parser = HfArgumentParser(TrainingArguments, add_help=False, allow_abbrev=False)
     def refuse(message): raise ConfigError(re.sub(r'^argument (--\w+)\S*:', r'option \1:', message))
     parser.error = refuse
-    as_it_is = {k: v for k, v in given.items() if v is None or isinstance(v, dict)}  # no word for these on a command line
+    several = {name for name, kind in TrainingArguments.__annotations__.items() if 'list' in str(kind).lower()}
+    as_it_is = {k: v for k, v in given.items() if v is None or isinstance(v, dict) or isinstance(v, list) and len(v) > 1 and k in several}  # the parser has no words for these
     words = []
     for name, value in given.items():
         if name in as_it_is: continue
         values = value if isinstance(value, list) else [value]
-        words += [f'--{name}={values[0]}'] if len(values) == 1 else [f'--{name}', *map(str, values)]
+        words += [f'--{name}={one_value(name, values)}'] if values else [f'--{name}']
     unset = object()
     read = vars(parser.parse_args(words, Namespace(**{f.name: unset for f in fields(TrainingArguments)})))
     return {**{k: v.value if isinstance(v, Enum) else v for k, v in read.items() if v is not unset}, **as_it_is}
