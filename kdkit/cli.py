@@ -63,12 +63,13 @@ def read_training_arguments(
     parser = HfArgumentParser(TrainingArguments, add_help=False, allow_abbrev=False)
     def refuse(message): raise ConfigError(re.sub(r'^argument (--\w+)\S*:', r'option \1:', message))
     parser.error = refuse
-    as_it_is = {k: v for k, v in given.items() if v is None or isinstance(v, dict)}  # no word for these on a command line
+    several = {name for name, kind in TrainingArguments.__annotations__.items() if 'list' in str(kind).lower()}
+    as_it_is = {k: v for k, v in given.items() if v is None or isinstance(v, dict) or isinstance(v, list) and len(v) > 1 and k in several}  # the parser has no words for these
     words = []
     for name, value in given.items():
         if name in as_it_is: continue
         values = value if isinstance(value, list) else [value]
-        words += [f'--{name}={values[0]}'] if len(values) == 1 else [f'--{name}', *map(str, values)]
+        words += [f'--{name}={one_value(name, values)}'] if values else [f'--{name}']
     unset = object()
     read = vars(parser.parse_args(words, Namespace(**{f.name: unset for f in fields(TrainingArguments)})))
     return {**{k: v.value if isinstance(v, Enum) else v for k, v in read.items() if v is not unset}, **as_it_is}
@@ -150,10 +151,9 @@ def check_together(
     config: DistillConfig,
     arguments: dict,  # of TrainingArguments, given explicitly
 ):
-    "ConfigError where TrainingArguments are wrong together, such as fp16 with bf16."
-    from kdkit.trainer import training_arguments
-    try: training_arguments(config, 1, **arguments)
-    except (ValueError, TypeError, ImportError) as error: raise ConfigError(f"TrainingArguments: {error}") from error
+    "ConfigError for TrainingArguments that a run could not honour, alone or together."
+    from kdkit.trainer import check_arguments
+    check_arguments(config, arguments)
 
 # %% ../nbs/40_cli.ipynb #8b14c774
 EVAL_OPTIONS = ('student_model', 'dataset', 'teacher_model', 'text_column', 'cache_dir', 'max_length', 'teacher_max_length', 'batch_size', 'max_eval_rows',

@@ -197,11 +197,12 @@ class DistillConfig:
         return cls(**values)
 
     def to_dict(self) -> dict: return asdict(self)
+    def to_json_string(self) -> str: return json.dumps(self.to_dict(), indent=2) + '\n'  # by this name trackers ask for a model's config
 
     def save(self, path: str|Path):
         "Write YAML, or JSON if the name ends so."
         path, values = Path(path), self.to_dict()
-        if path.suffix == '.json': text = json.dumps(values, indent=2) + '\n'
+        if path.suffix == '.json': text = self.to_json_string()
         else:
             import yaml
             text = yaml.safe_dump(values, sort_keys=False)

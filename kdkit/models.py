@@ -6,7 +6,8 @@
 __all__ = ['kept_waiting', 'TOKENIZERS', 'WEIGHTS', 'FOREIGN', 'pick_teacher_dtype', 'ModelError', 'load_options', 'HubError',
            'HubAway', 'hub_error', 'ask_hub', 'holds', 'what_it_is', 'read_json', 'damage', 'Source', 'find_model',
            'cannot_load', 'without_copy', 'quietly', 'load_tokenizer', 'load_config', 'read_config', 'load_causal_lm',
-           'check_whole', 'mend_generation', 'AbsentModel', 'body', 'output_head', 'check_causal_lm']
+           'check_whole', 'is_sound', 'what_ends_a_text', 'mend_generation', 'kept_generation', 'AbsentModel', 'body',
+           'output_head', 'check_causal_lm']
 
 # %% ../nbs/15_models.ipynb #25ffeed7
 import json
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .config import DistillConfig
@@ -321,9 +323,13 @@ def load_causal_lm(
     "A checked causal language model; ModelError if it cannot be loaded, is not whole or does not read from left to right."
     source = find_model(name, role, **options)
     config = read_config(source)
+    def load(**more): return AutoModelForCausalLM.from_pretrained(source.name, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **source.options, **more)
     try:
         with quietly():
-            model, said = AutoModelForCausalLM.from_pretrained(source.name, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **source.options)
+            try: model, said = load()
+            except ValueError:
+                if (settings := kept_generation(source)) is None: raise
+                model, said = load(generation_config=settings)
     except Exception as error: raise cannot_load(source, error) from error
     check_whole(model, said, source.what)
     check_causal_lm(model, source.what)
@@ -352,30 +358,50 @@ def check_whole(
         raise ModelError(f"weights of {what} are too large for float16: {name}. Choose float32 or bfloat16 as teacher_dtype.")
 
 # %% ../nbs/15_models.ipynb #d64b28f1
+def is_sound(
+    config: GenerationConfig,
+) -> bool:
+    "Whether save_pretrained would accept it."
+    try:
+        with quietly(): config.validate(strict=True)
+    except Exception: return False
+    return True
+
+# %% ../nbs/15_models.ipynb #e02c7b5a
+def what_ends_a_text(
+    values: dict,            # settings that contradict each other
+) -> GenerationConfig:
+    "The sound part of them: ids of tokens and lengths."
+    ids = [name for name in values if name.endswith('token_id')]
+    for names in ([*ids, 'max_length', 'max_new_tokens', 'do_sample'], ids, ['bos_token_id', 'eos_token_id']):
+        try: config = GenerationConfig(**{name: values[name] for name in names if values.get(name) is not None})
+        except Exception: continue
+        if is_sound(config): return config
+    return GenerationConfig()
+
+# %% ../nbs/15_models.ipynb #7a15d9f0
 def mend_generation(
     model: PreTrainedModel,
 ) -> None:
     "Make what the model says about generation something that save_pretrained accepts; how it writes stays the same."
     for name in getattr(model.config, '_get_generation_parameters', dict)(): setattr(model.config, name, None)  # belongs to generation_config
-    config = getattr(model, 'generation_config', None)
-    if config is None: return
-    def valid(config):
-        try:
-            with quietly(): config.validate(strict=True)
-        except Exception: return False
-        return True
-    if valid(config): return
-    plain = GenerationConfig()
+    config, plain = getattr(model, 'generation_config', None), GenerationConfig()
+    if config is None or is_sound(config): return
     if not config.do_sample:
         for name in ('temperature', 'top_p', 'top_k', 'min_p', 'top_h', 'typical_p', 'epsilon_cutoff', 'eta_cutoff'):
             if hasattr(config, name): setattr(config, name, getattr(plain, name, None))
     if (config.num_beams or 1) == 1: config.early_stopping, config.length_penalty = plain.early_stopping, plain.length_penalty
-    if valid(config): return
-    kept = {name: value for name, value in config.to_dict().items() if value is not None and (name.endswith('token_id') or name in ('max_length', 'max_new_tokens', 'do_sample'))}
-    for names in (kept, [name for name in kept if name.endswith('token_id')], ['bos_token_id', 'eos_token_id']):
-        model.generation_config = GenerationConfig(**{name: kept[name] for name in names if name in kept})
-        if valid(model.generation_config): return
-    model.generation_config = plain
+    if not is_sound(config): model.generation_config = what_ends_a_text(config.to_dict())
+
+# %% ../nbs/15_models.ipynb #2d94e6b8
+def kept_generation(
+    source: Source,
+) -> GenerationConfig|None:  # None: it does not refuse it
+    "The sound part of a generation_config.json that the library refuses."
+    options = {name: value for name, value in source.options.items() if name != 'trust_remote_code'}
+    try: GenerationConfig.from_pretrained(source.name, **options)
+    except OSError: pass
+    except Exception: return what_ends_a_text(read_json(Path(cached_file(source.name, 'generation_config.json', **options))))
 
 # %% ../nbs/15_models.ipynb #29065b5d
 class AbsentModel(nn.Module):

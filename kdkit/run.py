@@ -33,7 +33,7 @@ from .prepare import RunError, about_text, prepare_text
 from .progress import Progress, say, watched
 from .report import gap_closed, write_model_card, write_report
 from .terms import opening_tokens
-from .trainer import DistillationTrainer, last_complete_checkpoint, training_arguments
+from .trainer import DistillationTrainer, check_arguments, last_complete_checkpoint, training_arguments
 
 # %% ../nbs/37_run.ipynb #a5b173e7
 def check_folder(
@@ -174,6 +174,7 @@ def distill(
     config, arguments = DistillConfig.from_dict(config) if isinstance(config, dict) else config, dict(training_arguments or {})
     folder = Path(config.output_dir)
     quiet_libraries()
+    check_arguments(config, arguments)
     if finished := check_folder(config, arguments): return finished
     started = time.time()
     text = prepare_text(config)

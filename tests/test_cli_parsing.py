@@ -99,10 +99,16 @@ def test_only_what_was_given_reaches_the_trainer():
     assert all(type(value) in (str, float, bool, int) for value in read.values())  # so that YAML can hold them
 
 
+def test_several_values_of_one_option(tmp_path):
+    (tmp_path / 'c.yaml').write_text('report_to: [tensorboard, wandb]\nlabel_names: [labels]\n')
+    assert read_options([str(tmp_path / 'c.yaml')])[1] == dict(report_to=['tensorboard', 'wandb'], label_names=['labels'])
+    assert read_options('--report_to tensorboard wandb'.split())[1] == dict(report_to=['tensorboard', 'wandb'])
+
+
 @pytest.mark.parametrize('words, says', [
     ('--temprature 2', "'temperature'"), ('--wieght_decay 2', "'weight_decay'"), ('--epoch 2', "'epochs'"), ('-b 8', 'two dashes'), ('--max_steps', 'needs a value'),
     ('--max_steps many', 'whole number'), ('--weight_decay much', 'weight_decay'), ('--alpha_kd -1', 'alpha_kd'), ('--temperature 0', 'temperature'),
-    ('--dataset a b', 'takes one value'), ('--control maybe', 'maybe'), ('--lr_scheduler_type nonsense', 'lr_scheduler_type'), ('nowhere.yaml', 'not found'),
+    ('--dataset a b', 'takes one value'), ('--weight_decay 1 2', 'takes one value'), ('--control maybe', 'maybe'), ('--lr_scheduler_type nonsense', 'lr_scheduler_type'), ('nowhere.yaml', 'not found'),
     ('--config nowhere.yaml', 'not found'), ('a.yaml b.yaml', 'one config file'), ('--teacher_model ./nowhere', 'does not exist'),
     ('--dataset nowhere.jsonl', 'nowhere.jsonl'), ('--eval_dataset /no/where', 'does not exist'), ('--kd_method guess', 'first_token')])
 def test_a_mistake_is_one_line(fake, capsys, words, says):
