@@ -200,7 +200,7 @@ class Hub:
                 'OMP_NUM_THREADS': '1', 'TOKENIZERS_PARALLELISM': 'false', 'MPLBACKEND': 'agg',  # RES_OPTIONS: datasets looks a name up that nobody has
                 'PYTHONPATH': os.pathsep.join([str(ROOT), str(Path(__file__).parent)]), **(dict(HF_TOKEN=token) if token else {}), **more}
 
-    def python(self, cache_dir, **environ): return Python(self.environ(cache_dir, **environ))
+    def python(self, cache_dir, setup='', **environ): return Python(self.environ(cache_dir, **environ), setup)
 
     # What follows answers requests
 
@@ -407,27 +407,40 @@ class Done:
         return self
 
 class Python:
-    "A Python process that runs one piece of code after another, so that slow imports are paid once for many cases."
-    def __init__(self, environ):
-        self.errors = tempfile.TemporaryFile()
-        self.process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+    "A Python process that runs one piece of code after another, so that slow imports are paid once for many cases. One that hung or died begins anew."
+    def __init__(self, environ, setup=''):
+        self.environ, self.setup, self.process = environ, setup, None
+
+    def start(self):
+        self.close()
+        self.errors, home = tempfile.TemporaryFile(), Path(self.environ['HF_HOME'])
+        home.mkdir(parents=True, exist_ok=True)  # its folder, too: no repo's name is a folder there
+        self.process = subprocess.Popen([sys.executable, Path(__file__).resolve()], cwd=home, env=self.environ,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        if self.setup: self.run(self.setup).check()
+
+    def close(self):
+        if not self.process: return
+        self.process.kill()
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self.errors): file.close()
+        self.process = None
 
     def run(self, code, timeout=240):
         "Run code and wait for it. The time limit is for what hangs."
+        if not self.process or self.process.poll() is not None: self.start()
         self.process.stdin.write(json.dumps(code).encode() + b'\n')
         self.process.stdin.flush()
         ready, _, _ = select.select([self.process.stdout], [], [], timeout)
         line = self.process.stdout.readline() if ready else b''
         if line: return Done(**json.loads(line))
         self.process.kill()
+        self.process.wait()
         self.errors.seek(0)
         raise AssertionError(f"{'it died' if ready else f'no end after {timeout} s'}: {code}\n{self.errors.read().decode(errors='replace')[-4000:]}")
 
     def __enter__(self): return self
-    def __exit__(self, *args):
-        self.process.kill()
-        self.process.wait()
-        for file in (self.process.stdin, self.process.stdout, self.errors): file.close()
+    def __exit__(self, *args): self.close()
 
 def serve():
     "The process's side of Python: code comes in as lines of JSON, a Done goes out for each."

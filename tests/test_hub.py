@@ -84,9 +84,7 @@ def cache(tmp_path_factory): return tmp_path_factory.mktemp('cache')
 
 @pytest.fixture(scope='module')
 def python(a_hub, cache):
-    with a_hub.python(cache) as python:
-        python.run(IMPORTS).check()
-        yield python
+    with a_hub.python(cache, IMPORTS) as python: yield python
 
 def logits(*what, **options): return AutoModelForCausalLM.from_pretrained(*what, **options)(torch.arange(9)[None]).logits[0, -1].tolist()
 
@@ -246,8 +244,7 @@ def test_offline(hub, python, cache, folders):
     hub.add('datasets', 'org/kept-lines', folders / 'lines')
     python.run('logits("org/kept"); AutoTokenizer.from_pretrained("org/kept"); load_dataset("org/kept-lines", "small")').check()
     hub.forget()
-    with hub.python(cache, offline=True) as python:
-        python.run(IMPORTS).check()
+    with hub.python(cache, IMPORTS, offline=True) as python:
         assert python.run('logits("org/kept")').check().value == logits(folders / 'model')
         assert python.run('len(AutoTokenizer.from_pretrained("org/kept"))').check().value == 600
         assert python.run('len(load_dataset("org/kept-lines", "small", split="train"))').check().value == 50
@@ -263,3 +260,5 @@ def test_what_python_tells(hub, tmp_path):
         assert (done.out, done.error, done.message) == ('out\n', 'SystemExit', '3') and done.err.startswith('err')
         assert python.run('os.environ["HF_ENDPOINT"]').value == hub.url and python.run('os.environ.get("HF_TOKEN")').value is None
         with pytest.raises(AssertionError, match='no end after'): python.run('while True: pass', timeout=0.5)
+        with pytest.raises(AssertionError, match='it died'): python.run('os._exit(1)' if python.run('import os').check() else '')
+        assert python.run('2 + 2').value == 4
