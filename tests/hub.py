@@ -1,15 +1,16 @@
 """A small Hugging Face hub on the loopback: what `huggingface_hub` and `datasets` ask when HF_ENDPOINT points at it, from local folders.
 
-The libraries that talk to it are the real ones, unmodified. Answers, redirects and error headers are those of huggingface.co: small files come through
-/api/resolve-cache, large ones from another host (`localhost` plays the CDN), renamed repos answer 307. What goes wrong there can be switched on here.
+The libraries that talk to it are the real ones, unmodified. Answers, redirects and error headers are those of huggingface.co: small files
+come through /api/resolve-cache, large ones from another host (`localhost` plays the CDN), renamed repos answer 307. What goes wrong there
+can be switched on here.
 
     with Hub() as hub:
-        hub.add('models', 'org/name', folder)                        # a commit on main; also revision='v1', tag=True, gated=True, private=True
-        hub.fault(status=503, times=2)                               # also cut_after=bytes, delay=seconds, silent=True; hub.heal() ends them all
-        with hub.python(cache_dir) as python:                        # a Python that lives in this hub's environment
+        hub.add('models', 'org/name', folder)   # a commit on main; also revision='v1', tag=True, gated=True, private=True
+        hub.fault(status=503, times=2)          # also cut_after=bytes, delay=seconds, silent=True; hub.heal() ends them all
+        with hub.python(cache_dir) as python:   # a Python that lives in this hub's environment
             python.run('from transformers import AutoConfig')
             python.run('AutoConfig.from_pretrained("org/name").hidden_size').value
-        hub.seen('config.json')                                      # the requests that came
+        hub.seen('config.json')                 # the requests that came
 """
 import ast
 import contextlib
@@ -132,7 +133,8 @@ class Hub:
         "Answer from now on."
         server = ThreadingHTTPServer(('127.0.0.1', self.port), type('Handler', (Handler,), {'hub': self}), bind_and_activate=False)
         server.socket.close()
-        server.socket, server.daemon_threads, server.handle_error = self.socket, True, lambda *args: None  # a client that hangs up is no error
+        server.socket, server.daemon_threads = self.socket, True
+        server.handle_error = lambda *args: None  # a client that hangs up is no error
         self.socket.listen(128)
         self.server = server
         threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True).start()
@@ -156,7 +158,7 @@ class Hub:
         self.socket.close()
 
     def add(self, kind, repo_id, folder, revision='main', tag=False, gated=None, private=None):
-        "Push a folder to a branch or tag of a repo (kind: models or datasets); the commit's sha. gated and private stay as they were if not given."
+        "Push a folder to a branch or tag of a repo (kind: models or datasets); the commit's sha. gated and private are kept if not given."
         repo = self.repos.setdefault((kind, repo_id), Repo(kind, repo_id))
         files = read_folder(folder)
         sha = hashlib.sha1(json.dumps([kind, repo_id, [(path, file.oid) for path, file in files.items()]]).encode()).hexdigest()
@@ -194,11 +196,14 @@ class Hub:
 
     def environ(self, cache_dir, token=None, offline=False, **more):
         "Environment of a process whose hub this is, with nothing of the caller's: no token, no cache, no proxy, online."
-        clean = {k: v for k, v in os.environ.items() if not re.match(r'(HF|HUGGING_?FACE|TRANSFORMERS|DATASETS)_|(\w+_PROXY|PYTEST_CURRENT_TEST)$', k, re.I)}
-        return {**clean, 'HF_ENDPOINT': self.url, 'HF_HOME': str(cache_dir), 'HF_HUB_OFFLINE': str(int(offline)), 'HF_HUB_DISABLE_XET': '1',
-                'HF_HUB_DISABLE_TELEMETRY': '1', 'DO_NOT_TRACK': '1', 'NO_PROXY': '127.0.0.1,localhost', 'RES_OPTIONS': 'timeout:1 attempts:1',
-                'OMP_NUM_THREADS': '1', 'TOKENIZERS_PARALLELISM': 'false', 'MPLBACKEND': 'agg',  # RES_OPTIONS: datasets looks a name up that nobody has
-                'PYTHONPATH': os.pathsep.join([str(ROOT), str(Path(__file__).parent)]), **(dict(HF_TOKEN=token) if token else {}), **more}
+        theirs = re.compile(r'(HF|HUGGING_?FACE|TRANSFORMERS|DATASETS)_|(\w+_PROXY|PYTEST_CURRENT_TEST)$', re.I)
+        ours = {k: v for k, v in os.environ.items() if not theirs.match(k)}
+        hub = dict(HF_ENDPOINT=self.url, HF_HOME=str(cache_dir), HF_HUB_OFFLINE=str(int(offline)), HF_HUB_DISABLE_XET='1',
+                   HF_HUB_DISABLE_TELEMETRY='1', DO_NOT_TRACK='1', NO_PROXY='127.0.0.1,localhost',
+                   RES_OPTIONS='timeout:1 attempts:1')  # datasets asks for the address of a host that is not there
+        python = dict(OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', MPLBACKEND='agg',
+                      PYTHONPATH=os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
+        return {**ours, **hub, **python, **(dict(HF_TOKEN=token) if token else {}), **more}
 
     def python(self, cache_dir, setup='', **environ): return Python(self.environ(cache_dir, **environ), setup)
 
@@ -212,7 +217,7 @@ class Hub:
             repo = self.repos.get((kind, name))
             if repo and not (repo.private and repo.id not in self.tokens.get(token, ())): return repo, words[n:]
         if token: raise Refused(404, 'Repository not found', 'RepoNotFound')
-        raise Refused(401, 'Invalid username or password.', 'RepoNotFound')  # the hub does not tell strangers what is private and what is not there
+        raise Refused(401, 'Invalid username or password.', 'RepoNotFound')  # private or not there: strangers are not told
 
     def may_read(self, repo, token):
         "Refused at a gate."
@@ -235,10 +240,10 @@ class Hub:
         if card:
             import yaml  # only for this
             card = yaml.safe_load(card[1])
-        more = lambda f: dict(size=f.size, blobId=f.oid, **(dict(lfs=dict(sha256=f.sha256, size=f.size, pointerSize=130)) if f.lfs else {})) if blobs else {}
-        return dict(_id=sha[:24], id=repo.id, author=repo.id.split('/')[0], sha=sha, lastModified=DATE, createdAt=DATE, private=repo.private, disabled=False,
-                    gated='auto' if repo.gated else False, downloads=0, likes=0, tags=[], cardData=card or {},
-                    siblings=[dict(rfilename=path, **more(file)) for path, file in files.items()], **({'modelId': repo.id} if repo.kind == 'models' else {}))
+        lfs = lambda f: dict(lfs=dict(sha256=f.sha256, size=f.size, pointerSize=130)) if f.lfs else {}
+        siblings = [dict(rfilename=path, **(dict(size=f.size, blobId=f.oid, **lfs(f)) if blobs else {})) for path, f in files.items()]
+        return dict(_id=sha[:24], id=repo.id, author=repo.id.split('/')[0], sha=sha, lastModified=DATE, createdAt=DATE, tags=[],
+                    private=repo.private, gated='auto' if repo.gated else False, disabled=False, cardData=card or {}, siblings=siblings)
 
     def entries(self, sha, files, expand):
         "path -> what a listing says of it, folders too."
@@ -247,7 +252,8 @@ class Hub:
         for path, file in files.items():
             lfs = dict(lfs=dict(oid=file.sha256, size=file.size, pointerSize=130)) if file.lfs else {}
             for folder in map(str, list(Path(path).parents)[-2::-1]):
-                listed.setdefault(folder, dict(type='directory', oid=hashlib.sha1(folder.encode()).hexdigest(), size=0, path=folder, **more))
+                oid = hashlib.sha1(folder.encode()).hexdigest()
+                listed.setdefault(folder, dict(type='directory', oid=oid, size=0, path=folder, **more))
             listed[path] = dict(type='file', oid=file.oid, size=file.size, path=path, **lfs, **more)
         return listed
 
@@ -267,7 +273,8 @@ class Hub:
         listed = self.entries(sha, files, flag('expand'))
         if verb == 'paths-info': return [listed[p] for p in body.get('paths', []) if p in listed]
         if verb == 'tree':
-            if path and listed.get(path, {}).get('type') != 'directory': raise Refused(404, f'{path} does not exist on "{revision}"', 'EntryNotFound')
+            if path and listed.get(path, {}).get('type') != 'directory':
+                raise Refused(404, f'{path} does not exist on "{revision}"', 'EntryNotFound')
             inside = [entry for p, entry in listed.items() if not path or p.startswith(path + '/')]
             return [entry for entry in inside if flag('recursive') or '/' not in entry['path'].removeprefix(path + '/' if path else '')]
         raise Refused(404, 'Sorry, we can\'t find the page you are looking for.')
@@ -279,13 +286,15 @@ class Hub:
         sha, files = self.commit(repo, revision)
         if path not in files: raise Refused(404, 'Entry not found', 'EntryNotFound', X_Repo_Commit=sha)
         file, where = files[path], quote(f'{kind}/{repo.id}/{sha}/{path}')
-        about = dict(X_Repo_Commit=sha, Accept_Ranges='bytes', X_Linked_Size=str(file.size), X_Linked_ETag=f'"{file.etag}"', ETag=f'"{file.etag}"')
+        etag = f'"{file.etag}"'
+        about = dict(X_Repo_Commit=sha, Accept_Ranges='bytes', X_Linked_Size=str(file.size), X_Linked_ETag=etag, ETag=etag)
         if file.lfs: raise Refused(302, 'Found. Redirecting', Location=f'{self.cdn}/cdn/{where}?Signature=abc', **about)
         raise Refused(307, 'Temporary Redirect', Location=f'/api/resolve-cache/{where}?etag=%22{file.etag}%22', **about)
 
     def answer(self, request, words, body):
         "JSON, or (File, headers); Refused for everything else."
-        if request.token and words[0] != 'cdn' and request.token not in self.tokens: raise Refused(401, 'Invalid credentials in Authorization header')
+        if request.token and words[0] != 'cdn' and request.token not in self.tokens:
+            raise Refused(401, 'Invalid credentials in Authorization header')
         if words[0] == 'cdn' or words[:2] == ['api', 'resolve-cache']:  # the first needs no login: its address is the ticket
             kind, *words = words[1 + (words[0] == 'api'):]
             repo = next(repo for repo in self.repos.values() if repo.kind == kind and words[:repo.id.count('/') + 1] == repo.id.split('/'))
@@ -296,7 +305,8 @@ class Hub:
         if words[0] == 'api' and words[1:2] and words[1] in ('models', 'datasets'): return self.api(request, words[1], words[2:], body)
         if words[:2] == ['api', 'whoami-v2']:
             if not request.token: raise Refused(401, 'Invalid username or password.')
-            return dict(type='user', name='somebody', fullname='Some Body', orgs=[], auth=dict(type='access_token', accessToken=dict(role='read')))
+            access = dict(type='access_token', accessToken=dict(role='read'))
+            return dict(type='user', name='somebody', fullname='Some Body', orgs=[], auth=access)
         if words[:2] == ['api', 'validate-yaml']: return dict(errors=[], warnings=[])
         if words[:2] == ['api', 'telemetry']: return {}
         kind = 'datasets' if words[0] == 'datasets' else 'models'
@@ -341,7 +351,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         try:
-            for status in (f.status for f in faults if f.status): self.refuse_for_now(status, next(f.wait for f in faults if f.status == status))
+            for fault in faults: self.refuse_for_now(fault)
             said = hub.answer(request, words, body)
             if isinstance(said, tuple): self.send_file(*said)
             else: self.send(200, json.dumps(said).encode(), Content_Type='application/json')
@@ -352,10 +362,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send(500, json.dumps(dict(error=''.join(traceback.format_exception(error)))).encode(), Content_Type='application/json')
     do_GET = do_HEAD = do_POST = handle_request
 
-    def refuse_for_now(self, status, wait):
-        limits = dict(Retry_After=str(wait), RateLimit=f'"api";r=0;t={wait}', RateLimit_Policy='"fixed window";"api";q=500;w=300') if status == 429 else {}
-        what = {429: 'We had to rate limit you. Log in or ask for a higher limit.', 503: 'Service Unavailable', 500: 'Internal Server Error'}
-        raise Refused(status, what.get(status, f'Error {status}'), **limits)
+    def refuse_for_now(self, fault):
+        if not fault.status: return
+        if fault.status != 429: raise Refused(fault.status, self.responses[fault.status][0])
+        wait, policy = fault.wait, '"fixed window";"api";q=500;w=300'
+        raise Refused(429, 'We had to rate limit you.', Retry_After=str(wait), RateLimit=f'"api";r=0;t={wait}', RateLimit_Policy=policy)
 
     def refuse(self, refused, url):
         headers = refused.headers
@@ -382,7 +393,8 @@ class Handler(BaseHTTPRequestHandler):
         self.request_seen.status = status
         self.send_response(status)
         request_id = f'Root=1-{uuid.uuid4().hex[:8]}-{uuid.uuid4().hex[:24]}'
-        for name, value in {'Content-Length': str(len(data)), 'X-Request-Id': request_id, **headers}.items(): self.send_header(name.replace('_', '-'), value)
+        for name, value in dict(headers, Content_Length=str(len(data)), X_Request_Id=request_id).items():
+            self.send_header(name.replace('_', '-'), value)
         self.end_headers()
         if self.command == 'HEAD': return
         if cut is None or cut >= len(data): self.wfile.write(data); return
@@ -407,7 +419,7 @@ class Done:
         return self
 
 class Python:
-    "A Python process that runs one piece of code after another, so that slow imports are paid once for many cases. One that hung or died begins anew."
+    "A process that runs one piece of code after another: slow imports are paid once for many cases. One that hung or died begins anew."
     def __init__(self, environ, setup=''):
         self.environ, self.setup, self.process = environ, setup, None
 
@@ -437,7 +449,8 @@ class Python:
         self.process.kill()
         self.process.wait()
         self.errors.seek(0)
-        raise AssertionError(f"{'it died' if ready else f'no end after {timeout} s'}: {code}\n{self.errors.read().decode(errors='replace')[-4000:]}")
+        what = 'it died' if ready else f'no end after {timeout} s'
+        raise AssertionError(f"{what}: {code}\n{self.errors.read().decode(errors='replace')[-4000:]}")
 
     def __enter__(self): return self
     def __exit__(self, *args): self.close()

@@ -1,6 +1,7 @@
-"""A user's first command against a hub: it runs as the README says it, and what the hub refuses ends in one line that names the repo and the remedy.
+"""A user's first command against a hub: it runs as the README has it, and what the hub refuses ends in one line with the remedy.
 
-The hub is the local one of tests/hub.py, the libraries are the real ones, and each case is `kdkit train` with miniatures of the README's pair and text.
+The hub is the local one of tests/hub.py, the libraries are the real ones, and each case is `kdkit train` with miniatures of the README's
+pair and text.
 """
 import dataclasses
 import json
@@ -29,7 +30,8 @@ SLOWNESS = 10  # more on a machine that is busy with other things
 
 def save_models(folder):
     "Teacher (Qwen3-MoE, in shards) and student (Llama), each with byte-level tokens of its own."
-    for name, shape, entries, hidden, options in (('teacher', 'qwen3_moe', 700, 48, dict(max_shard_size='100KB')), ('student', 'llama', 500, 32, {})):
+    sides = ('teacher', 'qwen3_moe', 700, 48, dict(max_shard_size='100KB')), ('student', 'llama', 500, 32, {})
+    for name, shape, entries, hidden, options in sides:
         tokenizer = byte_level(entries)
         model_of(shape, len(tokenizer), hidden).save_pretrained(folder / name, **options)
         tokenizer.save_pretrained(folder / name)
@@ -52,7 +54,7 @@ def save_wikitext(folder, articles=60):
         for seed, (split, n, shards) in enumerate((('test', 12, 1), ('train', articles, 2), ('validation', 12, 1))):
             rows = wiki_rows(n, seed)
             for shard in range(shards):
-                part = rows[len(rows) * shard // shards:len(rows) * (shard + 1) // shards]  # cut where it falls, as there: also inside an article
+                part = rows[len(rows) * shard // shards:len(rows) * (shard + 1) // shards]  # cut where it falls, also inside an article
                 pq.write_table(pa.table({'text': part}), folder / config / f'{split}-{shard:05}-of-{shards:05}.parquet', row_group_size=50)
             card += [f'  - split: {split}', f'    path: {config}/{split}-*']
     (folder / 'README.md').write_text('\n'.join([*card, '---', '# WikiText', '']))
@@ -104,7 +106,7 @@ def refused(done, *words):
     "The one line of a mistake, which says all of these (patterns)."
     assert done.value == 2, f'{done.error} {done.message} exit code {done.value}\n{done.err}'
     lines = done.err.strip().split('\n')
-    assert [i for i, line in enumerate(lines) if line.startswith('kdkit: error: ')] == [len(lines) - 1] and 'Traceback' not in done.err, done.err
+    assert [line for line in lines if line.startswith('kdkit: error: ')] == lines[-1:] and 'Traceback' not in done.err, done.err
     for word in words: assert re.search(word, lines[-1], re.I), f'{word!r} is not in: {lines[-1]}'
     return lines[-1]
 
@@ -127,7 +129,8 @@ def readme_command():
 def test_the_readmes_command(hub, tmp_path):
     "Word for word, by a new user: an empty folder, an empty cache, no token."
     program, *words = readme_command()
-    ended = subprocess.run([sys.executable, '-m', 'kdkit.cli', *words, *SMALL], cwd=tmp_path, env=hub.environ(tmp_path / 'home'), capture_output=True, text=True, timeout=240)
+    ended = subprocess.run([sys.executable, '-m', 'kdkit.cli', *words, *SMALL], cwd=tmp_path, env=hub.environ(tmp_path / 'home'),
+                           capture_output=True, text=True, timeout=240)
     assert program == 'kdkit' and ended.returncode == 0, ended.stderr
     assert '| student after' in ended.stdout and 'Traceback' not in ended.stderr
     assert json.loads((tmp_path / 'runs/smollm/report.json').read_text())['steps'] == 4
@@ -210,15 +213,16 @@ def test_a_revision_that_is_not_there(hub, python, warm, tmp_path, role):
 @pytest.mark.parametrize('role', ['teacher', 'student', 'dataset'])
 def test_a_revision(hub, folders, python, warm, tmp_path, role):
     option = revision_option(role)
-    kind, name, folder = dict(teacher=('models', TEACHER, 'teacher'), student=('models', STUDENT, 'student'), dataset=('datasets', TEXT, 'wikitext'))[role]
-    sha = hub.add(kind, name, folders / folder, revision='v1')
+    kind, name = dict(teacher=('models', TEACHER), student=('models', STUDENT), dataset=('datasets', TEXT))[role]
+    sha = hub.add(kind, name, folders / ('wikitext' if role == 'dataset' else role), revision='v1')
     finished(python.run(f"main({train(tmp_path / 'run', more=(f'--{option}', 'v1'))!r})"), tmp_path / 'run')
     assert hub.seen(f'/{name}/(resolve|revision)/(v1|{sha})')
 
 # What goes wrong and mends itself, and what the cache makes up for
 
 def test_cut_connections_and_rate_limits_that_pass(hub, folders, python, warm, tmp_path):
-    for role, kind in (('teacher', 'models'), ('student', 'models'), ('dataset', 'datasets')): serve(hub, folders, f'org/passes-{role}', kind, role)
+    for role, kind in dict(teacher='models', student='models', dataset='datasets').items():
+        serve(hub, folders, f'org/passes-{role}', kind, role)
     cut = hub.fault(cut_after=200, path='^/(cdn|api/resolve-cache)/.*/org/passes-.*(safetensors|parquet|config.json)$', each=True, times=1)
     limits = [hub.fault(status=429, repo=f'org/passes-{role}', times=2) for role in ('teacher', 'dataset')]
     names = dict(teacher='org/passes-teacher', student='org/passes-student', dataset=f'org/passes-dataset:{CONFIG}')
@@ -229,7 +233,7 @@ def test_cut_connections_and_rate_limits_that_pass(hub, folders, python, warm, t
 def test_the_cache_runs_without_a_hub(hub, python, warm, tmp_path, state):
     if state == 'closed': hub.stop()
     else: hub.fault(**dict(silent=dict(silent=True), limited=dict(status=429), down=dict(status=503))[state])
-    done = python.run(f"main({train(tmp_path / 'run')!r})", timeout=PATIENCE + 180)
+    done = python.run(f"main({train(tmp_path / 'run')!r})", timeout=PATIENCE + 60)
     finished(done, tmp_path / 'run')
     assert done.seconds < PATIENCE + SLOWNESS, f'{done.seconds:.0f} s'
 
