@@ -23,13 +23,14 @@ from .models import ModelError, body
 # %% ../nbs/16_capture.ipynb #0e51f024
 def decoder_layers(
     model: PreTrainedModel,  # a causal language model
-) -> nn.ModuleList:          # first to last
+) -> list:                   # first to last, each a tuple of the modules that it may be
     "The model's decoder layers."
     lists = {name: module for name, module in body(model).named_modules() if isinstance(module, nn.ModuleList)}
     outer = [module for name, module in lists.items() if not any(name.startswith(f'{other}.') for other in lists)]
     if not outer: raise ModelError(f"no list of layers found in {type(model).__name__}: its hidden states cannot be captured.")
     n = getattr(model.config.get_text_config(), 'num_hidden_layers', None)
-    return next((module for module in outer if len(module) == n), max(reversed(outer), key=len))
+    if n not in map(len, outer): n = max(map(len, outer))
+    return list(zip(*(module for module in outer if len(module) == n)))
 
 # %% ../nbs/16_capture.ipynb #64bc1eac
 def _note_size(model, size):
@@ -60,8 +61,8 @@ def capture_states(
             states[layer] = state_of_each_token(output[0] if isinstance(output, (tuple, list)) else output, size[0])
         return hook
     if layers:
-        modules = decoder_layers(model)
-        handles = [*_note_size(model, size), *(modules[layer].register_forward_hook(keep(layer)) for layer in sorted(set(layers)))]
+        modules = [(layer, module) for layer in sorted(set(layers)) for module in decoder_layers(model)[layer]]
+        handles = [*_note_size(model, size), *(module.register_forward_hook(keep(layer)) for layer, module in modules)]
     try: yield states
     finally:
         for handle in handles: handle.remove()
@@ -136,8 +137,9 @@ def capture_attention(
         def leave(module, args, output):
             on[-1].__exit__(None, None, None)
             if (rows := on.pop().rows) is not None: captured[layer] = rows
-        module = decoder_layers(model)[layer]
-        return module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)  # after an error too
+        for module in decoder_layers(model)[layer]:
+            yield module.register_forward_pre_hook(enter)
+            yield module.register_forward_hook(leave, always_call=True)  # after an error too
     if layers: handles = [*_note_size(model, size), *(hook for layer in sorted(set(layers)) for hook in watched(layer))]
     try: yield captured
     finally:

@@ -34,14 +34,20 @@ from tiny_tokenizers import byte_level, sentencepiece
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, head_dim=8,
              max_position_embeddings=256, num_experts=4, num_local_experts=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+             encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+             num_encoder_layers=2, num_decoder_layers=2, num_encoder_attention_heads=4, num_decoder_attention_heads=4,
              bos_token_id=0, eos_token_id=0, pad_token_id=0)
 MLA = dict(q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, head_dim=8, num_key_value_heads=4)  # latent attention
 GROUPS = dict(n_group=1, topk_group=1)
 INDEXER = dict(index_topk=64, index_head_dim=8, index_n_heads=2)
 LINEAR = dict(linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8)
 MAMBA2 = dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_chunk_size=16)
+GEMMA4 = dict(vocab_size_per_layer_input=700, hidden_size_per_layer_input=8, layer_types=['sliding_attention', 'full_attention'])
+HYBRID = dict(LINEAR, layer_types=['linear_attention', 'full_attention'], shared_expert_intermediate_size=16)
+QWEN4 = dict(HYBRID, layer_types=['linear_attention', 'qwen_sparse_attention'], hc_lowrank=8, ple_embed_dim=16, ngram_vocab_size_base=97,
+             make_ngram_vocab_size_divisible_by=8, split_ngram_parts=1, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=64, indexer_compress_ratio=2)
 SPECIAL = {  # what a family needs besides
-    'axk1': dict(MLA, **GROUPS), 'axk2': dict(MLA, **INDEXER, mlp_layer_types=['dense', 'sparse']), 'youtu': MLA, 'minicpm3': dict(MLA, dim_model_base=32),
+    'axk1': dict(MLA, **GROUPS), 'axk2': dict(MLA, **INDEXER, mlp_layer_types=['dense', 'sparse']), 'youtu': dict(MLA, pad_token_id=None), 'minicpm3': dict(MLA, dim_model_base=16),
     'deepseek_v2': dict(MLA, first_k_dense_replace=1), 'deepseek_v3': dict(MLA, **GROUPS, first_k_dense_replace=1),
     'deepseek_v32': dict(MLA, **GROUPS, **INDEXER, mlp_layer_types=['dense', 'sparse']), 'glm4_moe_lite': dict(MLA, mlp_layer_types=['dense', 'sparse']),
     'glm_moe_dsa': dict(MLA, **INDEXER, mlp_layer_types=['dense', 'sparse']), 'dots1': dict(n_shared_experts=1, first_k_dense_replace=1),
@@ -52,29 +58,26 @@ SPECIAL = {  # what a family needs besides
     'falcon_h1': dict(MAMBA2, mamba_d_ssm=64), 'nemotron_h': dict(mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=8, n_groups=1, chunk_size=16),
     'mamba2': dict(num_heads=8, head_dim=8, n_groups=1, state_size=8, chunk_size=16),
     'codegen': dict(rotary_dim=8), 'gptj': dict(rotary_dim=8), 'gpt_neo': dict(attention_types=[[['global', 'local'], 1]], window_size=8),
-    'falcon': dict(num_kv_heads=4), 'dbrx': dict(attn_config=dict(kv_n_heads=2, rope_theta=10000.), ffn_config=dict(ffn_hidden_size=32, moe_num_experts=4, moe_top_k=2)),
-    'cohere_compass_text': dict(layer_types=['full_attention', 'sliding_attention'], rope_parameters=dict(
-        full_attention=dict(rope_type='default', rope_theta=10000.), sliding_attention=dict(rope_type='default', rope_theta=10000.))),
+    'falcon': dict(num_kv_heads=4), 'dbrx': dict(d_model=32, n_heads=4, n_layers=2, max_seq_len=256, attn_config=dict(kv_n_heads=2, rope_theta=10000.), ffn_config=dict(ffn_hidden_size=32, moe_num_experts=4, moe_top_k=2)),
+    'cohere_compass_text': dict(layer_types=['full_attention', 'sliding_attention'], rope_parameters=dict.fromkeys(
+        ('full_attention', 'sliding_attention'), dict(rope_type='default', rope_theta=10000., mrope_section=[1, 1, 2]))),
+    'gemma4_text': GEMMA4, 'gemma4_unified_text': GEMMA4, 'gemma4': dict(text_config=GEMMA4), 'gemma4_unified': dict(text_config=GEMMA4),
     'gemma3n_text': dict(num_hidden_layers=4, layer_types=['sliding_attention', 'full_attention'] * 2, num_kv_shared_layers=2, intermediate_size=48, hidden_size_per_layer_input=8,
-                         laurel_rank=8, activation_sparsity_pattern=0.),
+                         laurel_rank=8, activation_sparsity_pattern=[0.] * 4),
     'jamba': dict(attn_layer_period=2, attn_layer_offset=1, mamba_dt_rank=4, mamba_d_state=4, use_mamba_kernels=False),
     'lfm2_moe': dict(layer_types=['conv', 'full_attention'], num_dense_layers=1),
-    'qwen3_5_text': dict(LINEAR, layer_types=['linear_attention', 'full_attention']),
-    'qwen3_5_moe_text': dict(LINEAR, layer_types=['linear_attention', 'full_attention'], shared_expert_intermediate_size=16),
-    'qwen3_next': dict(LINEAR, layer_types=['linear_attention', 'full_attention'], shared_expert_intermediate_size=16),
-    'qwen4_exp_text': dict(LINEAR, layer_types=['linear_attention', 'qwen_sparse_attention'], shared_expert_intermediate_size=16, hc_lowrank=8, ple_embed_dim=16,
-                           ngram_vocab_size_base=97, make_ngram_vocab_size_divisible_by=8, split_ngram_parts=1, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8,
-                           indexer_budget=64, indexer_compress_ratio=2),
+    'qwen3_5_text': HYBRID, 'qwen3_5_moe_text': HYBRID, 'qwen3_next': HYBRID, 'qwen3_5': dict(text_config=HYBRID), 'qwen3_5_moe': dict(text_config=HYBRID),
+    'qwen4_exp_text': QWEN4, 'qwen4_exp': dict(text_config=QWEN4),
     'qwen2_moe': dict(shared_expert_intermediate_size=32), 'recurrent_gemma': dict(num_hidden_layers=3, lru_width=32),
-    'reformer': dict(is_decoder=True), 'xmod': dict(default_language='en_XX'),
-    'xlstm': dict(num_heads=4, embedding_dim=32, num_blocks=2, chunk_size=16), 'xlnet': dict(d_head=8, d_inner=48),
+    'reformer': dict(is_decoder=True, attn_layers=['local', 'lsh'], attention_head_size=8, axial_pos_embds=False, feed_forward_size=48,
+                                                           local_attn_chunk_length=16, lsh_attn_chunk_length=16, num_buckets=2), 'xmod': dict(default_language='en_XX'),
+    'xlstm': dict(hidden_size=128, embedding_dim=128, num_heads=4, num_blocks=2, chunk_size=16), 'xlnet': dict(d_head=8, d_inner=48),
     'zamba': dict(num_hidden_layers=3, layers_block_type=['linear_attention', 'hybrid', 'hybrid'], attention_hidden_size=64, attention_head_dim=16, mamba_dt_rank=4, mamba_d_state=4,
                   n_mamba_heads=2, use_mamba_kernels=False, num_key_value_heads=4),
     'zamba2': dict(num_hidden_layers=3, layers_block_type=['linear_attention', 'hybrid', 'hybrid'], attention_hidden_size=64, attention_head_dim=16, n_mamba_heads=4,
                    mamba_headdim=16, mamba_d_state=8, chunk_size=16, adapter_rank=4, use_mamba_kernels=False, num_key_value_heads=4, hybrid_layer_ids=[1, 2]),
     'zaya': dict(num_experts_per_tok=1, router_hidden_size=16), 'gpt_oss': dict(sliding_window=8),
-    'whisper': dict(encoder_attention_heads=4, decoder_attention_heads=4), 'plbart': dict(encoder_attention_heads=4, decoder_attention_heads=4),
-    'trocr': dict(decoder_ffn_dim=48), 'xglm': dict(ffn_dim=48), 'opt': dict(ffn_dim=48, word_embed_proj_dim=32), 'ctrl': dict(dff=48),
+    'xglm': dict(ffn_dim=48), 'opt': dict(ffn_dim=48, word_embed_proj_dim=32), 'ctrl': dict(dff=48),
 }
 VARIANTS = {  # other shapes of a family: name -> (family, sizes)
     'bert (decoder)': ('bert', dict(is_decoder=True)), 'bart (decoder)': ('bart', dict(is_decoder=True, is_encoder_decoder=False)),
@@ -82,22 +85,35 @@ VARIANTS = {  # other shapes of a family: name -> (family, sizes)
     'opt (350m)': ('opt', dict(ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False)), 'llama (one head)': ('llama', dict(num_attention_heads=1, num_key_value_heads=1)),
 }
 NOT_SMALL = {  # family -> why it is not built here
+    'gemma4_assistant': "a drafter, which reads another model's states and no text", 'gemma4_unified_assistant': "a drafter, which reads another model's states and no text",
+    'gemma3n': 'its picture tower is made by the package timm, which is no requirement; its text model is gemma3n_text',
+    'blt': 'reads bytes with five models in one, 96 million parameters at the least', 'got_ocr2': 'its picture tower alone has 400 million parameters',
+    'musicgen': 'text encoder, audio codec and decoder in one: an encoder-decoder', 'musicgen_melody': 'text encoder, audio codec and decoder in one: an encoder-decoder',
 }
 
 def small_config(name: str, **sizes):
     "A family's config with sizes that a test can afford."
     family, special = VARIANTS.get(name, (name, {}))
-    kind = CONFIG_MAPPING[family]
+    special = {**SPECIAL.get(family, {}), **special, **sizes}
+    small = small_sizes(CONFIG_MAPPING[family], **sizes)
+    return CONFIG_MAPPING[family](**{**small, **{k: {**small[k], **v} if isinstance(v, dict) and k in small else v for k, v in special.items()}})
+
+def small_sizes(kind, **sizes) -> dict:
+    "What of SMALL a config class has, and of the configs inside it."
     known = {*kind().to_dict(), *kind.attribute_map}
-    return kind(**{**{k: v for k, v in SMALL.items() if k in known}, **SPECIAL.get(family, {}), **special, **sizes})
+    inside = {name: small_sizes(part, **sizes) for name, part in kind.sub_configs.items() if part is not transformers.AutoConfig}
+    return {**{k: v for k, v in {**SMALL, **sizes}.items() if k in known}, **inside}
 
 def small_model(name: str, vocab_size: int, seed: int = 0):
-    "A random model of a family, with weights large enough to tell tokens apart."
+    "A random model of a family, with logits up to 15."
     torch.manual_seed(seed)
     config = small_config(name, vocab_size=vocab_size)
     with torch.device('meta'): parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-    if parameters > 3e7: raise ValueError(f'{parameters:,} parameters are not small')
-    return AutoModelForCausalLM.from_config(config).eval()
+    if parameters > 5e7: raise ValueError(f'{parameters:,} parameters are not small')
+    model = AutoModelForCausalLM.from_config(config).eval()
+    if (head := model.get_output_embeddings()) is not None:  # as large as a trained model's: a cap or a scale that is left out must show
+        with torch.no_grad(): head.weight *= 15 / model(input_ids=torch.arange(8)[None]).logits.abs().max()
+    return model
 
 def every_name() -> list:
     "All families of this version of transformers, and the variants."
@@ -152,7 +168,7 @@ def examine(name: str, resume: bool = True) -> dict:
     "What kdkit makes of a family: one short word a column, and the sentence where it refuses."
     row = dict(family=name, built='', loads='', bits='', default='', seed='', resume='', sentence='')
     def refused(column, error):
-        line = str(error)
+        line = str(error).replace(str(folder), '…')
         assert '\n' not in line and len(line) < 400, 'a refusal is one line'
         row[column], row['sentence'] = 'refused', line
     with tempfile.TemporaryDirectory() as folder:
