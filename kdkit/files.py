@@ -40,7 +40,7 @@ def told(
     except DataError: raise
     except Exception as error:
         cause = error
-        while (cause.__cause__ or cause.__context__) and type(cause).__name__ != 'DatasetGenerationCastError': cause = cause.__cause__ or cause.__context__
+        while type(cause).__name__ != 'DatasetGenerationCastError' and (deeper := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)): cause = deeper
         raise DataError(f"{name} could not be read: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from error
 
 # %% ../nbs/19_files.ipynb #f1000008

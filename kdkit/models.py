@@ -74,10 +74,10 @@ def hub_error(
     page = f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo}"
     local = 'a local file or folder' if kind == 'dataset' else 'a local folder'
     log_in = "log in with `hf auth login` or set HF_TOKEN"
-    limited = f"the hub answers that it was asked too often (429): wait some minutes, or {log_in}, which raises the limit."
+    limited = f"the hub's rate limit is reached (429): wait some minutes, or {log_in}, which raises it."
     while error:
         status = getattr(getattr(error, 'response', None), 'status_code', None)
-        if isinstance(error, known.GatedRepoError): return HubError(f"{what} is gated: accept its licence at {page}, then {log_in}.")
+        if isinstance(error, known.GatedRepoError) or 'is a gated dataset' in str(error): return HubError(f"{what} is gated: accept its licence at {page}, then {log_in}.")
         if isinstance(error, known.RevisionNotFoundError): return HubError(f"{what} has no revision {revision!r} on the hub: its branches and tags are listed at {page}/tree/main.")
         if isinstance(error, known.DisabledRepoError): return HubError(f"{what} was disabled on the hub: choose another {kind}.")
         if isinstance(error, known.HFValidationError): return HubError(f"{what} is neither {local} nor an id of the hub (owner/name): check the name.")
@@ -107,11 +107,15 @@ def ask_hub(
     what, endpoint, asked = what or f'{kind} {repo!r}', huggingface_hub.constants.ENDPOINT, time.monotonic()
     if asked - kept_waiting.get(endpoint, -60) < 60: raise hub_error(TimeoutError(), what, repo, kind)
     api = huggingface_hub.HfApi()
-    try: return (api.dataset_info if kind == 'dataset' else api.model_info)(repo, revision=revision, timeout=timeout)
-    except Exception as error:
-        said = hub_error(error, what, repo, kind, revision) or HubAway(f"{what}: the hub ({endpoint}) gave no answer ({type(error).__name__}: {' '.join(str(error).split())[:150]})")
-        if isinstance(said, HubAway) and time.monotonic() - asked > 0.9 * timeout: kept_waiting[endpoint] = time.monotonic()
-        raise said from error
+    for wait in (1, 2, 4, None):  # seconds; a rate limit often passes
+        try: return (api.dataset_info if kind == 'dataset' else api.model_info)(repo, revision=revision, timeout=timeout)
+        except Exception as error:
+            if wait and getattr(getattr(error, 'response', None), 'status_code', None) == 429:
+                time.sleep(wait)
+                continue
+            said = hub_error(error, what, repo, kind, revision) or HubAway(f"{what}: the hub ({endpoint}) gave no answer ({type(error).__name__}: {' '.join(str(error).split())[:150]})")
+            if isinstance(said, HubAway) and time.monotonic() - asked > 0.9 * timeout: kept_waiting[endpoint] = time.monotonic()
+            raise said from error
 
 # %% ../nbs/15_models.ipynb #7cd1e9f5
 TOKENIZERS = 'tokenizer.json', 'tokenizer.model', 'tekken.json', 'tiktoken.model', 'vocab.json', 'vocab.txt', 'spiece.model', 'sentencepiece.bpe.model', '*.tiktoken', 'qwen.tiktoken'
