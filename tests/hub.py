@@ -202,7 +202,7 @@ class Hub:
                    HF_HUB_DISABLE_TELEMETRY='1', DO_NOT_TRACK='1', NO_PROXY='127.0.0.1,localhost',
                    RES_OPTIONS='timeout:1 attempts:1')  # datasets asks for the address of a host that is not there
         python = dict(OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', MPLBACKEND='agg',
-                      PYTHONPATH=os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
+                      PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tests'), *filter(None, [os.environ.get('PYTHONPATH')])]))
         return {**ours, **hub, **python, **(dict(HF_TOKEN=token) if token else {}), **more}
 
     def python(self, cache_dir, setup='', **environ): return Python(self.environ(cache_dir, **environ), setup)
@@ -427,9 +427,11 @@ class Python:
         self.close()
         self.errors, home = tempfile.TemporaryFile(), Path(self.environ['HF_HOME'])
         home.mkdir(parents=True, exist_ok=True)  # its folder, too: no repo's name is a folder there
-        self.process = subprocess.Popen([sys.executable, Path(__file__).resolve()], cwd=home, env=self.environ,
+        self.process = subprocess.Popen([sys.executable, '-X', 'faulthandler', Path(__file__).resolve()], cwd=home, env=self.environ,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
-        if self.setup: self.run(self.setup).check()
+        if not self.setup: return
+        try: self.run(self.setup).check()
+        except AssertionError: self.close(); raise
 
     def close(self):
         if not self.process: return
@@ -446,10 +448,10 @@ class Python:
         ready, _, _ = select.select([self.process.stdout], [], [], timeout)
         line = self.process.stdout.readline() if ready else b''
         if line: return Done(**json.loads(line))
-        self.process.kill()
-        self.process.wait()
+        if not ready: self.process.kill()
+        code_of_exit = self.process.wait()
         self.errors.seek(0)
-        what = 'it died' if ready else f'no end after {timeout} s'
+        what = f'it died ({code_of_exit})' if ready else f'no end after {timeout} s'
         raise AssertionError(f"{what}: {code}\n{self.errors.read().decode(errors='replace')[-4000:]}")
 
     def __enter__(self): return self

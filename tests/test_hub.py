@@ -199,6 +199,12 @@ def test_what_is_not_there(hub, python, folders):
     assert python.run('load_dataset("org/nowhere-lines")').error == 'DatasetNotFoundError'
     assert "Revision 'v9' doesn't exist" in python.run('load_dataset("org/here-lines", revision="v9")').message
 
+def persistent(python, code):
+    "Twice, if need be: huggingface_hub 1.11 gives up when a connection is cut, and goes on with the file at the next call."
+    done = python.run(code)
+    if 'peer closed connection' in done.err and done.error: done = python.run(code)
+    return done.check()
+
 def test_failures_that_pass(hub, python, folders):
     "A rate limit, a server error and broken connections: the library tries again and succeeds."
     for name in ('limited', 'failing', 'broken'): hub.add('models', f'org/{name}', folders / 'model')
@@ -209,13 +215,13 @@ def test_failures_that_pass(hub, python, folders):
     hub.fault(status=503, repo='org/failing', times=2, path='config.json')
     assert python.run('AutoConfig.from_pretrained("org/failing").model_type').check().value == 'llama'
     cut = hub.fault(cut_after=100, repo='org/broken', times=1, path='^/(cdn|api/resolve-cache)/.*safetensors$')
-    assert python.run('logits("org/broken")').check().value == logits(folders / 'model') and cut.hits.total() == 1
+    assert persistent(python, 'logits("org/broken")').value == logits(folders / 'model') and cut.hits.total() == 1
     assert len(hub.seen('^/cdn/models/org/broken/.*safetensors', 'GET')) == 2
 
 def test_a_broken_download_goes_on_where_it_was(hub, python, folders):
     hub.add('models', 'org/large', folders / 'large')
     hub.fault(cut_after=11_000_000, path='^/cdn/', times=1)
-    done = python.run('sha(hf_hub_download("org/large", "noise.bin"))').check()
+    done = persistent(python, 'sha(hf_hub_download("org/large", "noise.bin"))')
     assert done.value == next(iter(hub.repos['models', 'org/large'].commits.values()))['noise.bin'].sha256
     assert [(r.status, r.headers.get('range')) for r in hub.seen('^/cdn/')] == [(200, None), (206, 'bytes=10485760-')]
 
