@@ -94,7 +94,7 @@ def hub_error(
         error = error.__cause__ or error.__context__
 
 # %% ../nbs/15_models.ipynb #be6120c9
-kept_waiting = {}  # endpoint -> when it last let a question run into its timeout, in seconds of time.monotonic
+kept_waiting = {}  # endpoint -> (until when it is not asked again, in seconds of time.monotonic, what it answered last)
 
 def ask_hub(
     repo: str,                  # id on the hub
@@ -105,16 +105,18 @@ def ask_hub(
 ):                              # huggingface_hub's ModelInfo or DatasetInfo: id (the full one), sha, siblings
     "What the hub knows of a repository, by one short question; HubError if it has none, HubAway if it gives no answer."
     what, endpoint, asked = what or f'{kind} {repo!r}', huggingface_hub.constants.ENDPOINT, time.monotonic()
-    if asked - kept_waiting.get(endpoint, -60) < 60: raise hub_error(TimeoutError(), what, repo, kind)
+    until, answer = kept_waiting.get(endpoint, (0, None))
+    if asked < until: raise hub_error(answer, what, repo, kind)
     api = huggingface_hub.HfApi()
     for wait in (1, 2, 4, None):  # seconds; a rate limit often passes
         try: return (api.dataset_info if kind == 'dataset' else api.model_info)(repo, revision=revision, timeout=timeout)
         except Exception as error:
-            if wait and getattr(getattr(error, 'response', None), 'status_code', None) == 429:
+            limited = getattr(getattr(error, 'response', None), 'status_code', None) == 429
+            if wait and limited:
                 time.sleep(wait)
                 continue
             said = hub_error(error, what, repo, kind, revision) or HubAway(f"{what}: the hub ({endpoint}) gave no answer ({type(error).__name__}: {' '.join(str(error).split())[:150]})")
-            if isinstance(said, HubAway) and time.monotonic() - asked > 0.9 * timeout: kept_waiting[endpoint] = time.monotonic()
+            if isinstance(said, HubAway) and (limited or time.monotonic() - asked > 0.9 * timeout): kept_waiting[endpoint] = time.monotonic() + 60, error
             raise said from error
 
 # %% ../nbs/15_models.ipynb #7cd1e9f5
