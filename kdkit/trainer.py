@@ -141,12 +141,12 @@ def try_out(
     if args.metric_for_best_model and args.metric_for_best_model not in METRICS:
         raise ConfigError(f"metric_for_best_model is {args.metric_for_best_model!r}, but a run measures {', '.join(METRICS)}.")
     if config.early_stopping and args.eval_strategy == 'no': raise ConfigError("early_stopping waits for measurements, and eval_strategy 'no' makes none: leave one of them out.")
-    if args.train_sampling_strategy not in ('random', 'sequential', 'group_by_length', 'batch_rebalance'):
+    if getattr(args, 'train_sampling_strategy', 'random') not in ('random', 'sequential', 'group_by_length', 'batch_rebalance'):
         raise ConfigError(f"train_sampling_strategy {args.train_sampling_strategy!r} is unknown: choose random, sequential, group_by_length or batch_rebalance.")
     check_trackers(args.report_to)
     args.get_process_log_level()
     DataLoader([0], num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor, persistent_workers=args.dataloader_persistent_workers,
-               multiprocessing_context=args.dataloader_multiprocessing_context if args.dataloader_num_workers else None)
+               multiprocessing_context=getattr(args, 'dataloader_multiprocessing_context', None) if args.dataloader_num_workers else None)
     make, options = Trainer.get_optimizer_cls_and_kwargs(args)
     weight = nn.Parameter(torch.zeros(2, 2))
     scheduler = get_scheduler(args.lr_scheduler_type, make([weight], **options), args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)

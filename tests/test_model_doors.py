@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 
 import kdkit.models
 from kdkit.config import DistillConfig
-from kdkit.models import HubAway, HubError, ModelError, ask_hub, find_model, hub_error, load_causal_lm, load_config, load_options, load_tokenizer
+from kdkit.models import HubAway, HubBusy, HubError, ModelError, ask_hub, find_model, hub_error, load_causal_lm, load_config, load_options, load_tokenizer
 from pairs import model_of
 from tiny_tokenizers import byte_level
 
@@ -109,8 +109,8 @@ FOLDERS = {  # what is there -> (how it came about, words of the sentence)
     'empty': (only, 'holds no config.json (it is empty): name a folder'),
     'documents': (lambda f: (only(f), touch('notes.md')(f)), 'it holds notes.md'),
     'adapter': (adapter, "is an adapter of 'org/base', not a model: merge it first"),
-    'gguf': (foreign('model-q4.gguf'), 'GGUF weights (of llama.cpp) only (model-q4.gguf)'),
-    'gguf alone': (lambda f: (only(f), touch('x.gguf')(f)), 'GGUF weights'),
+    'gguf': (foreign('model-q4.gguf'), 'GGUF weights (of llama.cpp) only (model-q4.gguf), which'),
+    'gguf alone': (lambda f: (only(f), touch('x.gguf')(f)), 'GGUF weights (of llama.cpp) only (x.gguf) and no config.json'),
     'onnx': (foreign('model.onnx'), 'ONNX weights'),
     'tensorflow': (foreign('tf_model.h5'), 'TensorFlow weights'),
     'flax': (foreign('flax_model.msgpack'), 'Flax weights'),
@@ -134,7 +134,7 @@ FOLDERS = {  # what is there -> (how it came about, words of the sentence)
     'classifier': (other(lambda: LlamaForSequenceClassification(LlamaConfig(**SIZE))), 'LlamaForSequenceClassification, which does not say what comes next'),
     'no head': (other(lambda: LlamaModel(LlamaConfig(**SIZE))), 'lacks 1 of its 21 tensors (lm_head.weight)'),
     'a layer is missing': (tensors(lambda w: {k: v for k, v in w.items() if '.layers.1.' not in k}), 'lacks 12 of its 27 tensors (model.layers.1.'),
-    'another shape': (edit('config.json', vocab_size=800), 'tensors of other shapes than its config.json says (model.embed_tokens.weight: [700, 32] instead of [800, 32]'),
+    'another shape': (edit('config.json', vocab_size=800), 'tensors of other shapes than its config.json says (lm_head.weight: [700, 32] instead of [800, 32], model.embed'),
     'NaN': (filled('model.layers.1.mlp.up_proj.weight', float('nan')), "hold NaN: model.layers.1.mlp.up_proj.weight. Download it again"),
     'inf': (filled('lm_head.weight', float('inf')), 'hold inf: lm_head.weight'),
 }
@@ -247,7 +247,7 @@ FAILURES = {
     'missing': (failure(known.RepositoryNotFoundError, 404), HubError, 'is neither a local folder nor on the hub (https://huggingface.co): check the name, or log in'),
     'revision': (failure(known.RevisionNotFoundError, 404), HubError, "has no revision 'v9' on the hub: its branches and tags are listed at https://huggingface.co/org/name/tree/main"),
     'disabled': (failure(known.DisabledRepoError, 403), HubError, 'was disabled'),
-    'too often': (failure(known.HfHubHTTPError, 429), HubAway, 'asked too often (429)'),
+    'too often': (failure(known.HfHubHTTPError, 429), HubBusy, 'rate limit of the hub is reached (429)'),
     'bad token': (failure(known.HfHubHTTPError, 401), HubError, 'does not accept your token'),
     'forbidden': (failure(known.HfHubHTTPError, 403), HubError, 'may not read it (403)'),
     'broken': (failure(known.HfHubHTTPError, 503), HubAway, 'is out of order (503)'),
@@ -276,7 +276,7 @@ def test_a_failing_hub_ends_in_a_sentence(monkeypatch, tmp_path, kind):
     monkeypatch.setattr(huggingface_hub.HfApi, 'dataset_info', fails)
     with pytest.raises(expected) as raised: load_config('org/name', 'teacher_model', cache_dir=str(tmp_path), revision='v9')
     assert says in str(raised.value)
-    assert (f'the cache ({tmp_path}) holds no whole copy' in str(raised.value)) == (expected is HubAway)
+    assert (f'the cache ({tmp_path}) holds no whole copy' in str(raised.value)) == issubclass(expected, HubAway)
     with pytest.raises(expected, match='org/name'): ask_hub('org/name', 'dataset')
 
 def test_what_the_hub_lists_is_looked_at_before_anything_is_downloaded(monkeypatch):
