@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['kept_waiting', 'TOKENIZERS', 'WEIGHTS', 'FOREIGN', 'pick_teacher_dtype', 'ModelError', 'load_options', 'HubError',
-           'HubAway', 'HubBusy', 'hub_error', 'ask_hub', 'holds', 'what_it_is', 'read_json', 'damage', 'Source',
-           'find_model', 'cannot_load', 'without_copy', 'quietly', 'load_tokenizer', 'load_config', 'read_config',
-           'load_causal_lm', 'check_whole', 'is_sound', 'what_ends_a_text', 'mend_generation', 'kept_generation',
-           'AbsentModel', 'body', 'output_head', 'check_causal_lm']
+           'HubAway', 'hub_error', 'ask_hub', 'holds', 'what_it_is', 'read_json', 'damage', 'Source', 'find_model',
+           'cannot_load', 'without_copy', 'quietly', 'load_tokenizer', 'load_config', 'read_config', 'load_causal_lm',
+           'check_whole', 'is_sound', 'what_ends_a_text', 'mend_generation', 'kept_generation', 'AbsentModel', 'body',
+           'output_head', 'check_causal_lm']
 
 # %% ../nbs/15_models.ipynb #25ffeed7
 import json
@@ -61,9 +61,6 @@ class HubError(ModelError):
 class HubAway(HubError):
     "The hub gave no answer; a copy in the cache can still be used."
 
-class HubBusy(HubAway):
-    "The hub asks to wait; the libraries do, when they download, and then try again."
-
 # %% ../nbs/15_models.ipynb #9a3f5c0e
 def hub_error(
     error: Exception,          # of huggingface_hub, transformers or datasets, with its causes
@@ -77,10 +74,10 @@ def hub_error(
     page = f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo}"
     local = 'a local file or folder' if kind == 'dataset' else 'a local folder'
     log_in = "log in with `hf auth login` or set HF_TOKEN"
-    limited = f"the rate limit of the hub is reached (429): wait some minutes, or {log_in}, which raises it"
+    limited = f"the hub's rate limit is reached (429): wait some minutes, or {log_in}, which raises it."
     while error:
         status = getattr(getattr(error, 'response', None), 'status_code', None)
-        if isinstance(error, known.GatedRepoError): return HubError(f"{what} is gated: accept its licence at {page}, then {log_in}.")
+        if isinstance(error, known.GatedRepoError) or 'is a gated dataset' in str(error): return HubError(f"{what} is gated: accept its licence at {page}, then {log_in}.")
         if isinstance(error, known.RevisionNotFoundError): return HubError(f"{what} has no revision {revision!r} on the hub: its branches and tags are listed at {page}/tree/main.")
         if isinstance(error, known.DisabledRepoError): return HubError(f"{what} was disabled on the hub: choose another {kind}.")
         if isinstance(error, known.HFValidationError): return HubError(f"{what} is neither {local} nor an id of the hub (owner/name): check the name.")
@@ -88,8 +85,8 @@ def hub_error(
         if isinstance(error, known.EntryNotFoundError) and not isinstance(error, known.LocalEntryNotFoundError): return None  # a file that is not there is no failure
         if status == 404: return HubError(f"{what} is neither {local} nor at {endpoint}, which answers 404: check the name, and HF_ENDPOINT if it is set.")
         if isinstance(error, known.OfflineModeIsEnabled): return HubAway(f"{what} is not {local}, and offline mode is on (HF_HUB_OFFLINE)")
-        if status == 429: return HubBusy(f"{what}: {limited}")
-        if status == 401: return HubError(f"{what}: the hub does not accept your token (401): log in again with `hf auth login`, or renew or unset HF_TOKEN.")
+        if status == 429: return HubAway(f"{what}: {limited}")
+        if status == 401: return HubError(f"{what}: the hub does not accept your token (401): {log_in} again, or unset HF_TOKEN.")
         if status == 403: return HubError(f"{what}: your token may not read it (403): ask for access at {page}, or {log_in} with one that may.")
         if status and status >= 500: return HubAway(f"{what}: the hub ({endpoint}) is out of order ({status})")
         if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split('.')[0] in ('httpx', 'httpcore', 'requests', 'urllib3') and not status:
@@ -110,11 +107,15 @@ def ask_hub(
     what, endpoint, asked = what or f'{kind} {repo!r}', huggingface_hub.constants.ENDPOINT, time.monotonic()
     if asked - kept_waiting.get(endpoint, -60) < 60: raise hub_error(TimeoutError(), what, repo, kind)
     api = huggingface_hub.HfApi()
-    try: return (api.dataset_info if kind == 'dataset' else api.model_info)(repo, revision=revision, timeout=timeout)
-    except Exception as error:
-        said = hub_error(error, what, repo, kind, revision) or HubAway(f"{what}: the hub ({endpoint}) gave no answer ({type(error).__name__}: {' '.join(str(error).split())[:150]})")
-        if isinstance(said, HubAway) and time.monotonic() - asked > 0.9 * timeout: kept_waiting[endpoint] = time.monotonic()
-        raise said from error
+    for wait in (1, 2, 4, None):  # seconds; a rate limit often passes
+        try: return (api.dataset_info if kind == 'dataset' else api.model_info)(repo, revision=revision, timeout=timeout)
+        except Exception as error:
+            if wait and getattr(getattr(error, 'response', None), 'status_code', None) == 429:
+                time.sleep(wait)
+                continue
+            said = hub_error(error, what, repo, kind, revision) or HubAway(f"{what}: the hub ({endpoint}) gave no answer ({type(error).__name__}: {' '.join(str(error).split())[:150]})")
+            if isinstance(said, HubAway) and time.monotonic() - asked > 0.9 * timeout: kept_waiting[endpoint] = time.monotonic()
+            raise said from error
 
 # %% ../nbs/15_models.ipynb #7cd1e9f5
 TOKENIZERS = 'tokenizer.json', 'tokenizer.model', 'tekken.json', 'tiktoken.model', 'vocab.json', 'vocab.txt', 'spiece.model', 'sentencepiece.bpe.model', '*.tiktoken', 'qwen.tiktoken'
@@ -199,7 +200,7 @@ class Source:
     options: dict         # for from_pretrained
     files: list|None      # names of what there is, below the subfolder; None: not known
     folder: Path|None     # where the files are; None: on the hub
-    away: HubAway|None    # why the hub could not be asked, so that the cache is all there is; HubBusy: it may still answer
+    away: HubAway|None    # why the hub could not be asked, so that the cache is all there is
 
 # %% ../nbs/15_models.ipynb #b6f93e58
 def find_model(
@@ -225,7 +226,6 @@ def find_model(
     repo = name.rstrip('/')
     if '@' in repo or ':' in repo: raise ModelError(f"{what} is neither a local folder nor an id of the hub: give a revision as {side}_revision and a subfolder as {side}_subfolder.")
     try: info = ask_hub(repo, 'model', revision, what)
-    except HubBusy as busy: return Source(what, repo, options, None, None, busy)  # a download waits and tries again
     except HubAway as away: return Source(what, repo, dict(options, local_files_only=True), None, None, away)
     files = [file.rfilename.removeprefix(f'{sub}/') for file in getattr(info, 'siblings', None) or [] if not sub or file.rfilename.startswith(f'{sub}/')]
     if sub and info.siblings and not files: raise ModelError(f"{what} has no folder {sub!r} on the hub: check {side}_subfolder.")
@@ -239,9 +239,9 @@ def cannot_load(
 ) -> ModelError:
     "Why it could not be loaded, and what to do."
     options, what = source.options, part + source.what
-    if source.away and (isinstance(error, OSError) or part and not isinstance(source.away, HubBusy)): return type(source.away)(without_copy(source.away, options))
+    if source.away and (isinstance(error, OSError) or part): return HubAway(without_copy(source.away, options))
     if not source.folder and (said := hub_error(error, what, source.name, 'model', options.get('revision'))):
-        return type(said)(without_copy(said, options)) if isinstance(said, HubAway) else said
+        return HubAway(without_copy(said, options)) if isinstance(said, HubAway) else said
     reason = ' '.join(str(error).split())
     if 'trust_remote_code' in reason: return ModelError(f"{what} brings code of its own: read it, then set trust_remote_code to run it.")
     if 'does not recognize this architecture' in reason or 'model_type' in reason and isinstance(error, (KeyError, ValueError)):
