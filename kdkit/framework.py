@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .capture import capture_attention, capture_states
+from .capture import anatomy, attending_layer, capture_attention, capture_states
 from .config import DistillConfig
 from .curriculum import Curriculum, constant, default_schedules
 from .models import AbsentModel, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head, pick_teacher_dtype
@@ -33,14 +33,17 @@ def build_terms(
     opens: Tensor|None = None, # teacher tokens that begin a new word, for spans
 ) -> dict:                     # name -> Term, in the order in which they are reported
     "The terms that the config gives weight to; lm always."
-    s, t = student.config.get_text_config(), teacher.config.get_text_config()
-    pairs = layer_pairs(s.num_hidden_layers, t.num_hidden_layers)
+    inside = any(getattr(config, f'alpha_{name}') > 0 for name in ('feature', 'attention', 'layerwise', 'contrastive'))
+    s, t = (anatomy(model) for model in (student, teacher)) if inside else (None, None)  # tried on the models: no config says it in every family
+    pairs = layer_pairs(s.layers, t.layers) if inside else []
     kd = lambda: SpanTerm(likely=config.span_likely, opens=opens) if config.kd_method == 'span' else KnowledgeTerm(config.aware_by if config.student_aware else None, config.aware_share)
+    def attention():
+        here, there = attending_layer(student, s, pairs[-1][0], 'student_model'), attending_layer(teacher, t, pairs[-1][1], 'teacher_model')
+        return AttentionTerm([(here, there)], t.heads[there], s.heads[here])
     makers = dict(kd=kd, unaligned=UnalignedTerm,
-                  feature=lambda: FeatureTerm(t.hidden_size, s.hidden_size),
-                  attention=lambda: AttentionTerm(pairs[-1:], t.num_attention_heads, s.num_attention_heads),
-                  layerwise=lambda: LayerwiseTerm(pairs, t.hidden_size, s.hidden_size),
-                  contrastive=lambda: ContrastiveTerm(t.hidden_size, s.hidden_size, config.contrastive_segments, config.contrastive_temperature))
+                  feature=lambda: FeatureTerm(t.width, s.width), attention=attention,
+                  layerwise=lambda: LayerwiseTerm(pairs, t.layer_width, s.layer_width),
+                  contrastive=lambda: ContrastiveTerm(t.width, s.width, config.contrastive_segments, config.contrastive_temperature))
     return dict(lm=LanguageModelTerm(), **{name: make() for name, make in makers.items() if getattr(config, f'alpha_{name}') > 0})
 
 # %% ../nbs/22_framework.ipynb #1f477377

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEMO_STEPS', 'check_folder', 'run_values', 'claim_folder', 'count_steps', 'plain_text_only', 'make_framework',
-           'make_trainer', 'cache_teacher', 'open_cache', 'train_control', 'distill', 'say', 'quiet_libraries',
-           'versions', 'demo_config', 'demo', 'evaluate_run']
+           'make_trainer', 'cache_teacher', 'open_cache', 'train_control', 'distill', 'quiet_libraries', 'versions',
+           'demo_config', 'demo', 'evaluate_run']
 
 # %% ../nbs/37_run.ipynb #f9e6fff5
 import importlib.metadata
@@ -30,6 +30,7 @@ from .evaluation import eval_batches, measure, retention
 from .framework import StudentAwareDistillationFramework
 from .models import AbsentModel, load_config, load_options, load_tokenizer
 from .prepare import RunError, about_text, prepare_text
+from .progress import Progress, say, watched
 from .report import gap_closed, write_model_card, write_report
 from .terms import opening_tokens
 from .trainer import DistillationTrainer, check_arguments, last_complete_checkpoint, training_arguments
@@ -123,13 +124,13 @@ def cache_teacher(
     quiet_libraries()
     started, text = time.time(), prepare_text(config)
     framework = make_framework(config, text)
-    score = measure(framework, eval_batches(text['held_out'], framework, config.batch_size), 'teacher')
-    def progress(done, total): say(f'asking the teacher {done:,}/{total:,} windows')
+    score = measure(framework, watched('measuring the teacher', eval_batches(text['held_out'], framework, config.batch_size)), 'teacher')
     pad = framework.collator().fill['teacher_input_ids']
     about = dict(name=config.teacher_model, score=score, held_out=rows_digest(text['held_out'], SIDES['teacher']))
     opens = opening_tokens(framework.teacher_tokenizer, framework.teacher_model.get_output_embeddings().weight.shape[0])
-    write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples, config.batch_size, pad,
-                framework.vocab_map.inside, opens, progress=progress)
+    with Progress('asking the teacher', len(text['train']), 'windows') as line:
+        write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples, config.batch_size, pad,
+                    framework.vocab_map.inside, opens, progress=line.to)
     cache = TeacherCache(config.teacher_cache)
     return dict(rows=len(text['train']), positions=cache.positions, bytes_per_position=cache.bytes_per_position,
                 seconds=round(time.time() - started, 1), score=score)
@@ -162,7 +163,7 @@ def train_control(
     trainer = make_trainer(make_framework(plain_text_only(config), text, teacher), arguments, text, folder, 'control', scores=scores)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
     trainer.model.save_student(folder / 'student')
-    return dict(measure(trainer.model, batches), steps=trainer.state.global_step)
+    return dict(measure(trainer.model, watched('measuring the control', batches)), steps=trainer.state.global_step)
 
 # %% ../nbs/37_run.ipynb #919d1521
 def distill(
@@ -183,13 +184,14 @@ def distill(
     where = dict(device=str(framework.device), dtype=str(framework.teacher_model.dtype).removeprefix('torch.'), dtype_reason=framework.teacher_dtype_reason)
     for sentence in about_text(text): say(sentence)
     batches = eval_batches(text['held_out'], framework, config.batch_size)
-    teacher_score = cache.about['score'] if cache else measure(framework, batches, 'teacher')
-    report = dict(teacher=teacher_score, student_before=measure(framework, batches), control=None)
-    before = None if cache else retention(framework, batches)
+    teacher_score = cache.about['score'] if cache else measure(framework, watched('measuring the teacher', batches), 'teacher')
+    report = dict(teacher=teacher_score, student_before=measure(framework, watched('measuring the student', batches)), control=None)
+    before = None if cache else retention(framework, watched('comparing the two', batches))
     if config.control: report['control'] = train_control(config, arguments, text, batches, framework.teacher_model, report)
     trainer = make_trainer(framework, arguments, text, folder, 'distilling', scores=report, coverage=text['summary']['coverage'])
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
-    report.update(student_after=measure(framework, batches), retention=None if cache else dict(before=before, after=retention(framework, batches)))
+    report.update(student_after=measure(framework, watched('measuring the student', batches)))
+    report['retention'] = None if cache else dict(before=before, after=retention(framework, watched('comparing the two', batches)))
     framework.save_student(folder / 'student')
     bits = {name: (report.get(name) or {}).get('bits_per_byte') for name in ('student_after', 'control', 'teacher')}
     fair = config.control and report['control']['steps'] == trainer.state.global_step  # not where one of them was stopped
@@ -200,11 +202,6 @@ def distill(
     write_report(folder, report, framework.curriculum)
     write_model_card(folder / 'student', report, config.to_dict())
     return report
-
-# %% ../nbs/37_run.ipynb #5474a86a
-def say(text: str):
-    "One line to the person who waits."
-    print(text, file=sys.stderr, flush=True)
 
 # %% ../nbs/37_run.ipynb #317a3800
 def quiet_libraries():
@@ -261,9 +258,9 @@ def evaluate_run(
     quiet_libraries()
     if not teacher_model: options.update({f'teacher_{part}': options.get(f'student_{part}') for part in ('revision', 'subfolder')})  # the student is its own teacher
     config = DistillConfig(student_model=student_model, teacher_model=teacher_model or student_model, dataset=dataset, **{**dict(alpha_unaligned=0.), **options})
-    text = prepare_text(replace(config, eval_dataset=dataset))
+    text = prepare_text(config, train=False)
     framework = make_framework(config, text)
     batches = eval_batches(text['held_out'], framework, config.batch_size)
-    report = dict(student_after=measure(framework, batches))
-    if teacher_model: report.update(teacher=measure(framework, batches, 'teacher'), retention=dict(now=retention(framework, batches)))
+    report = dict(student_after=measure(framework, watched('measuring the student', batches)))
+    if teacher_model: report.update(teacher=measure(framework, watched('measuring the teacher', batches), 'teacher'), retention=dict(now=retention(framework, watched('comparing the two', batches))))
     return report

@@ -212,8 +212,8 @@ class Signals:
     new_word: Tensor|None = None                           # [batch, T] the teacher's probability that what follows begins a new word; only for merged spans
     student_layers: dict = field(default_factory=dict)     # layer -> [batch, S, H_s]
     teacher_layers: dict = field(default_factory=dict)     # layer -> [batch, T, H_t]
-    student_attention: dict = field(default_factory=dict)  # layer -> (query, key, mask, scaling)
-    teacher_attention: dict = field(default_factory=dict)  # layer -> (query, key, mask, scaling)
+    student_attention: dict = field(default_factory=dict)  # layer -> (positions -> rows of its map), as of capture_attention
+    teacher_attention: dict = field(default_factory=dict)  # layer -> (positions -> rows)
 
 # %% ../nbs/17_terms.ipynb #4ff98cc8
 class Term(nn.Module):

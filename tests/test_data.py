@@ -41,20 +41,21 @@ def test_a_folder_with_splits(tmp_path):
     for split in ('train', 'validation', 'test'): assert load_text(str(tmp_path), split, cache_dir=str(tmp_path / 'c'))['text'] == [f'{split} text']
 
 def test_text_column(tmp_path):
-    pd.DataFrame({'body': ['x y'], 'n': [1]}).to_parquet(tmp_path / 'one.parquet')
-    assert load_text(str(tmp_path / 'one.parquet'))['text'] == ['x y']
-    pd.DataFrame({'body': ['x y'], 'title': ['t']}).to_parquet(tmp_path / 'two.parquet')
+    pd.DataFrame({'remarks': ['x y'], 'n': [1]}).to_parquet(tmp_path / 'one.parquet')
+    assert load_text(str(tmp_path / 'one.parquet'), text_column='remarks')['text'] == ['x y']
+    with pytest.raises(DataError, match="columns remarks, n.*for example 'remarks'"): load_text(str(tmp_path / 'one.parquet'))  # never because it is the only one
+    pd.DataFrame({'remarks': ['x y'], 'title': ['t']}).to_parquet(tmp_path / 'two.parquet')
     assert load_text(str(tmp_path / 'two.parquet'), text_column='title')['text'] == ['t']
-    with pytest.raises(DataError, match='columns body, title: which one'): load_text(str(tmp_path / 'two.parquet'))
-    with pytest.raises(DataError, match="'nope'"): load_text(str(tmp_path / 'two.parquet'), text_column='nope')
-    with pytest.raises(DataError, match="'n'"): load_text(str(tmp_path / 'one.parquet'), text_column='n')
+    with pytest.raises(DataError, match='columns remarks, title'): load_text(str(tmp_path / 'two.parquet'))
+    with pytest.raises(DataError, match="'remark' is not one of them. Did you mean 'remarks'"): load_text(str(tmp_path / 'two.parquet'), text_column='remark')
+    with pytest.raises(DataError, match="'n' holds int"): load_text(str(tmp_path / 'one.parquet'), text_column='n')
 
 def test_empty_rows_are_dropped(tmp_path):
     (tmp_path / 'a.jsonl').write_text('{"text": "a"}\n{"text": ""}\n{"text": null}\n{"text": " \\n"}\n{"text": "b"}\n')
     assert load_text(str(tmp_path / 'a.jsonl'))['text'] == ['a', 'b']
 
 @pytest.mark.parametrize('name, content', [('a.json', b'{"text": '), ('a.jsonl', b'not json'), ('a.csv', b''), ('a.parquet', b'PAR?'), ('a.txt', b''), ('a.txt', b' \n\n '),
-                                           ('a.jsonl', b''), ('a.txt', b'\xff\xfe\x00bad'), ('a.jsonl', b'{"text": ""}'), ('a.jsonl', b'{"text": 5}'), ('a.bin', b'abc')])
+                                           ('a.jsonl', b''), ('a.txt', b'\x00\x01\x02bad\xff'), ('a.jsonl', b'{"text": ""}'), ('a.jsonl', b'{"text": 5}'), ('a.bin', b'abc')])
 def test_bad_input_is_one_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as error: load_text(str(tmp_path / name), cache_dir=str(tmp_path / 'c'))

@@ -14,9 +14,9 @@ def refused(capsys, values, *words):
     "The one line that the command says."
     code = main(['train', *words, *(f'--{k}={v}' for k, v in values.items() if v is not None)])
     said = capsys.readouterr()
-    lines = [line for line in said.err.splitlines() if not line.startswith('[transformers]')]
+    lines = [line for line in said.err.splitlines() if line.startswith('kdkit: ')]
     assert code == 2, said.err
-    assert len(lines) == 1 and lines[0].startswith('kdkit: error: ') and 'Traceback' not in said.err, said.err
+    assert len(lines) == 1 and said.err.splitlines()[-1] == lines[0] and lines[0].startswith('kdkit: error: ') and 'Traceback' not in said.err, said.err
     return lines[0]
 
 @pytest.fixture
