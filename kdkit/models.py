@@ -103,7 +103,7 @@ def hub_error(
         error = error.__cause__ or error.__context__
 
 # %% ../nbs/15_models.ipynb #be6120c9
-kept_waiting = {}  # endpoint -> when it last let a question run into its timeout, in seconds of time.monotonic
+kept_waiting = {}  # endpoint -> (seconds of time.monotonic when it last let us wait in vain, the error in which that ended)
 
 def ask_hub(
     repo: str,                  # id on the hub
@@ -114,7 +114,8 @@ def ask_hub(
 ):                              # huggingface_hub's ModelInfo or DatasetInfo: id (the full one), sha, siblings
     "What the hub knows of a repository, by one short question; HubError if it has none, HubAway if it gives no answer."
     what, endpoint, asked = what or f'{kind} {repo!r}', huggingface_hub.constants.ENDPOINT, time.monotonic()
-    if asked - kept_waiting.get(endpoint, -60) < 60: raise hub_error(TimeoutError(), what, repo, kind)
+    when, ended = kept_waiting.get(endpoint, (-60, None))
+    if asked - when < 60: raise hub_error(ended, what, repo, kind) or HubAway(f"{what}: the hub ({endpoint}) gave no answer")
     api = huggingface_hub.HfApi()
     for wait in (1, 2, 4, None):  # seconds; a rate limit often passes
         try: return (api.dataset_info if kind == 'dataset' else api.model_info)(repo, revision=revision, timeout=timeout)
@@ -124,7 +125,7 @@ def ask_hub(
                 continue
             no_answer = f"{what}: the hub ({endpoint}) gave no answer ({type(error).__name__}: {' '.join(str(error).split())[:150]})"
             said = hub_error(error, what, repo, kind, revision) or HubAway(no_answer)
-            if isinstance(said, HubAway) and time.monotonic() - asked > 0.9 * timeout: kept_waiting[endpoint] = time.monotonic()
+            if isinstance(said, HubAway) and time.monotonic() - asked > 0.8 * timeout: kept_waiting[endpoint] = time.monotonic(), error
             raise said from error
 
 # %% ../nbs/15_models.ipynb #7cd1e9f5
