@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .capture import anatomy, attending_layer, capture_attention, capture_states
 from .config import DistillConfig
 from .curriculum import Curriculum, constant, default_schedules
-from .models import AbsentModel, body, load_causal_lm, load_options, load_tokenizer, output_head, pick_teacher_dtype
+from .models import AbsentModel, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head, pick_teacher_dtype
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
@@ -67,6 +67,7 @@ class StudentAwareDistillationFramework(nn.Module):
         dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, device)
         teacher = teacher_model or load_causal_lm(config.teacher_model, dtype, 'teacher_model', **hub['teacher'])
         student = student_model or load_causal_lm(config.student_model, torch.float32, 'student_model', **hub['student'])
+        mend_generation(student)  # one that was handed over may need it too: the first save would fail
         self.teacher_tokenizer = teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher'])
         self.student_tokenizer = student_tokenizer or load_tokenizer(config.student_model, 'student_model', **hub['student'])
         count = lambda model: sum(p.numel() for p in model.parameters())

@@ -77,24 +77,33 @@ def hub_error(
     limited = f"the hub's rate limit is reached (429): wait some minutes, or {log_in}, which raises it."
     while error:
         status = getattr(getattr(error, 'response', None), 'status_code', None)
-        if isinstance(error, known.GatedRepoError) or 'is a gated dataset' in str(error): return HubError(f"{what} is gated: accept its licence at {page}, then {log_in}.")
-        if isinstance(error, known.RevisionNotFoundError): return HubError(f"{what} has no revision {revision!r} on the hub: its branches and tags are listed at {page}/tree/main.")
+        if isinstance(error, known.GatedRepoError) or 'is a gated dataset' in str(error):
+            return HubError(f"{what} is gated: accept its licence at {page}, then {log_in}.")
+        if isinstance(error, known.RevisionNotFoundError):
+            return HubError(f"{what} has no revision {revision!r} on the hub: its branches and tags are listed at {page}/tree/main.")
         if isinstance(error, known.DisabledRepoError): return HubError(f"{what} was disabled on the hub: choose another {kind}.")
-        if isinstance(error, known.HFValidationError): return HubError(f"{what} is neither {local} nor an id of the hub (owner/name): check the name.")
-        if isinstance(error, known.RepositoryNotFoundError): return HubError(f"{what} is neither {local} nor on the hub ({endpoint}): check the name, or {log_in} if it is private.")
-        if isinstance(error, known.EntryNotFoundError) and not isinstance(error, known.LocalEntryNotFoundError): return None  # a file that is not there is no failure
-        if status == 404: return HubError(f"{what} is neither {local} nor at {endpoint}, which answers 404: check the name, and HF_ENDPOINT if it is set.")
+        if isinstance(error, known.HFValidationError):
+            return HubError(f"{what} is neither {local} nor an id of the hub (owner/name): check the name.")
+        if isinstance(error, known.RepositoryNotFoundError):
+            return HubError(f"{what} is neither {local} nor on the hub ({endpoint}): check the name, or {log_in} if it is private.")
+        if isinstance(error, known.EntryNotFoundError) and not isinstance(error, known.LocalEntryNotFoundError):
+            return None  # a file that is not there is no failure
+        if status == 404:
+            return HubError(f"{what} is neither {local} nor at {endpoint}, which answers 404: check the name, and HF_ENDPOINT if it is "
+                            "set.")
         if isinstance(error, known.OfflineModeIsEnabled): return HubAway(f"{what} is not {local}, and offline mode is on (HF_HUB_OFFLINE)")
         if status == 429: return HubAway(f"{what}: {limited}")
-        if status == 401: return HubError(f"{what}: the hub does not accept your token (401): {log_in} again, or unset HF_TOKEN.")
-        if status == 403: return HubError(f"{what}: your token may not read it (403): ask for access at {page}, or {log_in} with one that may.")
+        if status == 401: return HubError(f"{what}: the hub does not accept your token (401): log in again with `hf auth login`, or renew HF_TOKEN.")
+        if status == 403:
+            return HubError(f"{what}: your token may not read it (403): ask for access at {page}, or {log_in} with one that may.")
         if status and status >= 500: return HubAway(f"{what}: the hub ({endpoint}) is out of order ({status})")
-        if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split('.')[0] in ('httpx', 'httpcore', 'requests', 'urllib3') and not status:
+        theirs = type(error).__module__.split('.')[0] in ('httpx', 'httpcore', 'requests', 'urllib3')
+        if isinstance(error, (ConnectionError, TimeoutError)) or theirs and not status:
             return HubAway(f"{what} is not {local}, and the hub ({endpoint}) cannot be reached ({type(error).__name__})")
         error = error.__cause__ or error.__context__
 
 # %% ../nbs/15_models.ipynb #be6120c9
-kept_waiting = {}  # endpoint -> (until when it is not asked again, in seconds of time.monotonic, what it answered last)
+kept_waiting = {}  # endpoint -> (seconds of time.monotonic when it last let us wait in vain, the error in which that ended)
 
 def ask_hub(
     repo: str,                  # id on the hub
@@ -105,27 +114,33 @@ def ask_hub(
 ):                              # huggingface_hub's ModelInfo or DatasetInfo: id (the full one), sha, siblings
     "What the hub knows of a repository, by one short question; HubError if it has none, HubAway if it gives no answer."
     what, endpoint, asked = what or f'{kind} {repo!r}', huggingface_hub.constants.ENDPOINT, time.monotonic()
-    until, answer = kept_waiting.get(endpoint, (0, None))
-    if asked < until: raise hub_error(answer, what, repo, kind)
+    when, ended = kept_waiting.get(endpoint, (-60, None))
+    if asked - when < 60: raise hub_error(ended, what, repo, kind) or HubAway(f"{what}: the hub ({endpoint}) gave no answer")
     api = huggingface_hub.HfApi()
     for wait in (1, 2, 4, None):  # seconds; a rate limit often passes
         try: return (api.dataset_info if kind == 'dataset' else api.model_info)(repo, revision=revision, timeout=timeout)
         except Exception as error:
-            limited = getattr(getattr(error, 'response', None), 'status_code', None) == 429
-            if wait and limited:
+            if wait and getattr(getattr(error, 'response', None), 'status_code', None) == 429:
                 time.sleep(wait)
                 continue
-            said = hub_error(error, what, repo, kind, revision) or HubAway(f"{what}: the hub ({endpoint}) gave no answer ({type(error).__name__}: {' '.join(str(error).split())[:150]})")
-            if isinstance(said, HubAway) and (limited or time.monotonic() - asked > 0.9 * timeout): kept_waiting[endpoint] = time.monotonic() + 60, error
+            no_answer = f"{what}: the hub ({endpoint}) gave no answer ({type(error).__name__}: {' '.join(str(error).split())[:150]})"
+            said = hub_error(error, what, repo, kind, revision) or HubAway(no_answer)
+            if isinstance(said, HubAway) and time.monotonic() - asked > 0.8 * timeout: kept_waiting[endpoint] = time.monotonic(), error
             raise said from error
 
 # %% ../nbs/15_models.ipynb #7cd1e9f5
-TOKENIZERS = 'tokenizer.json', 'tokenizer.model', 'tekken.json', 'tiktoken.model', 'vocab.json', 'vocab.txt', 'spiece.model', 'sentencepiece.bpe.model', '*.tiktoken', 'qwen.tiktoken'
+TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'tekken.json', 'tiktoken.model', '*.tiktoken', 'vocab.json', 'vocab.txt', 'spiece.model',
+              'sentencepiece.bpe.model')
 WEIGHTS = 'model*.safetensors', 'pytorch_model*.bin', 'model.safetensors.index.json', 'pytorch_model.bin.index.json'
-FOREIGN = {'*.gguf': ('GGUF weights (of llama.cpp)', 'the model that they were made from'), '*.onnx': ('ONNX weights', 'the PyTorch model'), '*.nemo': ('a NeMo archive', 'a converted model'),
-           'tf_model*.h5': ('TensorFlow weights', 'one with model.safetensors'), 'flax_model*.msgpack': ('Flax weights', 'one with model.safetensors'),
-           'openvino_model*': ('OpenVINO weights', 'the PyTorch model'), 'consolidated*': ("weights in the maker's own format", "the version for transformers (often named …-hf)"),
-           'weights*.npz': ('MLX weights', 'the PyTorch model'), '*.pth': ("PyTorch weights in the maker's own format", 'a version for transformers'),
+FOREIGN = {'*.gguf': ('GGUF weights (of llama.cpp)', 'the model that they were made from'),
+           '*.onnx': ('ONNX weights', 'the PyTorch model'),
+           '*.nemo': ('a NeMo archive', 'a converted model'),
+           'tf_model*.h5': ('TensorFlow weights', 'one with model.safetensors'),
+           'flax_model*.msgpack': ('Flax weights', 'one with model.safetensors'),
+           'openvino_model*': ('OpenVINO weights', 'the PyTorch model'),
+           'weights*.npz': ('MLX weights', 'the PyTorch model'),
+           'consolidated*': ("weights in the maker's own format", 'the version for transformers (often named …-hf)'),
+           '*.pth': ("PyTorch weights in the maker's own format", 'a version for transformers'),
            '*.pt': ("PyTorch weights in the maker's own format", 'a version for transformers')}
 
 # %% ../nbs/15_models.ipynb #13b7c6e8
@@ -148,23 +163,32 @@ def what_it_is(
     name = lambda sub: str(folder / sub) if folder else sub
     if 'adapter_config.json' in here and not weights:
         base = folder and read_json(folder / 'adapter_config.json').get('base_model_name_or_path')
-        return f"is an adapter{f' of {base!r}' if base else ''}, not a model: merge it first (peft: AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…), with the tokenizer)."
+        return (f"is an adapter{f' of {base!r}' if base else ''}, not a model: merge it first (peft: "
+                "AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…), with the tokenizer).")
     if 'model_index.json' in here: return "is a pipeline of diffusers, which makes images: choose a causal language model."
-    if holds(here, 'modules.json', 'config_sentence_transformers.json'): return "is a model of sentence-transformers: it gives embeddings and no next token. Choose a causal language model."
+    if holds(here, 'modules.json', 'config_sentence_transformers.json'):
+        return "is a model of sentence-transformers: it gives embeddings and no next token. Choose a causal language model."
     if 'config.yaml' in here and not whole and holds(here, 'student', 'checkpoint-*', 'metrics.jsonl', 'report.json'):
         if 'student' in inner: return f"is the folder of a run: its student is in {name('student')!r}, name that."
         saved = [sub for sub in inner if sub.startswith('checkpoint-')]
-        return "is the folder of a run that has not ended: " + (f"its checkpoints are {', '.join(map(name, saved))}, name one of them." if saved else "it holds no student yet.")
-    if not whole and inner: return f"holds no config.json, but {', '.join(map(repr, map(name, inner[:4])))} {'does' if len(inner) == 1 else 'do'}: name {'that' if len(inner) == 1 else 'one of them'}" + (
-        "." if folder else " as the subfolder.")
+        checkpoints = f"its checkpoints are {', '.join(map(name, saved))}, name one of them."
+        return f"is the folder of a run that has not ended: {checkpoints if saved else 'it holds no student yet.'}"
+    if not whole and inner:
+        does, it = ('does', 'that') if len(inner) == 1 else ('do', 'one of them')
+        found = ', '.join(map(repr, map(name, inner[:4])))
+        return f"holds no config.json, but {found} {does}: name {it}{'.' if folder else ' as the subfolder.'}"
     if not weights:
         for pattern, (kind, instead) in FOREIGN.items():
-            if holds(here, pattern): return f"holds {kind} only ({holds(here, pattern)[0]}), which transformers does not train: choose {instead}."
+            if holds(here, pattern):
+                return (f"holds {kind} only ({holds(here, pattern)[0]}){'' if whole else ' and no config.json'}, which transformers does "
+                        f"not train: choose {instead}.")
     if not whole:
         found = ', '.join(here[:5]) + (', …' if len(here) > 5 else '')
-        return f"holds no config.json ({f'it holds {found}' if here else 'it is empty'}): name a folder that save_pretrained wrote, or a hub id."
+        return (f"holds no config.json ({f'it holds {found}' if here else 'it is empty'}): name a folder that save_pretrained wrote, or a "
+                "hub id.")
     if folder and (broken := damage(folder, here)): return broken
-    if not weights and not holds(here, '*.safetensors', '*.bin'): return "holds no weights (model.safetensors): it was not downloaded or saved to its end."
+    if not weights and not holds(here, '*.safetensors', '*.bin'):
+        return "holds no weights (model.safetensors): it was not downloaded or saved to its end."
 
 # %% ../nbs/15_models.ipynb #a90c3d62
 def read_json(
@@ -183,7 +207,8 @@ def damage(
     "Files that are missing, cut off, or only pointers to where they could be had."
     for file in holds(files, '*.json', '*.safetensors', '*.bin', '*.model', '*.txt'):
         with (folder / file).open('rb') as opened:
-            if opened.read(40).startswith(b'version https://git-lfs'): return f"holds {file} only as a pointer of Git LFS: run `git lfs pull` there, or download it with `hf download`."
+            if opened.read(40).startswith(b'version https://git-lfs'):
+                return f"holds {file} only as a pointer of Git LFS: run `git lfs pull` there, or download it with `hf download`."
     for index in holds(files, '*.safetensors.index.json', '*.bin.index.json'):
         wanted = sorted(set(read_json(folder / index).get('weight_map', {}).values()))
         missing = [shard for shard in wanted if shard not in files]
@@ -191,7 +216,9 @@ def damage(
     for file in holds(files, '*.safetensors'):
         try:
             with safetensors.safe_open(folder / file, 'pt'): pass
-        except Exception as error: return f"holds a damaged {file} ({(folder / file).stat().st_size:,} bytes; {' '.join(str(error).split())}): download it again."
+        except Exception as error:
+            return (f"holds a damaged {file} ({(folder / file).stat().st_size:,} bytes; {' '.join(str(error).split())}): download it "
+                    "again.")
 
 # %% ../nbs/15_models.ipynb #02b8d4c7
 @dataclass
@@ -202,7 +229,7 @@ class Source:
     options: dict         # for from_pretrained
     files: list|None      # names of what there is, below the subfolder; None: not known
     folder: Path|None     # where the files are; None: on the hub
-    away: HubAway|None    # why the hub could not be asked
+    away: HubAway|None    # why the hub could not be asked, so that the cache is all there is
 
 # %% ../nbs/15_models.ipynb #b6f93e58
 def find_model(
@@ -218,7 +245,8 @@ def find_model(
     path = Path(name).expanduser()
     if path.is_file(): raise ModelError(f"{what} is a file: give the folder that holds it, with its config.json and tokenizer.json.")
     if path.is_dir():
-        if revision: raise ModelError(f"{what} is a local folder, which has no revision {revision!r}: leave {side}_revision out, or give a hub id.")
+        if revision:
+            raise ModelError(f"{what} is a local folder, which has no revision {revision!r}: leave {side}_revision out, or give a hub id.")
         folder = path / sub
         if not folder.is_dir(): raise ModelError(f"{what} holds no folder {sub!r}: check {side}_subfolder.")
         files = [str(file.relative_to(folder)) for file in [*folder.iterdir(), *folder.glob('*/config.json')]]
@@ -226,11 +254,14 @@ def find_model(
     if '://' in name: raise ModelError(f"{what} is an address: give the id, which is the last two parts of it (owner/name).")
     if name.startswith(('.', '/', '~')) or '\\' in name: raise ModelError(f"{what} does not exist: check the path.")
     repo = name.rstrip('/')
-    if '@' in repo or ':' in repo: raise ModelError(f"{what} is neither a local folder nor an id of the hub: give a revision as {side}_revision and a subfolder as {side}_subfolder.")
+    if '@' in repo or ':' in repo:
+        raise ModelError(f"{what} is neither a local folder nor an id of the hub: give a revision as {side}_revision and a subfolder as "
+                         f"{side}_subfolder.")
     try: info = ask_hub(repo, 'model', revision, what)
     except HubAway as away: return Source(what, repo, dict(options, local_files_only=True), None, None, away)
-    files = [file.rfilename.removeprefix(f'{sub}/') for file in getattr(info, 'siblings', None) or [] if not sub or file.rfilename.startswith(f'{sub}/')]
-    if sub and info.siblings and not files: raise ModelError(f"{what} has no folder {sub!r} on the hub: check {side}_subfolder.")
+    listed = [file.rfilename for file in getattr(info, 'siblings', None) or []]
+    files = [file.removeprefix(f'{sub}/') for file in listed if not sub or file.startswith(f'{sub}/')]
+    if sub and listed and not files: raise ModelError(f"{what} has no folder {sub!r} on the hub: check {side}_subfolder.")
     return Source(what, repo, options, files or None, None, None)
 
 # %% ../nbs/15_models.ipynb #4d07a1fe
@@ -247,7 +278,8 @@ def cannot_load(
     reason = ' '.join(str(error).split())
     if 'trust_remote_code' in reason: return ModelError(f"{what} brings code of its own: read it, then set trust_remote_code to run it.")
     if 'does not recognize this architecture' in reason or 'model_type' in reason and isinstance(error, (KeyError, ValueError)):
-        return ModelError(f"{what} is of a type that transformers {transformers_version} does not know (model_type in its config.json): upgrade transformers, or set trust_remote_code if it brings code of its own.")
+        return ModelError(f"{what} is of a type that transformers {transformers_version} does not know (model_type in its config.json): "
+                          "upgrade transformers, or set trust_remote_code if it brings code of its own.")
     return ModelError(f"{what} could not be loaded: {type(error).__name__}: {reason[:240]}")
 
 # %% ../nbs/15_models.ipynb #c81fe3a6
@@ -256,6 +288,7 @@ def without_copy(
     options: dict,   # with which it was looked for
 ) -> str:
     "The sentence for what is neither to be had from the hub nor in its cache."
+    kept_waiting.clear()  # who is told so may mend it and try again
     where = options.get('cache_dir') or huggingface_hub.constants.HF_HUB_CACHE
     return f"{str(away).rstrip('.')}; the cache ({where}) holds no whole copy either: give a local folder, or connect once to download it."
 
@@ -279,8 +312,10 @@ def load_tokenizer(
     if source.files is not None:
         if not holds(source.files, *TOKENIZERS):
             odd = what_it_is(source.files, source.folder) if 'config.json' not in source.files else None
-            raise ModelError(f"{source.what} {odd or 'holds no tokenizer (tokenizer.json): copy those of the model that it was made from into it.'}")
-        if source.folder and (odd := damage(source.folder, holds(source.files, *TOKENIZERS, 'tokenizer*.json'))): raise ModelError(f"{source.what} {odd}")
+            raise ModelError(f"{source.what} "
+                             f"{odd or 'holds no tokenizer (tokenizer.json): copy those of the model that it was made from into it.'}")
+        if source.folder and (odd := damage(source.folder, holds(source.files, *TOKENIZERS, 'tokenizer*.json'))):
+            raise ModelError(f"{source.what} {odd}")
     try:
         with quietly(): tokenizer = AutoTokenizer.from_pretrained(source.name, **source.options)
     except Exception as error: raise cannot_load(source, error, 'the tokenizer of ') from error
@@ -329,7 +364,9 @@ def load_causal_lm(
     "A checked causal language model; ModelError if it cannot be loaded, is not whole or does not read from left to right."
     source = find_model(name, role, **options)
     config = read_config(source)
-    def load(**more): return AutoModelForCausalLM.from_pretrained(source.name, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **source.options, **more)
+    def load(**more):
+        return AutoModelForCausalLM.from_pretrained(source.name, config=config, dtype=dtype, output_loading_info=True,
+                                                    ignore_mismatched_sizes=True, **source.options, **more)
     try:
         with quietly():
             try: model, said = load()
@@ -351,16 +388,20 @@ def check_whole(
     "ModelError for tensors that the checkpoint did not give, gave in another shape, or gave as no numbers."
     parts = dict(model.named_parameters())  # what is tied appears once
     some = lambda names: ', '.join(names[:3]) + (', …' if len(names) > 3 else '')
-    if odd := [f'{name}: {list(found)} instead of {list(wanted)}' for name, found, wanted in said.get('mismatched_keys') or ()]:
-        raise ModelError(f"{what} has {len(odd)} tensors of other shapes than its config.json says ({some(odd)}): config and weights do not belong together.")
+    if odd := [f'{name}: {list(found)} instead of {list(wanted)}' for name, found, wanted in sorted(said.get('mismatched_keys') or ())]:
+        raise ModelError(f"{what} has {len(odd)} tensors of other shapes than its config.json says ({some(odd)}): config and weights do "
+                         "not belong together.")
     if missing := [name for name in parts if name in set(said.get('missing_keys') or ())]:
-        raise ModelError(f"{what} lacks {len(missing)} of its {len(parts)} tensors ({some(missing)}): download it again, or choose a checkpoint of a whole language model.")
+        raise ModelError(f"{what} lacks {len(missing)} of its {len(parts)} tensors ({some(missing)}): download it again, or choose a "
+                         "checkpoint of a whole language model.")
     head = model.get_output_embeddings()
     for name, part in parts.items():
         if not part.numel() or part.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64): continue
         low, high = part.detach().aminmax()  # a NaN comes through, and no second tensor is made
         if high.isfinite() and (low.isfinite() or part is getattr(head, 'bias', None)): continue
-        if low.isnan() or part.dtype != torch.float16: raise ModelError(f"weights of {what} hold {'NaN' if low.isnan() else 'inf'}: {name}. Download it again, or choose another checkpoint.")
+        if low.isnan() or part.dtype != torch.float16:
+            raise ModelError(f"weights of {what} hold {'NaN' if low.isnan() else 'inf'}: {name}. Download it again, or choose another "
+                             "checkpoint.")
         raise ModelError(f"weights of {what} are too large for float16: {name}. Choose float32 or bfloat16 as teacher_dtype.")
 
 # %% ../nbs/15_models.ipynb #d64b28f1
@@ -390,7 +431,8 @@ def mend_generation(
     model: PreTrainedModel,
 ) -> None:
     "Make what the model says about generation something that save_pretrained accepts; how it writes stays the same."
-    for name in getattr(model.config, '_get_generation_parameters', dict)(): setattr(model.config, name, None)  # belongs to generation_config
+    misplaced = getattr(model.config, '_get_generation_parameters', dict)()
+    for name in misplaced: setattr(model.config, name, None)
     config, plain = getattr(model, 'generation_config', None), GenerationConfig()
     if config is None or is_sound(config): return
     if not config.do_sample:
@@ -420,7 +462,9 @@ class AbsentModel(nn.Module):
     dtype = torch.float32
     def get_input_embeddings(self): return self.embedding
     def get_output_embeddings(self): return self.embedding
-    def forward(self, *args, **kwargs): raise ModelError("the teacher is not in memory, only what it said about the training text: give the run no teacher_cache for this.")
+    def forward(self, *args, **kwargs):
+        raise ModelError("the teacher is not in memory, only what it said about the training text: give the run no teacher_cache for "
+                         "this.")
 
 # %% ../nbs/15_models.ipynb #e0fceffb
 def body(
@@ -463,4 +507,5 @@ def check_causal_lm(
     if ahead > (1e-5 if states.dtype == torch.float32 else 5e-3):
         raise ModelError(f"{name} ({type(model).__name__}) sees later tokens: it is an encoder. Choose a decoder-only model.")
     if not close(output_head(model)(states).float(), logits):
-        raise ModelError(f"{name} ({type(model).__name__}) does more to its states than its head shows: it cannot be distilled a chunk at a time.")
+        raise ModelError(f"{name} ({type(model).__name__}) does more to its states than its head shows: it cannot be distilled a chunk at "
+                         "a time.")

@@ -60,14 +60,16 @@ def training_arguments(
     if given.get('load_best_model_at_end'):  # what is measured must be saved
         if 'save_strategy' not in overrides and says('eval_strategy') != 'no': given['save_strategy'] = given['eval_strategy']
         if 'save_steps' in overrides and not config.eval_steps: given['eval_steps'] = given['save_steps']
-    if given.get('load_best_model_at_end') or given.get('metric_for_best_model') or says('save_strategy') == 'best' or says('lr_scheduler_type') in ('reduce_lr_on_plateau', 'greedy'):
+    waits = says('lr_scheduler_type') in ('reduce_lr_on_plateau', 'greedy')
+    if waits or given.get('load_best_model_at_end') or given.get('metric_for_best_model') or says('save_strategy') == 'best':
         metric = (given.get('metric_for_best_model') or 'loss').removeprefix('eval_')
         given.update(metric_for_best_model=METRICS[0] if metric == 'loss' else metric, greater_is_better=False)
     return TrainingArguments(**given)
 
 # %% ../nbs/35_trainer.ipynb #c95e80d7
 _config_fields = {f.name for f in fields(DistillConfig)}
-OURS = {**{f.name: f.name for f in fields(TrainingArguments) if f.name in _config_fields}, 'num_train_epochs': 'num_epochs', 'per_device_train_batch_size': 'batch_size'}  # field -> the config's
+OURS = dict({f.name: f.name for f in fields(TrainingArguments) if f.name in _config_fields},
+            num_train_epochs='num_epochs', per_device_train_batch_size='batch_size')  # field -> the config's
 _one_forward = "a run measures the student by its language-model loss and collects no predictions."
 _push = "a run pushes nothing by itself: when it is over, `hf upload OWNER/NAME <output_dir>/student` does."
 _sharded = "a run does not shard its models: start it with torchrun for several GPUs, each of which holds both."
@@ -79,17 +81,23 @@ REFUSED = dict(  # field -> what follows 'is …, but'
     torch_compile="hidden states are read by hooks, which a compiled model does not call: leave it out.",
     torch_compile_backend="hidden states are read by hooks, which a compiled model does not call: leave it out.",
     torch_compile_mode="hidden states are read by hooks, which a compiled model does not call: leave it out.",
-    auto_find_batch_size="it would change the batch of an optimizer step: halve batch_size and double gradient_accumulation_steps, which is the same update in half the memory.",
-    bf16_full_eval="a student is measured in the precision of its training: leave it out.", fp16_full_eval="a student is measured in the precision of its training: leave it out.",
+    auto_find_batch_size="it would change the batch of an optimizer step: halve batch_size and double gradient_accumulation_steps, "
+                         "which is the same update in half the memory.",
+    bf16_full_eval="a student is measured in the precision of its training: leave it out.",
+    fp16_full_eval="a student is measured in the precision of its training: leave it out.",
     include_for_metrics=_one_forward, batch_eval_metrics=_one_forward, label_names="labels are the student's own tokens: leave it out.",
     remove_unused_columns="it would take the teacher's columns out of the data: leave it out.",
     save_only_model="a run could not go on from such checkpoints: lower save_total_limit to need less room.",
     enable_jit_checkpoint="a run that is cut off goes on from its last checkpoint: lower save_steps to lose less.",
-    push_to_hub=_push, hub_model_id=_push, hub_strategy=_push, hub_always_push=_push, hub_revision=_push, hub_token="it would be written into the run's config.yaml: set HF_TOKEN or use `hf auth login`.",
+    push_to_hub=_push, hub_model_id=_push, hub_strategy=_push, hub_always_push=_push, hub_revision=_push,
+    hub_token="it would be written into the run's config.yaml: set HF_TOKEN or use `hf auth login`.",
     fsdp=_sharded, fsdp_config=_sharded, deepspeed=_sharded, parallelism_config=_sharded,
-    debug="what overflows is counted, shown and skipped anyway (skipped_steps): leave it out.", optim_target_modules="the optimizers that it is for are not supported: leave it out.",
-    resume_from_checkpoint="a run goes on by itself: give the same command with the same output_dir.", do_predict="a run predicts nothing: use kdkit eval.")
-LEAST = dict(weight_decay=0, max_grad_norm=0, per_device_eval_batch_size=1, save_total_limit=1, save_steps=1e-9, eval_delay=0, dataloader_num_workers=0, torch_empty_cache_steps=1, ddp_timeout=1)
+    debug="what overflows is counted, shown and skipped anyway (skipped_steps): leave it out.",
+    optim_target_modules="the optimizers that it is for are not supported: leave it out.",
+    resume_from_checkpoint="a run goes on by itself: give the same command with the same output_dir.",
+    do_predict="a run predicts nothing: use kdkit eval.")
+LEAST = dict(weight_decay=0, max_grad_norm=0, per_device_eval_batch_size=1, save_total_limit=1, save_steps=1e-9, eval_delay=0,
+             dataloader_num_workers=0, torch_empty_cache_steps=1, ddp_timeout=1)
 
 # %% ../nbs/35_trainer.ipynb #83b0d4e2
 def check_arguments(
@@ -99,16 +107,23 @@ def check_arguments(
     "ConfigError for what a run could not honour; nothing is loaded."
     known = {f.name: f for f in fields(TrainingArguments) if f.init}
     for name, value in arguments.items():
-        if name not in known: raise ConfigError(f"TrainingArguments of transformers {transformers_version} have no {name!r}.{nearest(name, known)}")
+        if name not in known:
+            raise ConfigError(f"TrainingArguments of transformers {transformers_version} have no {name!r}.{nearest(name, known)}")
         default = known[name].default if known[name].default is not MISSING else None
-        if name in OURS: raise ConfigError(f"{name} belongs to the config: give it there{f' as {OURS[name]}' if OURS[name] != name else ''}.")
+        if name in OURS:
+            raise ConfigError(f"{name} belongs to the config: give it there{f' as {OURS[name]}' if OURS[name] != name else ''}.")
         if isinstance(value, float) and not math.isfinite(value): raise ConfigError(f"{name} is {value}, but it must be a finite number.")
-        if name in LEAST and isinstance(value, (int, float)) and value < LEAST[name]: raise ConfigError(f"{name} is {value}, but it must be {'above 0' if name == 'save_steps' else f'{LEAST[name]} or more'}.")
-        unset = not value or str(value).lower() == 'true' if name == 'resume_from_checkpoint' else not value or value == default and name != 'remove_unused_columns'
-        if name in REFUSED and not unset: raise ConfigError(f"{name} is {'set' if name == 'hub_token' else repr(value)}, but {REFUSED[name]}")
+        if name in LEAST and isinstance(value, (int, float)) and value < LEAST[name]:
+            raise ConfigError(f"{name} is {value}, but it must be {'above 0' if name == 'save_steps' else f'{LEAST[name]} or more'}.")
+        unset = not value or value == default and name != 'remove_unused_columns'
+        if name == 'resume_from_checkpoint': unset = not value or str(value).lower() == 'true'  # it does
+        if name in REFUSED and not unset:
+            raise ConfigError(f"{name} is {'set' if name == 'hub_token' else repr(value)}, but {REFUSED[name]}")
     for flag in ('ACCELERATE_USE_FSDP', 'ACCELERATE_USE_DEEPSPEED'):
-        if os.environ.get(flag, '').lower() in ('1', 'true', 'yes'): raise ConfigError(f"{flag} is set (by accelerate launch?), but {_sharded}")
-    if arguments.get('ddp_backend') and int(os.environ.get('WORLD_SIZE', 1)) == 1: raise ConfigError("ddp_backend is given, but there is one process: start several with torchrun, or leave it out.")
+        if os.environ.get(flag, '').lower() in ('1', 'true', 'yes'):
+            raise ConfigError(f"{flag} is set (by accelerate launch?), but {_sharded}")
+    if arguments.get('ddp_backend') and int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        raise ConfigError("ddp_backend is given, but there is one process: start several with torchrun, or leave it out.")
     if not (said := what_fails(config, arguments)): return
     def fails_alone(name):
         try: return what_fails(config, {name: arguments[name]}) == said
@@ -137,22 +152,28 @@ def try_out(
     "Make optimizer, schedule, loader and trackers once, for nothing; whatever they raise, or a ConfigError."
     if args.fp16 and args.device.type == 'cpu': raise ConfigError("fp16 is asked for, but it needs a GPU: leave it out.")
     if args.optim.startswith(('galore', 'apollo', 'lomo', 'adalomo', 'schedule_free')) or args.optim.endswith('layerwise'):
-        raise ConfigError(f"optim {args.optim.value!r} is not supported, since it steps by itself or keeps other weights for training than for use: choose adamw_torch, adafactor or an 8-bit one.")
+        raise ConfigError(f"optim {args.optim.value!r} is not supported, since it steps by itself or keeps other weights for training "
+                          "than for use: choose adamw_torch, adafactor or an 8-bit one.")
     if args.metric_for_best_model and args.metric_for_best_model not in METRICS:
         raise ConfigError(f"metric_for_best_model is {args.metric_for_best_model!r}, but a run measures {', '.join(METRICS)}.")
-    if config.early_stopping and args.eval_strategy == 'no': raise ConfigError("early_stopping waits for measurements, and eval_strategy 'no' makes none: leave one of them out.")
-    if args.train_sampling_strategy not in ('random', 'sequential', 'group_by_length', 'batch_rebalance'):
-        raise ConfigError(f"train_sampling_strategy {args.train_sampling_strategy!r} is unknown: choose random, sequential, group_by_length or batch_rebalance.")
+    if config.early_stopping and args.eval_strategy == 'no':
+        raise ConfigError("early_stopping waits for measurements, and eval_strategy 'no' makes none: leave one of them out.")
+    if getattr(args, 'train_sampling_strategy', 'random') not in ('random', 'sequential', 'group_by_length', 'batch_rebalance'):
+        raise ConfigError(f"train_sampling_strategy {args.train_sampling_strategy!r} is unknown: choose random, sequential, "
+                          "group_by_length or batch_rebalance.")
     check_trackers(args.report_to)
     args.get_process_log_level()
-    DataLoader([0], num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor, persistent_workers=args.dataloader_persistent_workers,
-               multiprocessing_context=args.dataloader_multiprocessing_context if args.dataloader_num_workers else None)
+    DataLoader([0], num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor,
+               persistent_workers=args.dataloader_persistent_workers,
+               multiprocessing_context=getattr(args, 'dataloader_multiprocessing_context', None) if args.dataloader_num_workers else None)
     make, options = Trainer.get_optimizer_cls_and_kwargs(args)
     weight = nn.Parameter(torch.zeros(2, 2))
-    scheduler = get_scheduler(args.lr_scheduler_type, make([weight], **options), args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
+    optimizer = make([weight], **options)
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
     for rate in getattr(scheduler, 'lr_lambdas', ()):
         for step in (0, steps // 2, steps): rate(step)
-    options = {name: value for name, value in (args.gradient_checkpointing_kwargs or {}).items() if name not in ('every_n_layers', 'offload')}
+    options = {**(args.gradient_checkpointing_kwargs or {})}
+    for ours in ('every_n_layers', 'offload'): options.pop(ours, None)  # of transformers, not of torch
     if args.gradient_checkpointing: checkpoint(nn.Identity(), weight, **{'use_reentrant': False, **options})
 
 # %% ../nbs/35_trainer.ipynb #4ca9e07b
@@ -161,19 +182,26 @@ def check_trackers(
 ) -> None:
     "ConfigError for a tracker that is unknown, not installed, or not logged into."
     packages = dict(azure_ml='azureml-sdk', comet_ml='comet-ml', flyte='flytekit')
-    modules = dict(azure_ml=['azureml'], flyte=['flytekit'], tensorboard=['tensorboard', 'tensorboardX'], kubeflow=['os'])  # kubeflow is an address, no package
+    modules = dict(azure_ml=['azureml'], flyte=['flytekit'], tensorboard=['tensorboard', 'tensorboardX'],
+                   kubeflow=['os'])  # an address, no package
     for name in names:
-        if name not in INTEGRATION_TO_CALLBACK: raise ConfigError(f"report_to {name!r} is unknown: choose none or some of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}.{nearest(name, INTEGRATION_TO_CALLBACK)}")
-        if not any(map(importlib.util.find_spec, modules.get(name, [name]))): raise ConfigError(f"report_to {name!r} needs a package that is not installed: pip install {packages.get(name, name)}.")
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ConfigError(f"report_to {name!r} is unknown: choose none or some of "
+                              f"{', '.join(sorted(INTEGRATION_TO_CALLBACK))}.{nearest(name, INTEGRATION_TO_CALLBACK)}")
+        if not any(map(importlib.util.find_spec, modules.get(name, [name]))):
+            raise ConfigError(f"report_to {name!r} needs a package that is not installed: pip install {packages.get(name, name)}.")
         try: INTEGRATION_TO_CALLBACK[name]()
         except Exception as error: raise ConfigError(f"report_to {name!r} cannot be used: {' '.join(str(error).split())}") from error
-        if name == 'wandb' and not wandb_can_log(): raise ConfigError("report_to 'wandb', but nobody is logged in: run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline.")
+        if name == 'wandb' and not wandb_can_log():
+            raise ConfigError("report_to 'wandb', but nobody is logged in: run `wandb login`, set WANDB_API_KEY, or set "
+                              "WANDB_MODE=offline.")
 
 # %% ../nbs/35_trainer.ipynb #e6d2b813
 def wandb_can_log() -> bool:
     "Whether W&B would take a run now, without asking a question."
     import wandb
-    if os.environ.get('WANDB_MODE', '').lower() in ('offline', 'disabled', 'dryrun', 'shared') or os.environ.get('WANDB_API_KEY') or getattr(wandb, 'run', None): return True
+    if os.environ.get('WANDB_MODE', '').lower() in ('offline', 'disabled', 'dryrun', 'shared'): return True
+    if os.environ.get('WANDB_API_KEY') or getattr(wandb, 'run', None): return True
     try: return bool(wandb.login(prompt=False))
     except TypeError: return bool(wandb.api.api_key)  # an older one, which would ask
     except Exception: return True  # let it speak for itself
@@ -222,7 +250,7 @@ def load_student(
 ):
     "Put saved weights into the framework's student, exactly."
     student = framework.student_model
-    with quietly(): saved = type(student).from_pretrained(path, dtype=torch.float32)  # the class is at hand, so code of its own need not be trusted again
+    with quietly(): saved = type(student).from_pretrained(path, dtype=torch.float32)  # the class is at hand: no code to trust again
     student.load_state_dict(saved.state_dict())
 
 # %% ../nbs/35_trainer.ipynb #d98385b7
@@ -316,7 +344,8 @@ class DistillationTrainer(Trainer):
         config = framework.config
         args = args or training_arguments(config, config.max_steps)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would copy the teacher every step; use torchrun for two GPUs
-        args.remove_unused_columns, args.disable_tqdm = False, True  # the teacher's columns are used; the run has a progress line of its own
+        args.remove_unused_columns = False  # the teacher's columns are used
+        args.disable_tqdm = True            # the run has a progress line of its own
         if args.report_to:
             folder, control = Path(args.output_dir), label == 'control'
             args.run_name = (args.run_name or (folder.parent if control else folder).name) + ('-control' if control else '')

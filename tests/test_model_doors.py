@@ -109,8 +109,8 @@ FOLDERS = {  # what is there -> (how it came about, words of the sentence)
     'empty': (only, 'holds no config.json (it is empty): name a folder'),
     'documents': (lambda f: (only(f), touch('notes.md')(f)), 'it holds notes.md'),
     'adapter': (adapter, "is an adapter of 'org/base', not a model: merge it first"),
-    'gguf': (foreign('model-q4.gguf'), 'GGUF weights (of llama.cpp) only (model-q4.gguf)'),
-    'gguf alone': (lambda f: (only(f), touch('x.gguf')(f)), 'GGUF weights'),
+    'gguf': (foreign('model-q4.gguf'), 'GGUF weights (of llama.cpp) only (model-q4.gguf), which'),
+    'gguf alone': (lambda f: (only(f), touch('x.gguf')(f)), 'GGUF weights (of llama.cpp) only (x.gguf) and no config.json'),
     'onnx': (foreign('model.onnx'), 'ONNX weights'),
     'tensorflow': (foreign('tf_model.h5'), 'TensorFlow weights'),
     'flax': (foreign('flax_model.msgpack'), 'Flax weights'),
@@ -134,7 +134,7 @@ FOLDERS = {  # what is there -> (how it came about, words of the sentence)
     'classifier': (other(lambda: LlamaForSequenceClassification(LlamaConfig(**SIZE))), 'LlamaForSequenceClassification, which does not say what comes next'),
     'no head': (other(lambda: LlamaModel(LlamaConfig(**SIZE))), 'lacks 1 of its 21 tensors (lm_head.weight)'),
     'a layer is missing': (tensors(lambda w: {k: v for k, v in w.items() if '.layers.1.' not in k}), 'lacks 12 of its 27 tensors (model.layers.1.'),
-    'another shape': (edit('config.json', vocab_size=800), 'tensors of other shapes than its config.json says (model.embed_tokens.weight: [700, 32] instead of [800, 32]'),
+    'another shape': (edit('config.json', vocab_size=800), 'tensors of other shapes than its config.json says (lm_head.weight: [700, 32] instead of [800, 32], model.embed'),
     'NaN': (filled('model.layers.1.mlp.up_proj.weight', float('nan')), "hold NaN: model.layers.1.mlp.up_proj.weight. Download it again"),
     'inf': (filled('lm_head.weight', float('inf')), 'hold inf: lm_head.weight'),
 }
@@ -247,7 +247,7 @@ FAILURES = {
     'missing': (failure(known.RepositoryNotFoundError, 404), HubError, 'is neither a local folder nor on the hub (https://huggingface.co): check the name, or log in'),
     'revision': (failure(known.RevisionNotFoundError, 404), HubError, "has no revision 'v9' on the hub: its branches and tags are listed at https://huggingface.co/org/name/tree/main"),
     'disabled': (failure(known.DisabledRepoError, 403), HubError, 'was disabled'),
-    'too often': (failure(known.HfHubHTTPError, 429), HubAway, 'asked too often (429)'),
+    'too often': (failure(known.HfHubHTTPError, 429), HubAway, "hub's rate limit is reached (429)"),
     'bad token': (failure(known.HfHubHTTPError, 401), HubError, 'does not accept your token'),
     'forbidden': (failure(known.HfHubHTTPError, 403), HubError, 'may not read it (403)'),
     'broken': (failure(known.HfHubHTTPError, 503), HubAway, 'is out of order (503)'),
@@ -271,6 +271,7 @@ def test_failures_of_the_hub_are_told_apart_however_deep(monkeypatch, kind):
 def test_a_failing_hub_ends_in_a_sentence(monkeypatch, tmp_path, kind):
     endpoint(monkeypatch)
     error, expected, says = FAILURES[kind]
+    monkeypatch.setattr(kdkit.models.time, 'sleep', lambda seconds: None)
     def fails(self, name, **options): raise error
     monkeypatch.setattr(huggingface_hub.HfApi, 'model_info', fails)
     monkeypatch.setattr(huggingface_hub.HfApi, 'dataset_info', fails)
@@ -314,7 +315,8 @@ def test_a_hub_that_lets_us_wait_is_not_asked_again_at_once(monkeypatch):
     for _ in range(3):
         with pytest.raises(HubAway): ask_hub('org/name', timeout=.1)
     assert len(asked) == 1
-    kdkit.models.kept_waiting[huggingface_hub.constants.ENDPOINT] -= 61
+    when, ended = kdkit.models.kept_waiting[huggingface_hub.constants.ENDPOINT]
+    kdkit.models.kept_waiting[huggingface_hub.constants.ENDPOINT] = when - 61, ended
     with pytest.raises(HubAway): ask_hub('org/name', timeout=.1)
     assert len(asked) == 2
 
