@@ -122,8 +122,9 @@ def check_names(
     if missing: raise ConfigError(f"{', '.join('--' + name for name in missing)} {'is' if len(missing) == 1 else 'are'} missing.")
     for name in ('teacher_model', 'student_model', 'dataset', 'eval_dataset'):
         value = getattr(config, name) or ''
-        local = value.startswith(('.', '/', '~')) or Path(value).suffix in ('.txt', '.jsonl', '.json', '.csv', '.parquet')
-        if local and not Path(value).exists(): raise ConfigError(f"{name} {value!r} does not exist: check the path.")
+        path = value.partition('[')[0] if 'dataset' in name and not Path(value).exists() else value  # a split or slice may stand behind
+        local = path.startswith(('.', '/', '~')) or Path(path).suffix in ('.txt', '.jsonl', '.json', '.csv', '.parquet')
+        if local and not Path(path).expanduser().exists(): raise ConfigError(f"{name} {value!r} does not exist: check the path.")
     if Path(config.output_dir).is_file(): raise ConfigError(f"output_dir {config.output_dir!r} is a file: name a folder.")
 
 # %% ../nbs/40_cli.ipynb #dd803c84
@@ -157,7 +158,8 @@ def check_together(
 
 # %% ../nbs/40_cli.ipynb #8b14c774
 EVAL_OPTIONS = ('student_model', 'dataset', 'teacher_model', 'text_column', 'cache_dir', 'max_length', 'teacher_max_length', 'batch_size', 'max_eval_rows',
-                'kd_method', 'teacher_dtype', 'trust_remote_code', 'seed')
+                'kd_method', 'teacher_dtype', 'trust_remote_code', 'seed', 'teacher_revision', 'student_revision', 'teacher_subfolder', 'student_subfolder',
+                'eval_split', 'revision', 'documents_by', 'max_documents', 'num_proc')
 DEMO_OPTIONS = ('output_dir', 'seed')
 
 # %% ../nbs/40_cli.ipynb #fb7fac48

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['kept_waiting', 'TOKENIZERS', 'WEIGHTS', 'FOREIGN', 'pick_teacher_dtype', 'ModelError', 'load_options', 'HubError',
-           'HubAway', 'hub_error', 'ask_hub', 'holds', 'what_it_is', 'read_json', 'damage', 'Source', 'find_model',
-           'cannot_load', 'without_copy', 'quietly', 'load_tokenizer', 'load_config', 'read_config', 'load_causal_lm',
-           'check_whole', 'is_sound', 'what_ends_a_text', 'mend_generation', 'kept_generation', 'AbsentModel', 'body',
-           'output_head', 'check_causal_lm']
+           'HubAway', 'hub_error', 'ask_hub', 'holds', 'what_it_is', 'read_json', 'damage', 'Source', 'weight_bytes',
+           'find_model', 'cannot_load', 'without_copy', 'quietly', 'load_tokenizer', 'load_config', 'read_config',
+           'loading', 'load_causal_lm', 'check_whole', 'is_sound', 'what_ends_a_text', 'mend_generation',
+           'kept_generation', 'AbsentModel', 'body', 'output_head', 'check_causal_lm']
 
 # %% ../nbs/15_models.ipynb #25ffeed7
 import json
@@ -30,6 +30,7 @@ from transformers.utils import logging as hf_logging
 
 from .config import DistillConfig
 from .losses import widen
+from .progress import Progress, arriving, folder_bytes
 
 # %% ../nbs/15_models.ipynb #acb1830d
 def pick_teacher_dtype(
@@ -230,6 +231,15 @@ class Source:
     files: list|None      # names of what there is, below the subfolder; None: not known
     folder: Path|None     # where the files are; None: on the hub
     away: HubAway|None    # why the hub could not be asked, so that the cache is all there is
+    n_bytes: int|None = None  # of its weights, as far as the hub says
+
+# %% ../nbs/15_models.ipynb #15a0b001
+def weight_bytes(
+    info,       # of `ask_hub`
+) -> int|None:  # None: the hub does not say
+    "How large a model's weights are, from the counts by dtype that the hub has of safetensors."
+    counts = getattr(getattr(info, 'safetensors', None), 'parameters', None) or {}
+    return sum(n * (8 if '64' in kind else 4 if '32' in kind else 2 if '16' in kind else 1) for kind, n in counts.items()) or None
 
 # %% ../nbs/15_models.ipynb #b6f93e58
 def find_model(
@@ -262,7 +272,7 @@ def find_model(
     listed = [file.rfilename for file in getattr(info, 'siblings', None) or []]
     files = [file.removeprefix(f'{sub}/') for file in listed if not sub or file.startswith(f'{sub}/')]
     if sub and listed and not files: raise ModelError(f"{what} has no folder {sub!r} on the hub: check {side}_subfolder.")
-    return Source(what, repo, options, files or None, None, None)
+    return Source(what, repo, options, files or None, None, None, weight_bytes(info))
 
 # %% ../nbs/15_models.ipynb #4d07a1fe
 def cannot_load(
@@ -354,6 +364,16 @@ def read_config(
         raise ModelError(f"{what} is a {made}, which does not say what comes next: choose a decoder-only language model.")
     return config
 
+# %% ../nbs/15_models.ipynb #15a0b002
+def loading(
+    source: Source,
+) -> Progress:
+    "A line about a model that is loaded; one that is downloaded shows on the disk."
+    if source.folder: return Progress(f'loading {source.what}')
+    cache = Path(source.options.get('cache_dir') or huggingface_hub.constants.HF_HUB_CACHE, f"models--{source.name.replace('/', '--')}")
+    here = source.n_bytes is None or folder_bytes(cache) >= 0.9 * source.n_bytes
+    return Progress(f'loading {source.what}', None if here else source.n_bytes, 'B', look=arriving(cache))
+
 # %% ../nbs/15_models.ipynb #1f0551c3
 def load_causal_lm(
     name: str,                                  # hub id or folder
@@ -368,7 +388,7 @@ def load_causal_lm(
         return AutoModelForCausalLM.from_pretrained(source.name, config=config, dtype=dtype, output_loading_info=True,
                                                     ignore_mismatched_sizes=True, **source.options, **more)
     try:
-        with quietly():
+        with quietly(), loading(source):
             try: model, said = load()
             except ValueError:
                 if (settings := kept_generation(source)) is None: raise

@@ -8,6 +8,7 @@ __all__ = ['go_on', 'teacher_text']
 # %% ../nbs/26_sequence.ipynb #fd9fd35c
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from transformers import GenerationConfig
 
 from .align import encode_bytes, token_bytes
 from .config import DistillConfig
-from .data import DataError, hold_out, load_text
+from .files import DataError
 from .models import load_causal_lm, load_options, load_tokenizer, pick_teacher_dtype
+from .prepare import read_texts
 from .windows import control_ids
 
 # %% ../nbs/26_sequence.ipynb #ccc8bf07
@@ -62,9 +64,7 @@ def teacher_text(
     "Write what the teacher makes of the beginnings of a dataset's documents."
     config, path = DistillConfig.from_dict(config) if isinstance(config, dict) else config, Path(path)
     hub = load_options(config, 'teacher')
-    documents = load_text(config.dataset, 'train', config.text_column, config.cache_dir)
-    if not config.eval_dataset: documents = hold_out(documents, config.eval_fraction, config.seed)[0]
-    texts = documents['text'][:max_documents]
+    texts = read_texts(replace(config, streaming=False))[0].text['text'][:max_documents]  # what is held out is not gone on with
     tokenizer = load_tokenizer(config.teacher_model, 'teacher_model', **hub)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     teacher = load_causal_lm(config.teacher_model, pick_teacher_dtype(config.teacher_dtype, device)[0], 'teacher_model', **hub).to(device).eval()
