@@ -219,7 +219,7 @@ class StudentAwareDistillationFramework(nn.Module):
         wanted = lambda kind: [layer for term in terms for layer in getattr(term, kind)]
         with (capture_states(self.teacher_model, wanted('teacher_layers')) as layers,
               capture_attention(self.teacher_model, wanted('teacher_attention')) as attention):
-            states = body(self.teacher_model)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'])[0]
+            states = body(self.teacher_model)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'], use_cache=False)[0]
         signals.teacher_states, signals.teacher_layers, signals.teacher_attention = states, layers, attention
         if spans := [term for term in terms if isinstance(term, SpanTerm)]:
             side = batch['teacher_input_ids'], batch['teacher_attention_mask']
