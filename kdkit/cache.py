@@ -135,7 +135,7 @@ def write_cache(
     inside: Continuations|None = None,  # also ask inside its tokens
     opens: Tensor|None = None,          # [teacher vocabulary] bool, tokens that begin a new word; None: every one does
     shard_rows: int = 512, # rows in a file
-    progress=lambda done, total: None,  # called after every shard with the rows done
+    progress=lambda done, total: None,  # called with the rows done so far, and how many there are
 ) -> Path:                 # the folder
     "Ask the teacher about every row, or go on where that was cut off; CacheError if the folder holds answers to something else."
     folder, size = Path(folder), teacher.get_output_embeddings().weight.shape[0]
@@ -151,7 +151,10 @@ def write_cache(
         path = folder / f'{shard:05}.npz'
         if not path.exists():
             part = [rows[i] for i in range(start, min(start + shard_rows, len(rows)))]
-            said = [ask_teacher(teacher, part[i:i + batch_size], pad_id, inside, opens, seed=start + i, top_k=key['top_k'], samples=samples) for i in range(0, len(part), batch_size)]
+            said = []
+            for i in range(0, len(part), batch_size):
+                said.append(ask_teacher(teacher, part[i:i + batch_size], pad_id, inside, opens, seed=start + i, top_k=key['top_k'], samples=samples))
+                progress(min(start + i + batch_size, len(rows)), len(rows))
             for name, dtype in DTYPES.items():
                 values = torch.cat([some[name] for some in said]).numpy()
                 if 'starts' in name: values = np.cumsum([0, *values])
