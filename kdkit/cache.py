@@ -154,7 +154,7 @@ def write_cache(
             said = []
             for i in range(0, len(part), batch_size):
                 said.append(ask_teacher(teacher, part[i:i + batch_size], pad_id, inside, opens, seed=start + i, top_k=key['top_k'], samples=samples))
-                progress(min(start + i + batch_size, len(rows)), len(rows))
+                progress(start + min(i + batch_size, len(part)), len(rows))
             for name, dtype in DTYPES.items():
                 values = torch.cat([some[name] for some in said]).numpy()
                 if 'starts' in name: values = np.cumsum([0, *values])

@@ -67,7 +67,8 @@ def test_a_file_that_was_cut_off_goes_on(pair, tmp_path, monkeypatch):
 def test_every_batch_and_every_seed_draws_anew(pair, tmp_path):
     text = load_text(pair['dataset'])['text'][0]
     (tmp_path / 'text.jsonl').write_text(''.join(json.dumps(dict(text=text)) + '\n' for _ in range(8)))
-    config = dict(teacher_model=pair['teacher_model'], dataset=str(tmp_path / 'text.jsonl'), eval_dataset=pair['dataset'])
+    config = dict(teacher_model=pair['teacher_model'], dataset=str(tmp_path / 'text.jsonl'), eval_dataset=str(tmp_path / 'other.jsonl'))
+    (tmp_path / 'other.jsonl').write_text(json.dumps(dict(text='A document of its own, to measure on.')))
     read = lambda seed: [json.loads(line)['text'] for line in teacher_text(dict(config, seed=seed), tmp_path / f'{seed}.jsonl', prompt_tokens=6, new_tokens=12, batch_size=4).read_text().splitlines()]
     first, second = read(1), read(2)
     assert len(set(first)) == len(set(second)) == 8 and not set(first) & set(second)
