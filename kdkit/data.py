@@ -354,7 +354,7 @@ def stream_head(
             blocks.append(block)
             size += sum(map(len, block['text']))
             if size >= n_bytes: break
-        datasets.concatenate_datasets(blocks).save_to_disk(f'{folder}.part')
+        with quiet(): datasets.concatenate_datasets(blocks).save_to_disk(f'{folder}.part')
         os.replace(f'{folder}.part', folder)
     return datasets.load_from_disk(str(folder))
 
