@@ -249,20 +249,22 @@ class TextStream:
             part = self.rows.shard(num_shards=n, index=int(order[file]))
             if file == state['file'] and 'inside' in state: part.load_state_dict(state['inside'])
             for row in part:
-                if self.most is not None and taken >= self.most: break
-                taken += 1
+                if self.most is not None and taken >= self.most: return
                 texts.append(row['text'])
                 size += len(row['text'] or '')
-                if size >= self.block_bytes:
-                    yield self.block(texts), dict(file=file, taken=taken, inside=part.state_dict())
-                    texts, size = [], 0
-        if texts: yield self.block(texts), dict(file=n, taken=taken)
+                if size < self.block_bytes: continue
+                block = self.block(texts, taken)
+                taken += len(block)
+                yield block, dict(file=file, taken=taken, inside=part.state_dict())
+                texts, size = [], 0
+        if texts: yield (block := self.block(texts, taken)), dict(file=n, taken=taken + len(block))
 
-    def block(self, texts):
-        "A Dataset of these rows."
+    def block(self, texts, taken):
+        "The documents in these rows, no more than are left to take."
         table = pa.table({'text': pa.array(texts, pa.large_string())})
         if self.lines: table = join_lines(table)
         texts = [text for text in table['text'].to_pylist() if text and text.strip() and all(keep(text) for keep in self.keep)]
+        if self.most is not None: texts = texts[:self.most - taken]
         return Dataset.from_dict({'text': texts}, datasets.Features({'text': datasets.Value('large_string')}))
 
 # %% ../nbs/21_data.ipynb #d1a0c3f5

@@ -298,6 +298,6 @@ class StudentAwareDistillationFramework(nn.Module):
         "Read them back; a file of other losses is an error."
         self.terms.load_state_dict(load_file(path, device=str(self.device)))
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None):
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **more):
         how = dict(gradient_checkpointing_kwargs or {}, use_reentrant=False)  # reentrant, what is captured between layers would have no gradient
-        self.student_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+        self.student_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how, **more)
