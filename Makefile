@@ -1,9 +1,10 @@
 # make demo: a teacher with one tokenizer teaches a student with another, offline, in a few minutes.
 # make test: everything that CI checks.
+# make families: every family of transformers through kdkit, as a table. make newest: the fast tests with the newest versions.
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test fast export clean
+.PHONY: demo test fast families newest export clean
 
 demo: .venv/.installed
 	$(BIN)/kdkit demo
@@ -13,6 +14,13 @@ test: .venv/.installed-dev
 
 fast: .venv/.installed-dev
 	bash scripts/check -m "not slow"
+
+families: .venv/.installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/families.py
+
+# in .venv-newest, without constraints.txt; TORCH='torch==2.13.0' pins torch
+newest:
+	PYTHON=$(PYTHON) bash scripts/newest
 
 # notebooks -> package and README
 export: .venv/.installed-dev
@@ -29,4 +37,4 @@ export: .venv/.installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info runs/demo
+	rm -rf .venv .venv-newest build dist *.egg-info runs/demo
