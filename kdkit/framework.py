@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .capture import anatomy, attending_layer, capture_attention, capture_states
 from .config import DistillConfig
 from .curriculum import Curriculum, constant, default_schedules
-from .models import AbsentModel, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head, pick_teacher_dtype
+from .models import (AbsentModel, ModelError, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
+                          pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
@@ -299,5 +300,9 @@ class StudentAwareDistillationFramework(nn.Module):
         self.terms.load_state_dict(load_file(path, device=str(self.device)))
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **more):
-        how = dict(gradient_checkpointing_kwargs or {}, use_reentrant=False)  # reentrant, what is captured between layers would have no gradient
+        "Let the student recompute its layers in the backward pass, in the way that gradients of what is seen between them survive."
+        how = {'use_reentrant': False, **(gradient_checkpointing_kwargs or {})}
+        inside = [name for name, term in self.terms.items() if len(term.student_layers) + len(term.student_attention)]
+        if how['use_reentrant'] and inside:
+            raise ModelError(f"use_reentrant=True cuts off the gradient of {' and '.join(inside)}: leave it out, or give these losses no weight.")
         self.student_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how, **more)

@@ -491,7 +491,8 @@ def body(
     model: PreTrainedModel,  # a causal language model
 ) -> nn.Module:              # ids -> output whose first entry is the last hidden state, after the final norm
     "The model without its head."
-    return model.base_model
+    if model.base_model is not model: return model.base_model
+    return next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)  # Llama 4 names a base that it does not have
 
 # %% ../nbs/15_models.ipynb #b3dc4c83
 def output_head(
@@ -499,8 +500,9 @@ def output_head(
 ) -> Callable:               # states [..., H] -> logits [..., V], at least fp32
     "The model's head as a function of its last hidden state, with the cap or scale that its config asks for."
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
-    cap = getattr(config, 'final_logit_softcapping', None)
-    scale = (getattr(config, 'logit_scale', None) or 1.) / (getattr(config, 'logits_scaling', None) or 1.)
+    named = lambda *names: next((value for name in names if (value := getattr(config, name, None))), None)
+    cap = named('final_logit_softcapping', 'logits_soft_cap', 'output_logit_soft_cap')
+    scale = (named('logit_scale') or 1.) / (named('logits_scaling', 'logits_mup_width_multiplier') or 1.)
     def head(states):
         logits = linear(states if torch.is_autocast_enabled(states.device.type) else states.to(linear.weight.dtype))
         logits = widen(logits) * scale if scale != 1 else widen(logits)
@@ -519,8 +521,9 @@ def check_causal_lm(
     ids = torch.arange(8, device=device)[None].repeat(2, 1) % model.config.get_text_config().vocab_size
     ids[1, -1] = 0
     model.eval()
-    logits, states = model(input_ids=ids).logits.float(), body(model)(input_ids=ids)[0]
-    model.train(training)
+    try: logits, states = model(input_ids=ids).logits.float(), body(model)(input_ids=ids)[0]
+    except Exception as error: raise ModelError(f"{name} ({type(model).__name__}) cannot read eight tokens: {' '.join(str(error).split())[:240]}") from error
+    finally: model.train(training)
     tolerance = 1e-3 if states.dtype == torch.float32 else 5e-2
     close = lambda a, b: torch.allclose(a, b, rtol=tolerance, atol=tolerance * logits.abs().max().clamp_min(1).item())
     ahead = (states[0, :-1] - states[1, :-1]).abs().max() / states.abs().max()  # a decoder's would be 0 but for rounding
