@@ -165,7 +165,9 @@ def load_split(
         except Exception: names = []
         if not names or split in names or '+' in split: raise
         chosen = pick_split(names, split) or (names[0] if len(names) == 1 and split in split_words else None)
-        if chosen is None: raise DataError(f"{what} has the splits {', '.join(names)}, not {split!r}: name the one you mean, as in [{names[0]}] behind the dataset's name.") from error
+        if chosen is None:
+            raise DataError(f"{what} has the splits {', '.join(names)}, not {split!r}: name the one you mean, as in [{names[0]}] behind the "
+                            "dataset's name.") from error
     return load(chosen + part), chosen
 
 # %% ../nbs/21_data.ipynb #5808a5df
@@ -284,7 +286,9 @@ def read_corpus(
     name = read_name(spec)
     word, part = split_and_slice(name, split)
     if streaming and part:
-        if not (first := re.fullmatch(r'\[:(\d+)\]', part)): raise DataError(f"{spec}: a stream has no slice {part}, because its length is not known. Take the first documents with [:n] or max_documents, or read it without streaming.")
+        if not (first := re.fullmatch(r'\[:(\d+)\]', part)):
+            raise DataError(f"{spec}: a stream has no slice {part}, because its length is not known. Take the first documents with [:n] or "
+                            "max_documents, or read it without streaming.")
         max_documents, part = min(int(first[1]), max_documents or int(first[1])), ''
     with quiet():
         if name.local: rows, said = local_rows(name.local, word + part, text_column, cache_dir, documents_by, streaming)

@@ -7,7 +7,8 @@ __all__ = ['readers', 'prose', 'openers', 'archives', 'descriptions', 'papers', 
            'conversations', 'few_words', 'DataError', 'told', 'quiet', 'reader_of', 'describes', 'data_files',
            'split_named', 'pick_split', 'encoding_of', 'read_head', 'file_encoding', 'form_of', 'cut_documents',
            'pick_text_column', 'json_field', 'reader_options', 'text_only', 'holds_rows', 'files_of_split',
-           'local_splits', 'local_rows', 'cut_slice', 'saved_rows']
+           'local_splits', 'files_to_read', 'read_alike', 'cut_batch', 'local_rows', 'about_files', 'cut_slice',
+           'saved_rows']
 
 # %% ../nbs/19_files.ipynb #f1000003
 import bz2
@@ -18,6 +19,7 @@ import lzma
 import re
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -56,11 +58,13 @@ def quiet():
         datasets.logging.set_verbosity(level)
 
 # %% ../nbs/19_files.ipynb #f100000a
-readers = {'.txt': 'text', '.text': 'text', '.json': 'json', '.jsonl': 'json', '.ndjson': 'json', '.csv': 'csv', '.tsv': 'csv', '.parquet': 'parquet', '.arrow': 'arrow'}
+readers = {'.txt': 'text', '.text': 'text', '.json': 'json', '.jsonl': 'json', '.ndjson': 'json', '.csv': 'csv', '.tsv': 'csv',
+           '.parquet': 'parquet', '.arrow': 'arrow'}
 prose = {'.md': 'text', '.markdown': 'text', '.rst': 'text'}  # read where it is named, or where there is nothing else
 openers = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open, '.zst': None}
 archives = '.zip', '.tar', '.tgz', '.7z', '.rar'
-descriptions = {'dataset-metadata.json', 'dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json', 'metadata.json', 'kernel-metadata.json', 'croissant.json', 'package.json'}
+descriptions = {'dataset-metadata.json', 'dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json', 'metadata.json',
+                'kernel-metadata.json', 'croissant.json', 'package.json'}
 papers = 'readme', 'license', 'licence', 'changelog', 'contributing', 'citation', 'requirements', 'notice'
 
 # %% ../nbs/19_files.ipynb #f100000b
@@ -94,7 +98,8 @@ def data_files(
     return files, [f.name for f in seen if f not in files]
 
 # %% ../nbs/19_files.ipynb #f1000010
-split_words = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val', 'dev', 'development', 'eval', 'evaluation'), 'test': ('test', 'testing')}
+split_words = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val', 'dev', 'development', 'eval', 'evaluation'),
+               'test': ('test', 'testing')}
 
 # %% ../nbs/19_files.ipynb #f1000011
 def split_named(
@@ -120,7 +125,8 @@ def pick_split(
     return None
 
 # %% ../nbs/19_files.ipynb #f1000015
-marks = (codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'), (codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16')
+marks = [(codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'), (codecs.BOM_UTF8, 'utf-8-sig'),
+         (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16')]
 
 # %% ../nbs/19_files.ipynb #f1000016
 def encoding_of(
@@ -196,7 +202,8 @@ def cut_documents(
 
 # %% ../nbs/19_files.ipynb #f1000020
 text_names = 'text', 'content', 'document', 'body', 'article', 'passage', 'story'
-conversations = ('messages',), ('conversations',), ('conversation',), ('prompt', 'completion'), ('prompt', 'response'), ('instruction', 'output'), ('instruction', 'response'), ('chosen', 'rejected')
+conversations = [('messages',), ('conversations',), ('conversation',), ('prompt', 'completion'), ('prompt', 'response'),
+                 ('instruction', 'output'), ('instruction', 'response'), ('chosen', 'rejected')]
 few_words = 16  # bytes on average; below, a column holds labels or ids
 
 # %% ../nbs/19_files.ipynb #f1000021
@@ -323,6 +330,54 @@ def local_splits(
     named = [next((kind for part in reversed(file.relative_to(path).parts) if (kind := split_named(part))), None) for file in data_files(path, cache_dir)[0]]
     return [split for split in split_words if split in named]
 
+# %% ../nbs/19_files.ipynb #f1000033
+def files_to_read(
+    path: Path,                  # file or folder
+    split: str,                  # asked for
+    cache_dir: str|None = None,  # is not looked into
+) -> tuple:                      # (files, what to say of the choice, names of files that are not read)
+    "The files that hold a split's text; DataError if there are none."
+    files, others = data_files(path, cache_dir) if path.is_dir() else ([path], [])
+    if path.is_dir(): others += [file.name for file in files if not holds_rows(file)]
+    files = [file for file in files if reader_of(file) and (path.is_file() or file.name not in others)]
+    packed = next((name for name in [path.name, *others] if name.lower().endswith(archives)), None)
+    if not files and packed: raise DataError(f"{path} is or holds the archive {packed}: unpack it and name the folder.")
+    if not files:
+        raise DataError(f"{path} has nothing to read: give a file or folder of files that end in {', '.join([*readers, *prose])}, "
+                        f"also with {', '.join(openers)} behind.")
+    files = [file for file in files if file.stat().st_size]
+    if not files: raise DataError(f"{path} holds no text: every file is empty.")
+    for file in files:
+        if file.stat().st_size < 1024 and read_head(file, 64).startswith(b'version https://git-lfs.'):
+            raise DataError(f"{file} is a pointer of Git LFS, not the data itself: fetch it with git lfs pull.")
+    return (*(files_of_split(files, path, split) if path.is_dir() else (files, '')), others)
+
+# %% ../nbs/19_files.ipynb #f1000034
+def read_alike(
+    files: list,             # of Path, which one reader reads in one way
+    text_column: str|None,
+    cache_dir: str|None,
+    form: str,               # what a document of a text file is: one of DOCUMENT_FORMS
+    streaming: bool,
+    name: str,               # of the data, for messages
+) -> tuple:                  # (Dataset or IterableDataset with column text, name of its column, how many files have which form)
+    "The rows of some files."
+    reader = reader_of(files[0])
+    options = dict(reader_options(reader, files[0]), split='train', cache_dir=cache_dir, streaming=streaming)
+    with told(name): rows = load_dataset(reader, data_files=[str(file) for file in files], **options)
+    rows, column = text_only(rows, None if reader == 'text' else text_column, name)
+    if reader != 'text': return rows, column, Counter()
+    forms = Counter(form_of(read_head(file).decode(file_encoding(file), 'ignore')) if form == 'auto' else form for file in files)
+    with told(name): return rows.map(partial(cut_batch, form=form), batched=True, batch_size=1), None, forms
+
+# %% ../nbs/19_files.ipynb #f1000035
+def cut_batch(
+    batch: dict,  # column text
+    form: str,    # one of DOCUMENT_FORMS
+) -> dict:
+    "`cut_documents` for datasets."
+    return {'text': cut_documents(batch['text'], form)}
+
 # %% ../nbs/19_files.ipynb #f100002f
 def local_rows(
     path: Path,                  # file or folder
@@ -334,39 +389,35 @@ def local_rows(
 ) -> tuple:                      # (Dataset or IterableDataset with column text, what to say of it)
     "The rows of local files."
     word, part = re.fullmatch(r'([^\[]*)(.*)', split).groups()
-    if path.is_dir() and ((path / 'state.json').exists() or (path / 'dataset_dict.json').exists()): return saved_rows(path, word, part, text_column)
-    files, others = (data_files(path, cache_dir) if path.is_dir() else ([path], []))
-    if path.is_dir(): others += [file.name for file in files if not holds_rows(file)]
-    files = [file for file in files if reader_of(file) and (path.is_file() or file.name not in others)]
-    if not files:
-        packed = next((name for name in [path.name, *others] if name.lower().endswith(archives)), None)
-        if packed: raise DataError(f"{path} {'is an archive' if packed == path.name else f'holds the archive {packed}'}: unpack it and name the folder.")
-        raise DataError(f"{path} has nothing to read: give a file or folder of files that end in {', '.join([*readers, *prose])}, also with {', '.join(openers)} behind.")
-    files = [file for file in files if file.stat().st_size]
-    if not files: raise DataError(f"{path} holds no text: every file is empty.")
+    if any((path / name).exists() for name in ('state.json', 'dataset_dict.json')): return saved_rows(path, word, part, text_column)
+    files, chosen, others = files_to_read(path, word, cache_dir)
+    form = 'file' if documents_by == 'auto' and len(files) >= 20 else documents_by
+    groups, tables, columns, forms = {}, [], set(), Counter()
     for file in files:
-        if file.stat().st_size < 1024 and read_head(file, 64).startswith(b'version https://git-lfs.'): raise DataError(f"{file} is a pointer of Git LFS, not the data itself: fetch it with git lfs pull.")
-    files, chosen = files_of_split(files, path, word) if path.is_dir() else (files, '')
-    groups, forms = {}, Counter()
-    for file in files: groups.setdefault((reader_of(file), json.dumps(reader_options(reader_of(file), file), sort_keys=True, default=str)), []).append(file)
-    tables, columns = [], set()
-    for (reader, _), group in groups.items():
-        with told(str(path)):
-            rows = load_dataset(reader, data_files=[str(file) for file in group], split='train', cache_dir=cache_dir, streaming=streaming, **reader_options(reader, group[0]))
-        rows, column = text_only(rows, text_column if reader != 'text' else None, str(path))
-        if reader == 'text':
-            form = 'file' if documents_by == 'auto' and len(files) >= 20 else documents_by
-            forms.update(form_of(read_head(file).decode(file_encoding(file), 'ignore')) if form == 'auto' else form for file in group)
-            with told(str(path)): rows = rows.map(lambda batch, form=form: {'text': cut_documents(batch['text'], form)}, batched=True, batch_size=1)
-        else: columns.add(column)
-        tables.append(rows)
+        alike = reader_of(file), json.dumps(reader_options(reader_of(file), file), sort_keys=True, default=str)
+        groups.setdefault(alike, []).append(file)
+    for group in groups.values():
+        rows, column, its_forms = read_alike(group, text_column, cache_dir, form, streaming, str(path))
+        tables.append(rows), columns.update({column} - {None}), forms.update(its_forms)
     with told(str(path)): rows = concatenate_datasets(tables) if len(tables) > 1 else tables[0]
     if part: rows = cut_slice(rows, part, str(path))
+    return rows, about_files(path, files, chosen, others, columns, forms)
+
+# %% ../nbs/19_files.ipynb #f1000036
+def about_files(
+    path: Path,
+    files: list,      # that were read
+    chosen: str,      # why these
+    others: list,     # names of files that were not
+    columns: set,     # that hold the text
+    forms: Counter,   # what a document is, for how many text files
+) -> list:            # of a few words each
+    "What to say of the files that were read."
     said = [f"{len(files):,} files{f' ({chosen})' if chosen else ''}"] if path.is_dir() else []
-    said += [f"column {' and '.join(map(repr, sorted(columns)))}"] if columns else []
-    said += [f"a document is a {' or '.join(f'{form} (in {n:,} files)' if len(forms) > 1 else form for form, n in forms.items())}"] if forms else []
-    said += [f"not read: {', '.join(others[:4])}{f' and {len(others) - 4:,} more' if len(others) > 4 else ''}"] if others else []
-    return rows, said
+    if columns: said.append(f"column {' and '.join(map(repr, sorted(columns)))}")
+    if forms: said.append('a document is a ' + ' or '.join(f'{form} (in {n:,} files)' if len(forms) > 1 else form for form, n in forms.items()))
+    if others: said.append(f"not read: {', '.join(others[:4])}{f' and {len(others) - 4:,} more' if len(others) > 4 else ''}")
+    return said
 
 # %% ../nbs/19_files.ipynb #f1000030
 def cut_slice(
