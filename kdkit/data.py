@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, load_dataset, load_dataset_builder
 
-from .files import DataError, archives, local_rows, local_splits, openers, pick_split, prose, quiet, readers, split_words, text_only, told
+from .files import DataError, archives, data_files, local_rows, local_splits, openers, pick_split, prose, quiet, readers, split_words, text_only, told
 from .models import HubAway, HubError, ask_hub, hub_error
 from .progress import Progress, arriving
 from .windows import PairCollator, control_ids, pair_dataset  # the next step's names are found here too
@@ -297,7 +297,10 @@ def read_corpus(
         lines = are_lines(head)
         if lines: said.append('its rows are lines, joined to documents')
         if streaming:
-            stream = TextStream(rows, (str(name), word, text_column, revision, documents_by, seed, max_documents), seed, max_documents, lines)
+            files = data_files(name.local, cache_dir)[0] if name.local and name.local.is_dir() else [name.local] * bool(name.local)
+            files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]  # written anew, they are another stream
+            key = str(name), files, word, text_column, revision, documents_by, seed, max_documents
+            stream = TextStream(rows, key, seed, max_documents, lines)
             with told(spec): first = next((block for block, _ in replace(stream, block_bytes=1).blocks() if len(block)), None)
             if first is None: raise DataError(f"{spec} holds no text: every row is empty.")
             return Corpus(stream, str(name), said, first[0]['text'])

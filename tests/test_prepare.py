@@ -134,6 +134,13 @@ def test_a_stream_that_was_cut_off_goes_on_from_its_position(stream, monkeypatch
     assert any(state for state in read)  # it did not begin anew
 
 
+def test_files_that_were_written_anew_are_another_stream(stream, tmp_path):
+    config, _ = stream
+    before = prepare_text(config)['train'][:]
+    for n in range(5): save(tmp_path / 'data' / f'part-{n}.jsonl', [text.replace('river', 'stream') for text in TEXTS[n * 24:(n + 1) * 24]])
+    assert prepare_text(config)['train'][:] != before
+
+
 def test_a_run_from_a_stream(stream, tmp_path):
     config, _ = stream
     report = distill(replace(config, output_dir=str(tmp_path / 'run')))
