@@ -16,7 +16,10 @@ import httpx, torch
 from datasets import load_dataset
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-def logits(*what, **options): return AutoModelForCausalLM.from_pretrained(*what, **options)(torch.arange(9)[None]).logits[0, -1].tolist()
+def weights(*what, **options):  # bytes, not logits: what is computed from them depends on the machine and its threads
+    import hashlib
+    state = AutoModelForCausalLM.from_pretrained(*what, **options).state_dict()
+    return hashlib.sha256(b''.join(name.encode() + state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
 def names(things): return [thing.name for thing in things]
 def sha(path): import hashlib; return hashlib.sha256(open(path, 'rb').read()).hexdigest()
 '''
@@ -88,17 +91,20 @@ def cache(tmp_path_factory): return tmp_path_factory.mktemp('cache')
 def python(a_hub, cache):
     with a_hub.python(cache, IMPORTS) as python: yield python
 
-def logits(*what, **options): return AutoModelForCausalLM.from_pretrained(*what, **options)(torch.arange(9)[None]).logits[0, -1].tolist()
+def weights(*what, **options):  # bytes, not logits: what is computed from them depends on the machine and its threads
+    import hashlib
+    state = AutoModelForCausalLM.from_pretrained(*what, **options).state_dict()
+    return hashlib.sha256(b''.join(name.encode() + state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
 
 def test_a_model(hub, python, folders):
     hub.add('models', 'org/model', folders / 'model')
     assert python.run('AutoConfig.from_pretrained("org/model").model_type').check().value == 'llama'
     assert python.run('AutoTokenizer.from_pretrained("org/model").tokenize("a b")').check().value == sentencepiece(600).tokenize('a b')
-    assert python.run('logits("org/model")').check().value == logits(folders / 'model')
+    assert python.run('weights("org/model")').check().value == weights(folders / 'model')
     assert all(request.token is None for request in hub.requests) and {request.status for request in hub.requests} == {200, 302, 307, 404}
     assert [r.host for r in hub.seen('^/cdn/.*safetensors')] == [hub.cdn.removeprefix('http://')]
     hub.forget()
-    assert python.run('logits("org/model")').check().value == logits(folders / 'model')
+    assert python.run('weights("org/model")').check().value == weights(folders / 'model')
     assert not hub.seen('^/cdn|resolve-cache', 'GET')  # it was in the cache
 
 def test_shards_subfolders_and_revisions(hub, python, folders):
@@ -106,12 +112,12 @@ def test_shards_subfolders_and_revisions(hub, python, folders):
     old = hub.add('models', 'org/shards', folders / 'old', revision='v1.0', tag=True)
     hub.add('models', 'org/shards', folders / 'inside', revision='pr/7')
     assert len(list((folders / 'shards').glob('*.safetensors'))) > 2
-    assert python.run('logits("org/shards")').check().value == logits(folders / 'shards')
-    assert python.run(f'logits("org/shards", revision="{old}")').check().value == logits(folders / 'old')
-    assert python.run('logits("org/shards", revision="v1.0")').check().value == logits(folders / 'old')
+    assert python.run('weights("org/shards")').check().value == weights(folders / 'shards')
+    assert python.run(f'weights("org/shards", revision="{old}")').check().value == weights(folders / 'old')
+    assert python.run('weights("org/shards", revision="v1.0")').check().value == weights(folders / 'old')
     assert hub.seen('/org/shards/resolve/v1.0/config.json') and hub.seen(f'/resolve/{old}/config.json')
-    inside = python.run('logits("org/shards", revision="pr/7", subfolder="deep/student")').check()
-    assert inside.value == logits(folders / 'inside/deep/student')
+    inside = python.run('weights("org/shards", revision="pr/7", subfolder="deep/student")').check()
+    assert inside.value == weights(folders / 'inside/deep/student')
     assert python.run('len(AutoTokenizer.from_pretrained("org/shards", revision="pr/7", subfolder="deep/student"))').check().value == 700
     refs = python.run('refs = HfApi().list_repo_refs("org/shards")\nnames(refs.branches), names(refs.tags)').check()
     assert refs.value == [['main', 'pr/7'], ['v1.0']]
@@ -156,7 +162,7 @@ def test_names_of_one_word(hub, python, folders):
     hub.rename('models', 'gpt2', 'openai-community/gpt2'), hub.rename('datasets', 'wikitext', 'Salesforce/wikitext')
     assert python.run('HfApi().dataset_info("wikitext").id').check().value == 'Salesforce/wikitext'
     assert hub.seen('^/api/datasets/wikitext$')[0].status == 307
-    assert python.run('logits("gpt2")').check().value == logits(folders / 'model')
+    assert python.run('weights("gpt2")').check().value == weights(folders / 'model')
     loaded = python.run('len(load_dataset("wikitext", "small", split="train"))')
     assert loaded.error == 'HfUriError' or loaded.value == 50
 
@@ -215,7 +221,7 @@ def test_failures_that_pass(hub, python, folders):
     hub.fault(status=503, repo='org/failing', times=2, path='config.json')
     assert python.run('AutoConfig.from_pretrained("org/failing").model_type').check().value == 'llama'
     cut = hub.fault(cut_after=100, repo='org/broken', times=1, path='^/(cdn|api/resolve-cache)/.*safetensors$')
-    assert persistent(python, 'logits("org/broken")').value == logits(folders / 'model') and cut.hits.total() == 1
+    assert persistent(python, 'weights("org/broken")').value == weights(folders / 'model') and cut.hits.total() == 1
     assert len(hub.seen('^/cdn/models/org/broken/.*safetensors', 'GET')) == 2
 
 def test_a_broken_download_goes_on_where_it_was(hub, python, folders):
@@ -255,10 +261,10 @@ def test_slow_silent_and_gone(hub, python, folders):
 def test_offline(hub, python, cache, folders):
     hub.add('models', 'org/kept', folders / 'model'), hub.add('models', 'org/never', folders / 'model')
     hub.add('datasets', 'org/kept-lines', folders / 'lines')
-    python.run('logits("org/kept"); AutoTokenizer.from_pretrained("org/kept"); load_dataset("org/kept-lines", "small")').check()
+    python.run('weights("org/kept"); AutoTokenizer.from_pretrained("org/kept"); load_dataset("org/kept-lines", "small")').check()
     hub.forget()
     with hub.python(cache, IMPORTS, offline=True) as python:
-        assert python.run('logits("org/kept")').check().value == logits(folders / 'model')
+        assert python.run('weights("org/kept")').check().value == weights(folders / 'model')
         assert python.run('len(AutoTokenizer.from_pretrained("org/kept"))').check().value == 600
         assert python.run('len(load_dataset("org/kept-lines", "small", split="train"))').check().value == 50
         assert python.run('AutoConfig.from_pretrained("org/never")').error == 'OSError'
