@@ -19,7 +19,7 @@ RECIPES = {
     'default': dict(lm=0.2, kd=0.8, unaligned=0.8, feature=0., attention=0., layerwise=0., contrastive=0.),
     'seed': dict(lm=0.1, kd=0.7, unaligned=0., feature=0.1, attention=0.1, layerwise=0.05, contrastive=0.05),
 }
-KD_MAPS = 'identity', 'first_token', 'common_prefix', 'combined'  # ways through classes
+KD_MAPS = 'identity', 'token_level', 'first_token', 'common_prefix', 'combined'  # ways through classes
 KD_METHODS = 'auto', *KD_MAPS, 'span', 'uld', 'hybrid', 'p_kl', 'projector'
 BALANCES = 'none', 'ema'
 AWARE_BY = 'entropy', 'disagreement', 'easy'

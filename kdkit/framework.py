@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .capture import anatomy, attending_layer, capture_attention, capture_states
 from .config import DistillConfig
+from .crossings import Crossed
 from .curriculum import Curriculum, constant, default_schedules
 from .models import (AbsentModel, ModelError, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
                           pick_teacher_dtype)
@@ -23,7 +24,7 @@ from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
                          shared_tokens, span_answers)
-from .vocab import VocabMap, boundaries, gold_consistency, spelling_matrix
+from .vocab import VocabMap, gold_consistency, spelling_matrix
 from .windows import PairCollator, control_ids
 
 # %% ../nbs/22_framework.ipynb #86cf6c52
@@ -90,7 +91,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
         self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
         matched = spelling_matrix(self.student_tokenizer, self.teacher_tokenizer, *sizes, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
-        self.compare = comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
+        self.compare = lambda vocab_map: comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
         self.to(device)
 
@@ -170,18 +171,20 @@ class StudentAwareDistillationFramework(nn.Module):
 
     def partners(self,
         batch: dict,  # with labels and both sides
-    ) -> tuple:       # (aligned [batch, P], partner [batch, S], node [batch, S])
-        "Pairs that count; and which of the teacher's positions kd compares each student position with, -1 for none, and where in the teacher's tokens it stands, as of `Continuations.find`."
-        labels, ids, teacher_ids, *positions = (batch[k] for k in ('labels', 'input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions'))
-        aligned = aligned_mask(labels, positions[0])
-        if not self.knowledge: return aligned, torch.full_like(ids, -1), torch.zeros_like(ids)
-        inside = self.vocab_map.inside
-        partner, node = inside.find(ids, teacher_ids, *positions) if inside else boundaries(ids, *positions)
-        compared = (partner >= 0) & (F.pad(labels[:, 1:], (0, 1), value=-100) != -100)
+    ) -> dict:        # aligned [batch, P], partner [batch, S], node [batch, S], reached [batch, S] and, for a teacher that will be asked, ending and more
+        "Pairs that count; which of the teacher's positions kd compares each student position with, -1 for none; where in the teacher's tokens it stands, and which tokens cross, as of `Crossings`."
+        labels, ids, teacher_ids = (batch[name] for name in ('labels', 'input_ids', 'teacher_input_ids'))
+        aligned, nowhere = aligned_mask(labels, batch['student_positions']), torch.full_like(ids, -1)
+        if not self.knowledge: return dict(aligned=aligned, partner=nowhere, node=torch.zeros_like(ids), reached=nowhere)
+        places = self.vocab_map.places(batch)
+        compared = (places.partner >= 0) & (F.pad(labels[:, 1:], (0, 1), value=-100) != -100)
         if self.config.mask_inconsistent:
-            following = ids.roll(-1, 1), teacher_ids.gather(1, (partner + 1).clamp(max=teacher_ids.shape[1] - 1))
-            compared &= (node > 0) | gold_consistency(self.vocab_map, *following)
-        return aligned, partner.where(compared, -1), node
+            following = ids.roll(-1, 1), teacher_ids.gather(1, (places.partner + 1).clamp(max=teacher_ids.shape[1] - 1))
+            compared &= (places.node > 0) | (places.reached >= 0) | gold_consistency(self.vocab_map, *following)
+        found = dict(aligned=aligned, partner=places.partner.where(compared, -1), node=places.node, reached=places.reached)
+        if self.vocab_map.crossings is None or 'teacher_said' in batch: return found
+        node, ending, more = self.vocab_map.crossings.look_up(places, self.vocab_map.inside.n_nodes, ids, teacher_ids, compared)
+        return dict(found, node=node, ending=ending, more=more)
 
     def count_units(self,
         batch: dict,           # a collated batch
@@ -208,7 +211,7 @@ class StudentAwareDistillationFramework(nn.Module):
             everywhere = torch.where(mask.bool(), torch.arange(ids.shape[1], device=ids.device), -1)
             everywhere[:, -1] = -1  # nothing follows the last token
             batch.update(teacher_input_ids=ids, teacher_attention_mask=mask, student_positions=everywhere, teacher_positions=everywhere)
-        return dict(batch, **dict(zip(('aligned', 'partner', 'node'), self.partners(batch))))
+        return dict(batch, **self.partners(batch))
 
     @torch.no_grad()
     def read_teacher(self,
@@ -263,10 +266,15 @@ class StudentAwareDistillationFramework(nn.Module):
 
         kd = self.knowledge if 'kd' in active else None
         compare, by_entropy = None, kd is not None and kd.select_by == 'entropy'
-        if kd and said is None: compare = against_teacher(self.compare, self.teacher_head(), signals.teacher_states, partner, node)
+        if kd and said is None:
+            vocab_map, crossed = self.vocab_map.with_nodes(batch), None
+            if 'more' in batch: crossed = Crossed(vocab_map.inside, *(batch[name] for name in ('reached', 'ending', 'input_ids', 'teacher_input_ids')))
+            compare = against_teacher(self.compare(vocab_map), self.teacher_head(), signals.teacher_states, partner, node, crossed)
         elif kd:
-            answers = cached_answers(said, batch['teacher_inside'] if self.vocab_map.inside else None, partner, node)
-            def compare(log_probs, row, at): return self.compare_cached(log_probs, answers[row, at], node[row, at])
+            crosses = batch['reached'] >= 0
+            came = F.pad(batch['input_ids'][:, 1:], (0, 1)).where(crosses, -1)
+            answers = cached_answers(said, *(batch.get(f'teacher_{name}') if self.vocab_map.inside else None for name in ('inside', 'crossing')), partner, node, crosses)
+            def compare(log_probs, row, at): return self.compare_cached(log_probs, answers[row, at], node[row, at], came[row, at])
         signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare, partner >= 0, by_entropy, self.chunk)
         if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business

@@ -157,6 +157,7 @@ def pick_method(
 ) -> tuple:             # (kd_method, why)
     "The vocabulary map for this text, with the reason."
     if 'identity' in consistency: return 'identity', 'both models have the same tokenizer'
+    if 'token_level' in consistency: return 'token_level', "it keeps apart all tokens that the teacher's reading of the text tells apart"
     best = max(('combined', 'first_token', 'common_prefix'), key=consistency.get)  # of equals, the first
     return best, f'it puts {consistency[best]:.1%} of the true next tokens together'
 
@@ -171,7 +172,7 @@ def choose_map(
     pair = [tokenizers[side] for side in PAIR]
     def map_of(method, inside=False): return build_map(method, *pair, *(configs[side].vocab_size for side in PAIR), inside)
     if config.kd_method != 'auto': methods = [config.kd_method]
-    else: methods = ['identity'] if same_tokenizer(*pair) else ['first_token', 'common_prefix', 'combined']
+    else: methods = ['identity'] if same_tokenizer(*pair) else [*['token_level'] * config.asks_ends, 'first_token', 'common_prefix', 'combined']
     maps = {method: map_of(method) for method in methods}
     summary = alignment_summary(rows, maps)
     method, why = pick_method(summary['gold_consistency']) if config.kd_method == 'auto' else (config.kd_method, 'asked for')
