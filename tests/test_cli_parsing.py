@@ -214,7 +214,7 @@ def test_every_option_stands_under_one_heading_and_what_matters_comes_first():
     assert [f.name for f in next(iter(groups.values()))] == ['teacher_model', 'student_model', 'dataset', 'output_dir', 'max_steps', 'num_epochs']
     assert set(cli.EVAL_OPTIONS) | set(cli.DEMO_OPTIONS) <= set(DistillConfig().to_dict())
     help = cli.help_text('train')
-    for heading, options in groups.items(): assert help.index(f'\n{heading}:\n') < help.index(f'--{options[0].name} ')
+    for heading, options in groups.items(): assert help.index(f'\n{heading}:\n') < help.index(f'\n  --{options[0].name} ')
 
 
 @pytest.mark.parametrize('words', [['train', '--help'], ['--help'], ['--version']])
