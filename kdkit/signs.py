@@ -228,7 +228,7 @@ def does_it_learn(
     if not np.isfinite(losses[-1]): return 'the loss is not finite'
     return 'the loss falls' if len(losses) >= 4 and losses[-2:].mean() < losses[:2].mean() else 'just started'
 
-# %% ../nbs/33_signs.ipynb #cb7378b5
+# %% ../nbs/33_signs.ipynb #69d545e1
 def headline(
     metrics: list,                # lines of metrics.jsonl
     plan: dict,                   # of read_plan
@@ -257,7 +257,7 @@ def headline(
         says.append(f"{abs(change):.3f} bits per byte {'better' if change >= 0 else 'worse'} than before training")
     if left is not None and not over:
         says.append(f"{'at least ' * is_control}{duration(left)} left" + (' in all' if which_run(plan, control_metrics).endswith('2') else ''))
-    return '. '.join(says) + '.'
+    return '. '.join(sentence[0].upper() + sentence[1:] for sentence in says) + '.'
 
 # %% ../nbs/33_signs.ipynb #c22c7aad
 LEVEL_COLOURS = dict(good='#1E9E5A', amber='#C97A00', red='#D64541')  # on light pages and on dark ones
@@ -288,14 +288,14 @@ def big_numbers(
     numbers.append((speed.value.split()[0] if speed else '–', 'tokens per second', f'memory {memory.value}' if memory else '', speed.level if speed else 'ok'))
     return numbers
 
-# %% ../nbs/33_signs.ipynb #7f202519
+# %% ../nbs/33_signs.ipynb #5cc8a5dd
 def numbers_html(
     numbers: list,  # of big_numbers
 ) -> str:
     "Large numbers side by side, below each other on a narrow page."
     def one(number, what, against, level):
         colour = f"color:{LEVEL_COLOURS[level]}" if level in LEVEL_COLOURS else ''
-        return (f'<div style="flex:1 1 190px"><div style="font-size:1.9em;line-height:1.25;font-weight:600;{colour}">{html.escape(number)}</div>'
+        return (f'<div style="flex:1 1 140px"><div style="font-size:1.9em;line-height:1.25;font-weight:600;{colour}">{html.escape(number)}</div>'
                 f'<div>{html.escape(what)}</div><div style="opacity:.7;font-size:.92em">{html.escape(against)}</div></div>')
     return '<div style="display:flex;flex-wrap:wrap;gap:10px 28px;line-height:1.45;margin:8px 0">' + ''.join(one(*n) for n in numbers) + '</div>'
 
