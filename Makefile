@@ -26,7 +26,7 @@ newest:
 export: .venv/.installed-dev
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python scripts/readme.py
 
-.venv/.installed: settings.ini setup.py pyproject.toml constraints.txt
+.venv/.installed: settings.ini scripts/backend.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python %d.%d was found, but kdkit needs 3.10 to 3.13: make PYTHON=/path/to/python3.12" % v)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
