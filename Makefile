@@ -1,11 +1,12 @@
 # make demo: a teacher with one tokenizer teaches a student with another, offline, in a few minutes.
 # make test: everything that CI checks.
 # make families: every family of transformers that has a causal language model, small and random, through kdkit; half an hour.
+# make wheel: dist/kdkit-*.whl, with nothing but Python; for a machine without a network.
 # make newest: the fast tests with the newest versions that settings.ini allows.
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test fast families newest export clean
+.PHONY: demo test fast families newest wheel export clean
 
 demo: .venv/.installed
 	$(BIN)/kdkit demo
@@ -18,6 +19,9 @@ fast: .venv/.installed-dev
 
 families: .venv/.installed-dev
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python tests/families.py
+
+wheel:
+	$(PYTHON) scripts/backend.py dist
 
 newest:
 	PYTHON="$(PYTHON)" bash scripts/newest
