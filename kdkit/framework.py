@@ -266,7 +266,7 @@ class StudentAwareDistillationFramework(nn.Module):
             signals.student_states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
 
         kd = self.knowledge if 'kd' in active else None
-        factors = {name: weights[name] / units[name].clamp(min=1) for name in active}
+        factors = {name: weights[name] / units[name].clamp(min=1).double() for name in active}
         heads = output_head(self.student_model), signals.student_states, labels
         if summed := all(term.sums is not None for term in active.values()):  # then the gradient is made on the way
             parts = [sum(factors[name] for name, term in active.items() if part in term.sums) for part in ('covered', 'rest', 'compared')]
@@ -276,9 +276,9 @@ class StudentAwareDistillationFramework(nn.Module):
             loss, signals.nats = 0., read_heads(*heads, compare, partner >= 0, kd is not None and kd.select_by == 'entropy', self.chunk)
             if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
-            sums = {name: term(signals) for name, term in active.items()}
-            loss = loss + sum(factors[name] * value for name, value in sums.items() if not (summed and active[name].sums))
-        return dict(loss=loss, losses={name: value.detach() / units[name].clamp(min=1) for name, value in sums.items()}, weights=weights)
+            losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}
+        return dict(loss=loss + sum(weights[name] * value for name, value in losses.items() if not (summed and active[name].sums)),
+                    losses={name: value.detach() for name, value in losses.items()}, weights=weights)
 
     def teaching(self,
         signals: Signals,

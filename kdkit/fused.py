@@ -6,7 +6,7 @@
 __all__ = ['Buffers', 'Pull', 'forward_pull', 'reverse_pull', 'mixture', 'jsd_pull', 'skewed_pull', 'pull_of', 'softened',
            'Classes', 'teacher_events', 'in_classes', 'merged', 'known_entries', 'entries_pull', 'entries_of',
            'known_pull', 'found_pull', 'Head', 'multiplies_wide', 'product', 'head_logits', 'LinearPass', 'AnyPass',
-           'Passed', 'rows_in_cache', 'one_pass', 'fused_loss']
+           'Passed', 'rows_in_cache', 'one_pass', 'weighted', 'fused_loss']
 
 # %% ../nbs/02_fused.ipynb #d43c9d6c
 import math
@@ -476,7 +476,9 @@ def one_pass(
     for tensor in (pushed, *way.gradients): tensor.div_(scale)
     return Passed(nats, compared, pushed, tuple(way.gradients))
 
-# %% ../nbs/02_fused.ipynb #f3d436d4
+# %% ../nbs/02_fused.ipynb #cd697a35
+def weighted(done, plain, taught): return ((plain * done.nats).sum() + (taught * done.compared).sum()).to(done.nats.dtype)
+
 class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, factors, states, *parameters):
@@ -486,8 +488,7 @@ class _OnePass(torch.autograd.Function):
         ctx.mark_non_differentiable(done.nats, done.compared)
         ctx.dtypes = [tensor.dtype for tensor in (states, *parameters)]
         ctx.save_for_backward(done.states, *done.parameters)
-        total = (plain * done.nats).sum() + (taught * done.compared).sum()
-        return total, done.nats, done.compared
+        return weighted(done, plain, taught), done.nats, done.compared
 
     @staticmethod
     @once_differentiable
@@ -512,4 +513,4 @@ def fused_loss(
     run = partial(one_pass, head=head, following=following, plain=plain, taught=taught, compare=compare, gradients=learning, dtype=dtype, chunk=chunk, buffers=buffers)
     if learning: return _OnePass.apply(run, (plain, taught), states, *head.trained)
     with torch.no_grad(), torch.autocast(device, enabled=False): done = run(states)
-    return (plain * done.nats).sum() + (taught * done.compared).sum(), done.nats, done.compared
+    return weighted(done, plain, taught), done.nats, done.compared
