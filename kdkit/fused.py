@@ -188,15 +188,17 @@ class Classes:
             pull.index_copy_(1, self.shared, log_probs[:, self.shared].sub_(log_sums).exp_().mul_(forces))
         return pull[:, :self.n_tokens]
 
-# %% ../nbs/02_fused.ipynb #52addf97
+# %% ../nbs/02_fused.ipynb #e70f3865
 def teacher_events(
     logits: Tensor,        # [n, V_t]; overwritten
     columns: Tensor|None,  # [V_t], column of each token's class; None: each token is its own
     width: int,            # columns
     buffers: Buffers,
+    silent: Tensor|None = None,  # [m] tokens that have no class; what is said about the others is less them
     mixed: tuple = (),     # (share [n], row [m], column [m], probability [m]): what is left of each distribution, and what is added to it
 ) -> Tensor:               # [n, width], a buffer or the logits' own memory
     "The teacher's log-probability of each class; in columns that are no class, the least there is."
+    if silent is not None: logits.index_fill_(1, silent, -torch.inf)
     if columns is None and not mixed: return torch.log_softmax(logits, -1, out=logits)
     sums = probs = torch.softmax(logits, -1, out=logits)
     if columns is not None: sums = buffers('teacher_events', len(probs), width, like=probs).zero_().index_add_(1, columns, probs)
@@ -210,10 +212,11 @@ def in_classes(
     classes: Classes|None,   # of the student's tokens; None: each is its own
     columns: Tensor|None,    # [V_t], column of each teacher token's class; None: class = id
     width: int,              # columns
+    silent: Tensor|None = None,  # [m] teacher tokens that have no class
 ) -> Callable:               # (log_student [n, V_s], teacher_logits [n, V_t], buffers, *mixed) -> Pull
     "A divergence between distributions over classes."
     def compare(log_student, teacher_logits, buffers, *mixed):
-        log_teacher = teacher_events(teacher_logits, columns, width, buffers, mixed)
+        log_teacher = teacher_events(teacher_logits, columns, width, buffers, silent, mixed)
         if classes is None: return pull(log_student, log_teacher, buffers)
         events = classes.events(log_student, buffers)
         said = pull(events, log_teacher, buffers)

@@ -19,19 +19,25 @@ from .fused import Buffers, Classes, Head, Pull, entries_of, entries_pull, found
 from .terms import Nats
 from .vocab import Continuations, VocabMap
 
-# %% ../nbs/18_heads.ipynb #fcf5a617
+# %% ../nbs/18_heads.ipynb #7ce9853e
 @dataclass
 class Columns:
     "A vocabulary map as columns."
     classes: Classes|None   # of the student's tokens; None: each is its own
     teacher: Tensor|None    # [teacher vocabulary], column of each token's class; None: its own
     width: int
+    silent: Tensor|None     # [m] teacher tokens that share a class with none of the student's; None: there are none
 
     @classmethod
     def of(cls, vocab_map: VocabMap):
-        if vocab_map.student_index is None: return cls(None, vocab_map.teacher_index, vocab_map.n_classes)
-        classes = Classes(vocab_map.student_index, vocab_map.n_classes)
-        return cls(classes, classes.columns if vocab_map.teacher_index is None else classes.columns[vocab_map.teacher_index], classes.width)
+        classes = None if vocab_map.student_index is None else Classes(vocab_map.student_index, vocab_map.n_classes)
+        width = vocab_map.n_classes if classes is None else classes.width
+        if vocab_map.teacher_index is None: return cls(classes, classes and classes.columns, width, None)
+        rest = vocab_map.teacher_index == vocab_map.n_classes
+        teacher = vocab_map.teacher_index.masked_fill(rest, 0)
+        return cls(classes, teacher if classes is None else classes.columns[teacher], width, rest.nonzero()[:, 0] if rest.any() else None)
+
+    def through(self, pull): return in_classes(pull, self.classes, self.teacher, self.width, self.silent)
 
     def column(self, classes: Tensor): return classes if self.classes is None else self.classes.columns[classes]
 
@@ -140,7 +146,7 @@ def joined(
     if listed is None: return whole
     return Pull(torch.cat([whole.nats, listed.nats]), torch.cat([whole.total, listed.total]), whole.dense, listed.row + len(whole.nats), listed.token, listed.value)
 
-# %% ../nbs/18_heads.ipynb #9f952d95
+# %% ../nbs/18_heads.ipynb #02cbd556
 class Reading(Teaching):
     "What a teacher said, from the cache."
     def __init__(self,
@@ -155,7 +161,7 @@ class Reading(Teaching):
     def open(self, row, at, buffers):
         said, node = self.said[row, at], self.node[row, at]
         k = said.shape[1] // (2 if self.vocab_map.inside is None else 4)
-        kept, log_probs = self.vocab_map.teacher_class(said[:, :k].long()), said[:, k:2 * k]
+        kept, log_probs = self.vocab_map.teacher_kept(said[:, :k].long(), said[:, k:2 * k])
         if self.vocab_map.inside is not None:
             there, follows, odds = said[:, 2 * k:].split([k, k, 1], -1)
             there, within, ended = self.vocab_map.student_class(there.long()), (node > 0)[:, None], (node < 0)[:, None] & self.soft_ends
@@ -203,7 +209,7 @@ def fused_heads(
     back = lambda values: torch.empty_like(values).index_copy(0, order, values)
     return loss, Nats(back(nats[:n]), nats[n:], back(compared), here[:, 0], nats.new_zeros(n), predicts & ~covered)
 
-# %% ../nbs/18_heads.ipynb #f41b493e
+# %% ../nbs/18_heads.ipynb #7f8d6155
 def pull_for(
     method: str,               # one of config.KD_METHODS
     vocab_map: VocabMap,
@@ -216,5 +222,5 @@ def pull_for(
     "The pull of a `comparison`."
     if method in ('uld', 'hybrid', 'p_kl', 'span'): return None
     if method != 'projector' and vocab_map.inside is not None and (divergence_name, temperature) != ('forward_kl', 1): return None
-    sides = (None, None, columns.classes.n_tokens if columns.classes else columns.width) if method == 'projector' else (columns.classes, columns.teacher, columns.width)
-    return softened(in_classes(pull_of(divergence_name, beta, skew), *sides), temperature)
+    pull = pull_of(divergence_name, beta, skew)
+    return softened(in_classes(pull, None, None, 0) if method == 'projector' else columns.through(pull), temperature)  # projected, both speak the student's vocabulary
