@@ -109,3 +109,13 @@ def test_the_version_is_the_same_everywhere():
     assert f'__version__ = "{version}"\n' in (ROOT / 'kdkit' / '__init__.py').read_text()
     kept = (ROOT / 'CHANGELOG.md').read_text().split('the names in `kdkit` itself: ')[1].split('|')[0]
     assert set(re.findall(r'`(\w+)`', kept)) == SURFACE
+
+
+def test_the_readme_explains_every_number_and_its_links_lead_somewhere():
+    from kdkit.metrics import glossary_table
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    assert glossary_table() in readme
+    links = re.findall(r'\]\(([^)#]+)\)|(?:src|srcset)="([^"]+)"', readme)
+    for link in filter(None, map(''.join, links)): assert link.startswith('http') or (ROOT / link).exists(), link
+    anchors = {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in re.findall(r'^#+ (.+)', readme, re.M)}
+    assert set(re.findall(r'\]\(#([^)]+)\)', readme)) <= anchors
