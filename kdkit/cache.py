@@ -117,14 +117,14 @@ def ask_teacher(
         if vocab_map and vocab_map.inside:
             sides, vocab_map = (batch['input_ids'], ids), vocab_map.to(device)
             places = vocab_map.places(batch)
-            node, ending, more = vocab_map.crossings.look_up(places, vocab_map.inside.n_nodes, *sides, places.partner >= 0)
-            crosses, vocab_map = places.reached >= 0, vocab_map.with_nodes(dict(more=more))
+            found = vocab_map.crossings.look_up(places, vocab_map.inside.n_nodes, *sides, places.partner >= 0)
+            node, crosses, vocab_map = found['node'], places.reached >= 0, vocab_map.with_nodes(found)
             tree = vocab_map.inside
             for row, at in zip(*(part.split(chunk) for part in (node != 0).nonzero(as_tuple=True))):
                 expected, odds = tree.answers(log_probs(row, places.partner[row, at] - (node[row, at] < 0).long()), node[row, at].abs(), None, tree.vocab_size)
                 within.append((*keep_some(expected.log(), generator=chance, **how), odds[:, None]))
             def expect(_, logits, node, earlier, chain): return expected_tokens(vocab_map, logits, node, earlier, chain.came, chain.begun, chain.rest)[0]
-            ask = against_teacher(expect, output_head(teacher), states, places.partner, node, Crossed(tree, places.reached, ending, *sides))
+            ask = against_teacher(expect, output_head(teacher), states, places.partner, node, Crossed(tree, places.reached, found['ending'], *sides))
             for row, at in zip(*(part.split(chunk) for part in crosses.nonzero(as_tuple=True))):
                 crossing.append(keep_some(ask(None, row, at).log(), generator=chance, **how))
     none = [part[:0] for part in said[0][:2]]

@@ -18,6 +18,8 @@ from .capture import anatomy, attending_layer, capture_attention, capture_states
 from .config import DistillConfig
 from .crossings import Crossed
 from .curriculum import Curriculum, constant, default_schedules
+from .fused import Buffers
+from .heads import Columns, Comparing, Followers, Listening, Reading, Teaching, fused_heads, pull_for
 from .models import (AbsentModel, ModelError, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
@@ -94,6 +96,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.compare = lambda vocab_map: comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
         self.to(device)
+        self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew, config.temperature), Buffers()
 
     def _hold(self, **parts):
         "Keep what is not trained out of parameters, buffers and state dict."
@@ -103,7 +106,8 @@ class StudentAwareDistillationFramework(nn.Module):
         "Moving the framework moves the parts that it merely holds."
         for part in filter(None, (self.teacher_model, self.logit_projector)): part._apply(fn, recurse)
         super()._apply(fn, recurse)
-        self._hold(vocab_map=self.vocab_map.to(self.device))
+        vocab_map = self.vocab_map.to(self.device)
+        self._hold(vocab_map=vocab_map, columns=Columns.of(vocab_map), followers=Followers(vocab_map.inside, vocab_map) if vocab_map.inside else None)
         return self
 
     def train(self, mode=True):
@@ -171,8 +175,8 @@ class StudentAwareDistillationFramework(nn.Module):
 
     def partners(self,
         batch: dict,  # with labels and both sides
-    ) -> dict:        # aligned [batch, P], partner [batch, S], node [batch, S], reached [batch, S] and, for a teacher that will be asked, ending and more
-        "Pairs that count; which of the teacher's positions kd compares each student position with, -1 for none; where in the teacher's tokens it stands, and which tokens cross, as of `Crossings`."
+    ) -> dict:        # aligned [batch, P], partner, node, reached [batch, S] and, for a teacher that will be asked, ending [batch, S] and more
+        "Pairs that count; which of the teacher's positions kd compares each student position with, -1 for none; where in the teacher's tokens it stands and which tokens cross, as of `Places`."
         labels, ids, teacher_ids = (batch[name] for name in ('labels', 'input_ids', 'teacher_input_ids'))
         aligned, nowhere = aligned_mask(labels, batch['student_positions']), torch.full_like(ids, -1)
         if not self.knowledge: return dict(aligned=aligned, partner=nowhere, node=torch.zeros_like(ids), reached=nowhere)
@@ -183,8 +187,7 @@ class StudentAwareDistillationFramework(nn.Module):
             compared &= (places.node > 0) | (places.reached >= 0) | gold_consistency(self.vocab_map, *following)
         found = dict(aligned=aligned, partner=places.partner.where(compared, -1), node=places.node, reached=places.reached)
         if self.vocab_map.crossings is None or 'teacher_said' in batch: return found
-        node, ending, more = self.vocab_map.crossings.look_up(places, self.vocab_map.inside.n_nodes, ids, teacher_ids, compared)
-        return dict(found, node=node, ending=ending, more=more)
+        return dict(found, **self.vocab_map.crossings.look_up(places, self.vocab_map.inside.n_nodes, ids, teacher_ids, compared))
 
     def count_units(self,
         batch: dict,           # a collated batch
@@ -265,22 +268,53 @@ class StudentAwareDistillationFramework(nn.Module):
             signals.student_states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
 
         kd = self.knowledge if 'kd' in active else None
-        compare, by_entropy = None, kd is not None and kd.select_by == 'entropy'
-        if kd and said is None:
-            vocab_map, crossed = self.vocab_map.with_nodes(batch), None
-            if 'more' in batch: crossed = Crossed(vocab_map.inside, *(batch[name] for name in ('reached', 'ending', 'input_ids', 'teacher_input_ids')))
-            compare = against_teacher(self.compare(vocab_map), self.teacher_head(), signals.teacher_states, partner, node, crossed)
-        elif kd:
-            crosses = batch['reached'] >= 0
-            came = F.pad(batch['input_ids'][:, 1:], (0, 1)).where(crosses, -1)
-            answers = cached_answers(said, *(batch.get(f'teacher_{name}') if self.vocab_map.inside else None for name in ('inside', 'crossing')), partner, node, crosses)
-            def compare(log_probs, row, at): return self.compare_cached(log_probs, answers[row, at], node[row, at], came[row, at])
-        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare, partner >= 0, by_entropy, self.chunk)
-        if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
+        factors = {name: weights[name] / units[name].clamp(min=1).double() for name in active}
+        heads = output_head(self.student_model), signals.student_states, labels
+        if summed := all(term.sums is not None for term in active.values()):  # then the gradient is made on the way
+            parts = [sum(factors[name] for name, term in active.items() if part in term.sums) for part in ('covered', 'rest', 'compared')]
+            loss, signals.nats = fused_heads(*heads, parts, self.teaching(signals, batch) if kd else None, partner >= 0, self.chunk, self.buffers)
+        else:
+            compare = self.naive_comparison(signals, batch) if kd else None
+            loss, signals.nats = 0., read_heads(*heads, compare, partner >= 0, kd is not None and kd.select_by == 'entropy', self.chunk)
+            if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
             losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}
-        return dict(loss=sum(weights[name] * loss for name, loss in losses.items()),
-                    losses={name: loss.detach() for name, loss in losses.items()}, weights=weights)
+        return dict(loss=loss + sum(weights[name] * value for name, value in losses.items() if not (summed and active[name].sums)),
+                    losses={name: value.detach() for name, value in losses.items()}, weights=weights)
+
+    def teaching(self,
+        signals: Signals,
+        batch: dict,       # complete
+    ) -> Teaching:
+        "What the student's distributions are compared with: a teacher that has read the batch, or what one said before."
+        if batch.get('teacher_said') is not None: return Reading(self.vocab_map, self.columns, self.answers(batch), batch['node'], self.came(batch), self.config.asks_ends)
+        compare = self.naive_comparison(signals, batch)
+        if self.pull is None: return Comparing(compare)
+        heard = self.teacher_head(), signals.teacher_states, batch['partner'], batch['node']
+        return Listening(self.pull, self.columns, *heard, self.followers, self.config.asks_ends, self.apart(batch), compare)
+
+    def naive_comparison(self, signals, batch):
+        "The same as a function of log-probabilities, whose gradient autograd finds."
+        if batch.get('teacher_said') is None:
+            vocab_map, crossed = self.vocab_map.with_nodes(batch), None
+            if 'more' in batch: crossed = Crossed(vocab_map.inside, *(batch[name] for name in ('reached', 'ending', 'input_ids', 'teacher_input_ids')))
+            return against_teacher(self.compare(vocab_map), self.teacher_head(), signals.teacher_states, batch['partner'], batch['node'], crossed)
+        answers, node, came = self.answers(batch), batch['node'], self.came(batch)
+        return lambda log_probs, row, at: self.compare_cached(log_probs, answers[row, at], node[row, at], came[row, at])
+
+    def answers(self, batch):
+        "What was written down about each of the student's positions."
+        parts = (batch.get(f'teacher_{name}') if self.vocab_map.inside else None for name in ('inside', 'crossing'))
+        return cached_answers(batch['teacher_said'], *parts, batch['partner'], batch['node'], batch['reached'] >= 0)
+
+    def came(self, batch):
+        "The tokens that cross, each at the position that predicts it; elsewhere -1."
+        return F.pad(batch['input_ids'][:, 1:], (0, 1)).where(batch['reached'] >= 0, -1)
+
+    def apart(self, batch):
+        "Positions with a token that crosses, or at a node that only this text needs."
+        if 'more' not in batch: return torch.zeros_like(batch['node'], dtype=torch.bool)
+        return (batch['node'].abs() >= self.vocab_map.inside.n_nodes) | (batch['reached'] >= 0) & self.config.asks_ends
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -32,8 +32,8 @@ def targets(vocab_map, batch, logits):
     "(row, at, probabilities, known, came) of every position that a teacher with these logits [batch, T, vocabulary] is asked about."
     places = vocab_map.places(batch)
     both = batch['input_ids'], batch['teacher_input_ids']
-    node, ending, more = vocab_map.crossings.look_up(places, vocab_map.inside.n_nodes, *both, places.partner >= 0)
-    classes = vocab_map.with_nodes(dict(more=more))
+    found = vocab_map.crossings.look_up(places, vocab_map.inside.n_nodes, *both, places.partner >= 0)
+    classes, node, ending = vocab_map.with_nodes(found), found['node'], found['ending']
     row, at = (places.partner >= 0).nonzero(as_tuple=True)
     def expect(_, said, where, earlier, *chain):
         probs, known = classes.by_token.teacher_knows(said, where, earlier)
@@ -91,7 +91,7 @@ def test_a_crossing_token_by_hand(student, teacher):
     row, at, probs, known, came, places = targets(vocab_map, batch, logits)
     log_probs = logits[0].log_softmax(-1)
     crossing = (places.reached[row, at] >= 0).nonzero()[:, 0].tolist()
-    spell = lambda piece: vocab_map.crossings.followers.spell([piece])[0]
+    spell = lambda piece: vocab_map.crossings.possible.spell([piece])[0]
     read = [tables[1][i] if i < len(tables[1]) else None for i in range(T)]
     seen = 0
     for i in crossing:
@@ -148,8 +148,8 @@ def test_a_student_that_says_what_it_is_taught_costs_nothing(method):
     some = crosses.nonzero()[:, 0]
     whole = known[some].all(-1)  # elsewhere the student may say of the rest what it likes
     best = probs[some][whole].clamp_min(1e-300).log()
-    node, ending, more = vocab_map.crossings.look_up(places, vocab_map.inside.n_nodes, batch['input_ids'], batch['teacher_input_ids'], places.partner >= 0)
-    classes = vocab_map.with_nodes(dict(more=more))
+    found = vocab_map.crossings.look_up(places, vocab_map.inside.n_nodes, batch['input_ids'], batch['teacher_input_ids'], places.partner >= 0)
+    classes, node, ending = vocab_map.with_nodes(found), found['node'], found['ending']
     crossed = Crossed(classes.inside, places.reached, ending, batch['input_ids'], batch['teacher_input_ids'])
     ask = against_teacher(comparison(method, classes, soft_ends=True), lambda x: x, logits, places.partner, node, crossed)
     at_best = ask(best, row[some][whole], at[some][whole])
