@@ -24,7 +24,7 @@ from .models import load_config, load_options, load_tokenizer
 from .progress import Progress, say
 from .terms import build_map
 from .vocab import same_tokenizer
-from .windows import WindowMaker, alignment_summary, control_ids, inconsistent_tokens, inside_share, pair_enough
+from .windows import WindowMaker, alignment_summary, control_ids, crossing_share, inconsistent_tokens, inside_share, pair_enough
 
 # %% ../nbs/24_prepare.ipynb #9effaae1
 class RunError(ValueError):
@@ -178,6 +178,7 @@ def choose_map(
     method, why = pick_method(summary['gold_consistency']) if config.kd_method == 'auto' else (config.kd_method, 'asked for')
     vocab_map = map_of(method, config.inside_tokens)
     summary['inside_tokens'] = inside_share(rows, vocab_map)
+    if config.asks_ends: summary['crossing_tokens'] = crossing_share(rows, vocab_map)
     summary['inconsistent'] = inconsistent_tokens(rows, maps[method], *pair)
     return dict(vocab_map=vocab_map, method=method, why=why, summary=summary)
 
@@ -215,6 +216,8 @@ def about_text(
     summary, method = text['summary'], text['method']
     more = f", {summary['inside_tokens']:.1%} more lie inside a token of the teacher's" if summary.get('inside_tokens') else ''
     says = [f"{summary['coverage']:.1%} of the student's tokens have an aligned partner{more}; vocabularies compared by {method}: {text['why']}"]
+    if crossing := summary.get('crossing_tokens'):
+        return [*says, f"{crossing:.1%} of the student's tokens run past the end of one of the teacher's: their probability is the product of what the teacher read there"]
     share = summary['gold_consistency'].get(method, summary['gold_consistency'].get(text['vocab_map'].name))
     worst = ', '.join(f"{pair['student']!r} for the teacher's {pair['teacher']!r} ({pair['times']} times)" for pair in summary['inconsistent'][:3])
     if share is not None and share < enough:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['whole_bytes', 'control_ids', 'one_stream', 'cut_greedily', 'too_short', 'cut_windows', 'list_column', 'pair_batch',
            'tokenizer_digest', 'WindowMaker', 'mean_bytes', 'pair_dataset', 'pair_enough', 'counting', 'PairCollator',
-           'next_pairs', 'alignment_summary', 'inside_share', 'inconsistent_tokens']
+           'next_pairs', 'alignment_summary', 'inside_share', 'crossing_share', 'inconsistent_tokens']
 
 # %% ../nbs/20_windows.ipynb #723439c7
 import hashlib
@@ -321,6 +321,16 @@ def inside_share(
     batch = PairCollator()([row for row in paired.select(range(min(rows, len(paired))))])
     places = vocab_map.places(batch)
     return ((places.node > 0).sum() / (batch['labels'] != -100).sum()).item()
+
+def crossing_share(
+    paired: Dataset,       # from `pair_dataset`
+    vocab_map: VocabMap,
+    rows: int = 512,       # at most so many
+) -> float:
+    "Share of the student's tokens that run past a token of the teacher's, or stand otherwise than in that token alone."
+    if not vocab_map.crossings: return 0.
+    batch = PairCollator()([row for row in paired.select(range(min(rows, len(paired))))])
+    return ((vocab_map.places(batch).reached >= 0).sum() / (batch['labels'] != -100).sum()).item()
 
 # %% ../nbs/20_windows.ipynb #71eb76d9
 def inconsistent_tokens(
