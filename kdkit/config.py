@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'KD_MAPS', 'KD_METHODS', 'BALANCES', 'AWARE_BY', 'DOCUMENT_FORMS', 'DIVERGENCES', 'ConfigError', 'option',
-           'nearest', 'DistillConfig', 'read_config_file']
+           'nearest', 'DistillConfig', 'no_aliases', 'read_config_file']
 
 # %% ../nbs/13_config.ipynb #96f91461
 import difflib
@@ -84,6 +84,9 @@ class DistillConfig:
     num_proc: int|None = option(None, 'processes that pair the text (unset: one a core where the text is large)')
     cache_dir: str|None = option(None, 'where the hub keeps its downloads')
     output_dir: str = option('runs/distilled', "the run's folder")
+    overwrite: bool = option(False, "start over where output_dir holds a run already; what that run made is deleted")
+    resume_from: str|None = option(None, "folder of this run from an earlier session, which may be read-only: it is copied to output_dir and goes on there")
+    max_hours: float|None = option(None, 'end the run like any other before this many hours are over, counted from the call, on Kaggle from the start of the session (unset: no limit; on Kaggle 11.5)')
     recipe: str = option('default', "loss weights: 'default', or 'seed' for those of the old system")
     alpha_lm: float|None = option(None, "weight of the text's own cross-entropy (unset: the recipe's)")
     alpha_kd: float|None = option(None, 'weight of what the teacher says')
@@ -177,6 +180,7 @@ class DistillConfig:
             for name, only in dict(inside_tokens=True, divergence='forward_kl', temperature=1.).items():
                 if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but soft_ends needs {name}={only!r}.")
             if self.kd_method not in ('auto', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} compares no classes, which soft_ends needs: choose a vocabulary map, or auto.")
+        demand('max_hours', lambda x: x is None or x > 0, 'above 0')
         demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
 
@@ -211,6 +215,17 @@ class DistillConfig:
     @classmethod
     def load(cls, path: str|Path): return cls.from_dict(read_config_file(path))
 
+# %% ../nbs/13_config.ipynb #2b9c403c
+def no_aliases():  # a loader for yaml.load
+    "`yaml.SafeLoader` without aliases."
+    import yaml
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.composer.ComposerError(None, None, 'aliases (*name) are not allowed: write the value out', self.peek_event().start_mark)
+            return super().compose_node(parent, index)
+    return Plain
+
 # %% ../nbs/13_config.ipynb #ed1bb4a2
 def read_config_file(
     path: str|Path,  # .yaml, .yml or .json
@@ -219,7 +234,8 @@ def read_config_file(
     path = Path(path)
     if not path.is_file(): raise ConfigError(f"config file {str(path)!r} was not found.")
     import yaml  # JSON is YAML
-    try: values = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error: raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
+    if path.stat().st_size > 2**20: raise ConfigError(f"config file {str(path)!r} has {path.stat().st_size:,} bytes: it is no file of options.")
+    try: values = yaml.load(path.read_text(encoding='utf-8'), no_aliases())
+    except (yaml.YAMLError, ValueError, RecursionError) as error: raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict): raise ConfigError(f"config file {str(path)!r} holds a {type(values).__name__}, but it must map option names to values.")
     return values
