@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ONLY_HOW', 'ONLY_HOW_PREFIXES', 'WHEN_TO_EVALUATE', 'NEVER_KEPT', 'STAGES', 'MADE_BY_RUNS', 'run_values',
-           'judged_by_evaluation', 'windows_a_step', 'what_differs', 'Stages', 'read_mapping', 'start_over',
+           'judged_by_evaluation', 'run_key', 'windows_a_step', 'what_differs', 'Stages', 'read_mapping', 'start_over',
            'steps_taken', 'is_claimed', 'check_folder', 'claim_folder', 'find_run', 'copy_run', 'take_over',
            'replace_folder']
 
-# %% ../nbs/28_folders.ipynb #0e4590fa
+# %% ../nbs/28_folders.ipynb #26d36d4d
+import hashlib
 import json
 import os
 import shutil
@@ -46,6 +47,19 @@ def judged_by_evaluation(
     "Whether the measurements on the way decide anything, so that their times change the result."
     schedule = str(values.get('lr_scheduler_type') or '')
     return bool(values.get('early_stopping') or values.get('load_best_model_at_end') or values.get('save_strategy') == 'best' or schedule in ('reduce_lr_on_plateau', 'greedy'))
+
+# %% ../nbs/28_folders.ipynb #3035775d
+def run_key(
+    config: DistillConfig,
+    arguments: dict,  # of TrainingArguments, given explicitly
+) -> str:
+    "A fingerprint of everything that may not change while a run goes on."
+    values = run_values(config, arguments)
+    free = {*ONLY_HOW, *WHEN_TO_EVALUATE, 'max_steps', 'num_epochs', 'batch_size', 'gradient_accumulation_steps'}
+    kept = {name: value for name, value in values.items() if name not in free and not name.startswith(ONLY_HOW_PREFIXES)}
+    default = {name: value for name, value in DistillConfig().to_dict().items()}  # an option that a later kdkit adds changes nothing
+    kept = {name: value for name, value in kept.items() if name not in default or value != default[name]}
+    return hashlib.sha256(json.dumps([windows_a_step(values), kept], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 # %% ../nbs/28_folders.ipynb #72ef4a68
 def windows_a_step(

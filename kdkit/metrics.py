@@ -15,6 +15,8 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from .checkpoints import write_whole
+
 # %% ../nbs/31_metrics.ipynb #3fa98f63
 class MetricsFile(TrainerCallback):
     "Appends what is logged to metrics.jsonl in the run's folder; a resumed run continues where its checkpoint stood."
@@ -25,7 +27,7 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero: return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(self.path) if line['step'] <= state.global_step] if state.global_step else []
-        self.path.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+        write_whole(self.path, ''.join(json.dumps(line) + '\n' for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero: return
