@@ -273,7 +273,7 @@ def complain(
 # %% ../nbs/40_cli.ipynb #3d261a53
 def main(
     argv: list|None = None,  # None: the process's own
-) -> int:                    # 0: done, 1: it failed, 2: the user's mistake, 130: interrupted
+) -> int:                    # 0: done, 1: it failed, 2: the user's mistake, 130 or 143: interrupted
     "The program `kdkit`."
     command, *words = (sys.argv[1:] if argv is None else argv) or ['']
     try:
@@ -286,7 +286,7 @@ def main(
         if {'-h', '--help'} & set(words): print(help_text(command)); return 0
         COMMANDS[command](words)
         return 0
-    except KeyboardInterrupt: return complain('interrupted; the same command goes on from the last checkpoint.', 130)
+    except KeyboardInterrupt as error: return complain(error.args[0] if error.args else 'interrupted; the same command goes on from the last checkpoint.', getattr(error, 'exit_code', 130))
     except Exception as error:
         if is_mistake(error): return complain(error, 2)
         if isinstance(error, RuntimeError) and type(error).__module__.split('.')[0] == 'kdkit': return complain(error, 1)  # such as a run that diverged

@@ -438,19 +438,19 @@ class DistillationTrainer(Trainer):
         return str(best) if self.state.best_global_step and best.is_dir() and not fault(best, self.run) else None
 
     def _init_training_state(self, *args, **kwargs):
-        begins = super()._init_training_state(*args, **kwargs)
+        with quietly(): begins = super()._init_training_state(*args, **kwargs)
         self.state.best_model_checkpoint = self.best_checkpoint()
+        self.state.compute_steps(self.args, self.state.max_steps)  # the intervals of this command, not those of the checkpoint
         return begins
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         "After each step; here a run ends before its last one, if it must."
         why = self.must_end()
-        if why == 'time': self.control.should_evaluate = True
+        if why == 'time' and not (self.args.metric_for_best_model or self.model.config.early_stopping): self.control.should_evaluate = True
         super()._maybe_log_save_evaluate(*args, **kwargs)
         why = why or self.must_end()
-        if not why or self.cut_short or self.control.should_training_stop: return
-        self.cut_short, self.control.should_training_stop = why, True
-        self._save_checkpoint(self.model, None)
+        if why: self.cut_short, self.control.should_training_stop = why, True
+        if why or self.interrupts.asked is not None and self.saved_at != self.state.global_step: self._save_checkpoint(self.model, None)
 
     def must_end(self) -> str:  # signal, time or nothing
         "Why training has to end now; all processes give the same answer."
