@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'KD_MAPS', 'KD_METHODS', 'BALANCES', 'AWARE_BY', 'DOCUMENT_FORMS', 'DIVERGENCES', 'ConfigError', 'option',
-           'nearest', 'DistillConfig', 'no_aliases', 'read_config_file']
+           'nearest', 'DistillConfig', 'options_by_group', 'no_aliases', 'read_config_file']
 
 # %% ../nbs/13_config.ipynb #96f91461
 import difflib
@@ -32,11 +32,12 @@ class ConfigError(ValueError):
 
 # %% ../nbs/13_config.ipynb #21accb99
 def option(
-    default,     # value when nothing is said
-    help: str,   # one line, shown by `kdkit train --help`
-):               # a dataclass field
+    default,         # value when nothing is said
+    help: str,       # one line, shown by `kdkit train --help`
+    group: str = '', # heading that begins with this field; '': the one of the field before
+):                   # a dataclass field
     "A field with its meaning attached."
-    return field(default=default, metadata={'help': help})
+    return field(default=default, metadata=dict(help=help, group=group))
 
 # %% ../nbs/13_config.ipynb #e72c571a
 def nearest(
@@ -66,76 +67,89 @@ def _coerce(field, value):
 @dataclass
 class DistillConfig:
     "What a distillation run may vary."
-    teacher_model: str = option('', 'hub id or local folder of the teacher')
-    student_model: str = option('', 'hub id or local folder of the student')
-    teacher_revision: str|None = option(None, 'branch, tag or commit of the teacher on the hub')
-    student_revision: str|None = option(None, 'branch, tag or commit of the student on the hub')
-    teacher_subfolder: str|None = option(None, "folder of the teacher inside its repository or local folder")
-    student_subfolder: str|None = option(None, "folder of the student inside its repository or local folder")
-    dataset: str|None = option(None, 'hub name, name:config, name:config[split], a .txt/.jsonl/.json/.csv/.parquet file, or a folder of them')
-    eval_dataset: str|None = option(None, "the same for evaluation (unset: the dataset's own validation split or, without one, documents that are held out)")
+    teacher_model: str = option('', 'the bigger model that teaches: hub id or local folder', group='what matters first')
+    student_model: str = option('', 'the smaller model that learns: hub id or local folder')
+    dataset: str|None = option(None,
+        'text: hub name, name:config, name:config[split], a .txt/.jsonl/.json/.csv/.parquet file, or a folder of them')
+    output_dir: str = option('runs/distilled', 'folder of this run: student, report, metrics, checkpoints')
+    max_steps: int = option(-1, 'length of the run in optimizer steps; -1: num_epochs decides')
+    num_epochs: float = option(1.0, 'length of the run in passes over the text, where max_steps is not given')
+    max_hours: float|None = option(None,
+        'end the run like any other before so many hours are over, from the call on, on Kaggle from the start of the session (unset: no limit, on Kaggle 11.5)')
+    resume_from: str|None = option(None, 'folder of this run from an earlier session: it is copied to output_dir and goes on there')
+    overwrite: bool = option(False, 'start over where output_dir holds a run; what that run has made is deleted')
+    eval_dataset: str|None = option(None,
+        'held-out text to measure on (unset: the validation split of the dataset or, without one, eval_fraction of its documents)', group='text')
     split: str = option('train', "split to train on, as datasets writes it: train, train_sft, train[:200000]")
     eval_split: str|None = option(None, 'split to measure on (unset: the one for validation, or what comes nearest)')
     revision: str|None = option(None, 'branch, tag or commit of the dataset on the hub')
     text_column: str|None = option(None, 'column that holds the text, where it has none of the usual names')
     documents_by: str = option('auto', 'what a document of a text file is: ' + ', '.join(DOCUMENT_FORMS))
     max_documents: int|None = option(None, 'documents to read at most')
+    eval_fraction: float = option(0.02, 'share of the documents that is held out where there is no other text to measure on')
     streaming: bool = option(False, 'read documents while they arrive, only as many as max_steps need')
-    num_proc: int|None = option(None, 'processes that pair the text (unset: one a core where the text is large)')
-    cache_dir: str|None = option(None, 'where the hub keeps its downloads')
-    output_dir: str = option('runs/distilled', "the run's folder")
-    overwrite: bool = option(False, "start over where output_dir holds a run already; what that run made is deleted")
-    resume_from: str|None = option(None, "folder of this run from an earlier session, which may be read-only: it is copied to output_dir and goes on there")
-    max_hours: float|None = option(None, 'end the run like any other before this many hours are over, counted from the call, on Kaggle from the start of the session (unset: no limit; on Kaggle 11.5)')
-    recipe: str = option('default', "loss weights: 'default', or 'seed' for those of the old system")
-    alpha_lm: float|None = option(None, "weight of the text's own cross-entropy (unset: the recipe's)")
-    alpha_kd: float|None = option(None, 'weight of what the teacher says')
-    alpha_unaligned: float|None = option(None, 'weight of cross-entropy where the teacher cannot be asked')
-    alpha_feature: float|None = option(None, 'weight of last hidden states')
-    alpha_attention: float|None = option(None, 'weight of attention rows')
-    alpha_layerwise: float|None = option(None, 'weight of hidden states between layers')
-    alpha_contrastive: float|None = option(None, 'weight of telling segments of a text apart')
-    kd_method: str = option('auto', 'how two vocabularies are compared: ' + ', '.join(KD_METHODS))
-    divergence: str = option('forward_kl', 'between the two distributions: ' + ', '.join(DIVERGENCES))
-    beta: float = option(0.5, 'of jsd: 0 is the forward KL, 1 the reverse KL')
-    skew: float = option(0.1, "of skewed_kl: the teacher's share in the mixture")
-    temperature: float = option(1.0, "divides both models' logits; 1 is best across tokenizers")
-    span_likely: float = option(0., 'for span: stretches are merged until the teacher finds the end of a word at least this probable; 0: never')
-    student_aware: bool = option(False, 'compare only at some positions, those that aware_by names; elsewhere plain cross-entropy')
-    aware_by: str = option('disagreement', 'entropy (where the student is least certain), disagreement (where the two are furthest apart) or easy (nearest first, all in the end)')
-    aware_share: float = option(0.5, 'share of the positions of a window, for student_aware')
-    inside_tokens: bool = option(True, "also compare inside the teacher's tokens, by the chain rule")
-    soft_ends: bool|None = option(None, "also ask the teacher whether its token ends where the text ended it (unset: wherever forward_kl at temperature 1 goes inside tokens)")
-    mask_inconsistent: bool = option(False, 'plain cross-entropy where the true next tokens fall into different classes')
-    contrastive_segments: int = option(4, 'segments of a text to tell apart')
-    contrastive_temperature: float = option(0.5, 'divides the cosines of the contrastive loss')
-    balance: str = option('none', "none, or ema: every loss of the teacher's is scaled to the size of lm, by moving averages, before its weight")
-    use_curriculum: bool = option(True, 'scheduled weights; otherwise every loss at its alpha throughout')
-    total_steps: int|None = option(None, 'optimizer steps that the curriculum spans (unset: those of the run)')
-    max_length: int = option(512, 'student tokens in a window')
+    num_proc: int|None = option(None, 'processes that tokenize the text (unset: one a core where the text is large)')
+    max_length: int = option(512, 'student tokens in a window, which is one training sequence', group='windows and batches')
     teacher_max_length: int|None = option(None, 'teacher tokens in a window (unset: twice max_length)')
     pack: bool = option(True, 'several documents in one training window')
     batch_size: int = option(8, 'windows in a micro-batch')
     gradient_accumulation_steps: int = option(1, 'micro-batches in an optimizer step')
-    learning_rate: float = option(2e-4, 'at its highest')
-    num_epochs: float = option(1.0, 'passes over the text')
-    max_steps: int = option(-1, 'optimizer steps; if positive, it beats num_epochs')
+    learning_rate: float = option(2e-4, 'highest learning rate: it rises during warmup_steps, then falls along a cosine', group='training')
     warmup_steps: int|None = option(None, 'optimizer steps of rising learning rate (unset: 5 % of the run)')
-    eval_steps: int|None = option(None, 'optimizer steps between evaluations and checkpoints (unset: 20 a run)')
-    logging_steps: int = option(10, 'optimizer steps between lines of metrics.jsonl')
-    eval_fraction: float = option(0.02, 'share of the documents that is held out')
-    max_eval_rows: int = option(512, 'windows that are evaluated at most')
-    early_stopping: bool = option(False, 'stop when held-out text gets no better')
+    seed: int = option(42, 'seed of everything random')
+    control: bool = option(False,
+        'also train the same student on the same text without a teacher, to see what the teacher is worth; doubles the time')
+    early_stopping: bool = option(False, 'stop when held-out text gets no better, and keep the best student')
     patience: int = option(20, 'evaluations without improvement before stopping')
     min_delta: float = option(0.01, 'nats per token that count as improvement')
     early_stopping_warmup: int = option(1000, 'optimizer steps during which nothing stops')
-    control: bool = option(False, 'also train the same student on the same text without a teacher')
-    teacher_dtype: str = option('auto', 'auto, float32, float16 or bfloat16')
-    teacher_cache: str|None = option(None, "folder of what the teacher said, written by kdkit cache-teacher; trains without a teacher in memory")
-    cache_top_k: int = option(16, 'likeliest tokens that kdkit cache-teacher keeps at a position')
-    cache_samples: int = option(16, 'tokens that it draws from the others, each for an equal part of what is left')
+    eval_steps: int|None = option(None,
+        'optimizer steps between evaluations and checkpoints (unset: 20 a run)', group='measuring and logging')
+    max_eval_rows: int = option(512, 'windows that are evaluated at most')
+    logging_steps: int = option(10, 'optimizer steps between lines of metrics.jsonl')
+    recipe: str = option('default', "loss weights: 'default', or 'seed' for those of the old system", group='losses and their weights')
+    alpha_lm: float|None = option(None,
+        "weight of the cross-entropy with the text, at every position (unset, here and below: the recipe's)")
+    alpha_kd: float|None = option(None, "weight of the divergence from the teacher's distribution")
+    alpha_unaligned: float|None = option(None,
+        'extra weight of cross-entropy at positions where the teacher has no distribution to compare with')
+    alpha_feature: float|None = option(None, 'weight of the distance between last hidden states')
+    alpha_attention: float|None = option(None, 'weight of the divergence between attention maps')
+    alpha_layerwise: float|None = option(None, 'weight of the distance between hidden states of inner layers')
+    alpha_contrastive: float|None = option(None, 'weight of InfoNCE: the same segment of text must look alike to both models')
+    balance: str = option('none',
+        "none, or ema: every loss of the teacher's is scaled to the size of lm, by moving averages, before its weight")
+    use_curriculum: bool = option(True, 'weights follow a schedule over the run; false: every weight is constant')
+    total_steps: int|None = option(None, 'optimizer steps that the schedule of weights spans (unset: those of the run)')
+    contrastive_segments: int = option(4, 'segments of a text to tell apart')
+    contrastive_temperature: float = option(0.5, 'divides the cosines of the contrastive loss')
+    kd_method: str = option('auto',
+        'how two vocabularies are compared: ' + ', '.join(KD_METHODS), group='how the teacher is compared with the student')
+    divergence: str = option('forward_kl', 'divergence between the two distributions: ' + ', '.join(DIVERGENCES))
+    beta: float = option(0.5, 'beta of jsd: 0 is the forward KL, 1 the reverse KL')
+    skew: float = option(0.1, "skew of skewed_kl: the teacher's share in the mixture")
+    temperature: float = option(1.0, "divides both models' logits; 1 is best across tokenizers")
+    inside_tokens: bool = option(True, "compare also at positions inside a teacher's token, by the chain rule over its spellings")
+    soft_ends: bool|None = option(None,
+        "let the teacher's own probability decide whether its token ends where the text ended it (unset: on with forward_kl at temperature 1)")
+    mask_inconsistent: bool = option(False, 'train on the text alone where the next tokens of the two models fall into different classes')
+    span_likely: float = option(0.,
+        'for span: stretches are merged until the teacher finds the end of a word at least this probable; 0: never')
+    student_aware: bool = option(False, 'compare only at some positions, those that aware_by names; elsewhere train on the text alone')
+    aware_by: str = option('disagreement',
+        'entropy (where the student is least certain), disagreement (where the two are furthest apart) or easy (nearest first, all in the end)')
+    aware_share: float = option(0.5, 'share of the positions of a window, for student_aware')
+    teacher_revision: str|None = option(None, 'branch, tag or commit of the teacher on the hub', group='models')
+    student_revision: str|None = option(None, 'branch, tag or commit of the student on the hub')
+    teacher_subfolder: str|None = option(None, "folder of the teacher inside its repository or local folder")
+    student_subfolder: str|None = option(None, "folder of the student inside its repository or local folder")
+    teacher_dtype: str = option('auto', 'precision of the teacher: auto, float32, float16 or bfloat16')
     trust_remote_code: bool = option(False, "run a model's own code from the hub")
-    seed: int = option(42, 'of everything random')
+    cache_dir: str|None = option(None, 'where the hub keeps its downloads')
+    teacher_cache: str|None = option(None,
+        "folder written by kdkit cache-teacher: trains without a teacher in memory", group="a teacher's answers, written down once")
+    cache_top_k: int = option(16, 'likeliest teacher tokens that kdkit cache-teacher keeps at a position')
+    cache_samples: int = option(16, 'further teacher tokens that it draws at random, each for an equal part of the remaining probability')
 
     def __post_init__(self):
         for f in fields(self): setattr(self, f.name, _coerce(f, getattr(self, f.name)))
@@ -215,7 +229,16 @@ class DistillConfig:
     @classmethod
     def load(cls, path: str|Path): return cls.from_dict(read_config_file(path))
 
-# %% ../nbs/13_config.ipynb #2b9c403c
+# %% ../nbs/13_config.ipynb #f82daa5f
+def options_by_group() -> dict:  # heading -> list of dataclass fields, in their order
+    "The options under their headings, what matters first at the top."
+    groups, heading = {}, ''
+    for f in fields(DistillConfig):
+        heading = f.metadata['group'] or heading
+        groups.setdefault(heading, []).append(f)
+    return groups
+
+# %% ../nbs/13_config.ipynb #5c1e0a02
 def no_aliases():  # a loader for yaml.load
     "`yaml.SafeLoader` without aliases."
     import yaml

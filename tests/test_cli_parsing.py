@@ -8,7 +8,7 @@ import pytest
 
 from kdkit import cli
 from kdkit.cli import main, read_options
-from kdkit.config import DistillConfig
+from kdkit.config import DistillConfig, options_by_group
 
 NAMES = ['--teacher_model', 'big', '--student_model', 'small', '--dataset', 'wikitext:raw']
 
@@ -208,5 +208,19 @@ def test_the_module_is_the_program():
     assert done.returncode == 2 and done.stderr.count('\n') == 1
 
 
-def test_every_group_begins_with_a_field():
-    assert set(cli.GROUPS) | set(cli.EVAL_OPTIONS) | set(cli.DEMO_OPTIONS) <= set(DistillConfig().to_dict())
+def test_every_option_stands_under_one_heading_and_what_matters_comes_first():
+    groups = options_by_group()
+    assert all(groups) and [f.name for options in groups.values() for f in options] == list(DistillConfig().to_dict())
+    assert [f.name for f in next(iter(groups.values()))] == ['teacher_model', 'student_model', 'dataset', 'output_dir', 'max_steps', 'num_epochs']
+    assert set(cli.EVAL_OPTIONS) | set(cli.DEMO_OPTIONS) <= set(DistillConfig().to_dict())
+    help = cli.help_text('train')
+    for heading, options in groups.items(): assert help.index(f'\n{heading}:\n') < help.index(f'--{options[0].name} ')
+
+
+@pytest.mark.parametrize('words', [['train', '--help'], ['--help'], ['--version']])
+def test_a_pipe_that_nobody_reads_ends_quietly(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, '-m', 'kdkit.cli', *words], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert done.returncode == 141 and not done.stderr
