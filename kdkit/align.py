@@ -202,7 +202,7 @@ def located_ends(
         inner = last - len(wrote) + np.cumsum([len(pieces[i]) for i in group])
         if raw[:last].endswith(wrote) and wrote.endswith(raw[first:last]): ends[group] = inner  # also with a space before, which offsets leave out
         elif wrote == b' ' + raw[first:last]: ends[group] = np.maximum(inner, first)           # the tokenizer added the space
-        elif normalize and wrote == normalize(text[characters]).encode(): ends[group[-1]] = last
+        elif normalize and wrote in ((form := normalize(text[characters]).encode()), b' ' + form): ends[group[-1]] = last
     return ends
 
 # %% ../nbs/10_align.ipynb #a11e0002
