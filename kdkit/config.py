@@ -166,6 +166,9 @@ class DistillConfig:
             value = getattr(self, name)
             number = not isinstance(value, float) or math.isfinite(value)
             if not (number and holds(value)): raise ConfigError(f"{name} is {value!r}, but it must be {rule}.")
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), str): demand(f.name, lambda x: '\0' not in x, 'text without a NUL character')
+        demand('output_dir', lambda x: x.strip(), 'the name of a folder')
         for name in RECIPES['default']: demand(f'alpha_{name}', lambda x: x >= 0, 'a weight of 0 or more')
         demand('kd_method', lambda x: x in KD_METHODS, 'one of ' + ', '.join(KD_METHODS))
         demand('balance', lambda x: x in BALANCES, 'one of ' + ', '.join(BALANCES))

@@ -116,6 +116,7 @@ def check_arguments(
         default = known[name].default if known[name].default is not MISSING else None
         if name in OURS:
             raise ConfigError(f"{name} belongs to the config: give it there{f' as {OURS[name]}' if OURS[name] != name else ''}.")
+        if isinstance(value, str) and '\0' in value: raise ConfigError(f"{name} holds a NUL character: leave it out.")
         if isinstance(value, float) and not math.isfinite(value): raise ConfigError(f"{name} is {value}, but it must be a finite number.")
         if name in LEAST and isinstance(value, (int, float)) and value < LEAST[name]:
             raise ConfigError(f"{name} is {value}, but it must be {'above 0' if name == 'save_steps' else f'{LEAST[name]} or more'}.")
