@@ -36,8 +36,9 @@ from .framework import StudentAwareDistillationFramework
 from .interrupts import Clock, Interrupts
 from .metrics import MetricsFile, ProgressLine
 from .models import quietly
+from .dashboard import LiveDashboard, shows_widgets
 from .progress import folder_bytes, say
-from .widgets import LiveDashboard, shows_widgets, write_plan
+from .signs import write_plan
 
 # %% ../nbs/35_trainer.ipynb #794b9571
 METRICS = 'nats_per_token', 'bits_per_byte', 'perplexity'  # of held-out text; lower is better
