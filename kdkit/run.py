@@ -37,7 +37,7 @@ from .models import AbsentModel, load_config, load_options, load_tokenizer
 from .options import settings
 from .prepare import RunError, about_text, prepare_text
 from .progress import Progress, say, watched
-from .report import gap_closed, write_model_card, write_report
+from .report import gap_closed, read_report, write_model_card, write_report
 from .terms import opening_tokens
 from .trainer import DistillationTrainer, check_arguments, last_complete_checkpoint, load_student, training_arguments
 
@@ -146,7 +146,7 @@ class Run:
         self.clock = Clock(deadline(config.max_hours, time.time()))
 
     def go(self) -> dict:  # the report
-        if self.begin(): return read_mapping(self.folder / 'report.json')
+        if self.begin(): return read_report(self.folder)
         self.pair()
         self.measure()
         if self.config.control: self.train_control()
