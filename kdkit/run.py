@@ -178,6 +178,8 @@ class Run:
         if 'paired' in self.stages: self.check_paired(self.stages['paired'], paired)
         self.stages.mark('paired', **paired)
         for sentence in about_text(self.text): say(sentence)
+        if self.framework.device.type == 'cuda' and not self.arguments.get('full_determinism'):
+            say("sums on this GPU are not made in a fixed order, so that two runs of one seed differ a little; full_determinism makes them equal, and slower")
 
     def check_paired(self, found, now):
         "RunError where the run cannot go on with this text, or with as many processes."
