@@ -223,3 +223,48 @@ def test_older_checkpoints_go_first_where_the_disk_is_small(whole, small_disk):
     process = run(dict(values, output_dir=disk / 'run', control='false', save_total_limit=3, eval_steps=2))
     assert process.returncode == 0, process.stderr[-500:]
     assert same_weights(undisturbed, disk / 'run')
+
+
+# -- caches ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('damage', DAMAGES[:3])
+def test_damaged_windows_are_made_again(whole, tmp_path, damage):
+    values, undisturbed = whole
+    short = dict(max_steps=2, eval_steps=2, control='false', cache_dir=tmp_path / 'cache')
+    assert again(values, tmp_path / 'one', **short)[0] == 0
+    files = [*(tmp_path / 'cache').rglob('kdkit/*.arrow')]
+    assert files
+    for file in files: damage(file)
+    code, said = again(values, tmp_path / 'two', **short)
+    assert code == 0 and said.count('it is made again') == len(files)
+    assert same_weights(tmp_path / 'one', tmp_path / 'two')
+    assert 'it is made again' not in again(values, tmp_path / 'three', **short)[1]
+
+
+def test_a_damaged_stream_is_read_again(whole, tmp_path):
+    values, _ = whole
+    short = dict(max_steps=2, eval_steps=2, control='false', cache_dir=tmp_path / 'cache', streaming='true')
+    assert again(values, tmp_path / 'one', **short)[0] == 0
+    for file in (tmp_path / 'cache').rglob('kdkit/**/*.arrow'): machine.truncate(file)
+    code, said = again(values, tmp_path / 'two', **short)
+    assert code == 0 and 'it is made again' in said and same_weights(tmp_path / 'one', tmp_path / 'two')
+
+
+@pytest.mark.parametrize('name, damage', [('00000.ids.npy', machine.flip), ('00000.log_probs.npy', machine.truncate), ('00000.starts.npy', machine.delete), ('00000.npz', machine.empty),
+                                          ('cache.json', machine.truncate), ('began.json', machine.empty)])
+def test_a_damaged_teacher_cache_is_recognised_and_made_again(whole, tmp_path, name, damage):
+    values, _ = whole
+    from kdkit.cli import main
+    short = dict(max_steps=2, eval_steps=2, control='false', teacher_cache=tmp_path / 'said')
+    def written():
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+            code = main(['cache-teacher', *(f'--{k}={v}' for k, v in {**SMALL, **values, **short, 'output_dir': tmp_path / 'run'}.items())])
+        return code, err.getvalue(), {path.name: path.read_bytes() for path in (tmp_path / 'said').glob('*.np*')}
+    code, _, before = written()
+    assert code == 0
+    damage(tmp_path / 'said' / name)
+    code, said = again(values, tmp_path / 'run', **short)
+    if name != 'began.json': assert code == 2 and 'cache-teacher again' in said.splitlines()[-1], said[-500:]
+    code, said, after = written()
+    assert code == 0 and before == after
+    assert again(values, tmp_path / 'run', **short)[0] == 0
