@@ -51,7 +51,7 @@ def remembered(find):
     def recall(tokenizer, *rest, **named):
         if getattr(tokenizer, 'backend_tokenizer', None) is None: return find(tokenizer, *rest, **named)
         known, look = _remembered.setdefault(tokenizer, {}), look_of(tokenizer)
-        key = find.__qualname__, *(tokenizer_digest(part) if hasattr(part, 'backend_tokenizer') else part for part in (*rest, *named.items()))
+        key = find.__qualname__, *(tokenizer_digest(part) if hasattr(part, 'backend_tokenizer') else repr(part) for part in (*rest, *named.items()))
         if key not in known or known[key][0] != look: known[key] = look, find(tokenizer, *rest, **named)
         return known[key][1]
     return recall

@@ -228,6 +228,7 @@ def teacher_spellings(
     return [next(written) if piece else [] for piece in teacher]
 
 # %% ../nbs/11_vocab.ipynb #8ea5f23f
+@remembered
 def first_token_map(
     student_tokenizer,
     teacher_tokenizer,
@@ -242,6 +243,7 @@ def first_token_map(
     return VocabMap('first_token', student_vocab_size, None, torch.tensor(index))
 
 # %% ../nbs/11_vocab.ipynb #e320fe2d
+@remembered
 def common_prefix_map(
     student_tokenizer,
     teacher_tokenizer,
