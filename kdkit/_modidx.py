@@ -762,5 +762,4 @@ d = { 'settings': { 'branch': 'main',
                                'kdkit.windows.pair_batch': ('windows.html#pair_batch', 'kdkit/windows.py'),
                                'kdkit.windows.pair_dataset': ('windows.html#pair_dataset', 'kdkit/windows.py'),
                                'kdkit.windows.pair_enough': ('windows.html#pair_enough', 'kdkit/windows.py'),
-                               'kdkit.windows.tokenizer_digest': ('windows.html#tokenizer_digest', 'kdkit/windows.py'),
                                'kdkit.windows.too_short': ('windows.html#too_short', 'kdkit/windows.py')}}}
