@@ -17,7 +17,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from .controls import Controls, handle_widget_messages, now_and_then, running_kernel, say_busy
+from .controls import Controls, handle_widget_messages, now_and_then, running_kernel, say_busy, speak_to
 from .curriculum import plot_curriculum
 from .metrics import metrics_line, names_in, read_metrics, thin
 from .pictures import INK, finish, plot_losses, plot_scores, plot_shares, plot_weights, png, svg
@@ -121,7 +121,7 @@ class LiveDashboard(TrainerCallback):
         self.metrics, self.plan = read_metrics(self.folder), read_plan(self.folder)
         self.control_metrics = read_metrics(self.folder / 'control') or read_metrics(self.plan.get('control_dir') or self.folder / 'none')
         self.hidden, self.stale, self.shown_more = set(), bool(self.metrics), None
-        self.began, self.drawn, self.cost = time.monotonic(), None, 0.
+        self.began, self.drawn, self.cost, self.scores = time.monotonic(), None, 0., None
         self.look = now_and_then(self.update, 1.)
         self.refresh = now_and_then(lambda: self.safely(self.hear), .1)
         if self.controls: self.controls.listen = self.refresh
@@ -158,12 +158,16 @@ class LiveDashboard(TrainerCallback):
     def show(self):
         "Build the widgets and put them into the cell's output."
         import ipywidgets as w
-        from IPython.display import display
         wide = w.Layout(width='100%')
         self.status, self.pictures, self.numbers, self.shares = (w.HTML(layout=wide) for _ in range(4))
         self.more = w.Accordion([self.numbers, self.shares, w.VBox(self.levers(w))], titles=('All numbers', 'Shares and weights', 'Change a loss'), selected_index=None)
         self.more.observe(lambda _: self.redraw(), 'selected_index')
         self.box = w.VBox([self.status, self.pictures, w.HBox(self.buttons(w), layout=w.Layout(flex_flow='row wrap')), self.more], layout=w.Layout(width='100%', max_width='1120px'))
+        self.put()
+
+    def put(self):
+        "Put the view into the cell's output."
+        from IPython.display import display
         self.handle = display(self.box, display_id=True)
 
     def buttons(self, w) -> list:  # of widgets
@@ -213,7 +217,9 @@ class LiveDashboard(TrainerCallback):
 
     def hear(self):
         "Handle clicks, and look whether something is new."
-        handle_widget_messages()
+        if again := handle_widget_messages():
+            speak_to(again)
+            self.put()
         self.look()
 
     def seconds_left(self) -> float|None:
@@ -236,8 +242,10 @@ class LiveDashboard(TrainerCallback):
     def draw(self):
         began = time.thread_time()
         metrics, control = thin(self.metrics, 150), thin(self.control_metrics, 150)
-        scores = one_picture(lambda ax: draw_scores(metrics, self.plan, control, ax))
-        self.pictures.value = side_by_side(scores, one_picture(lambda ax: plot_losses(metrics, ax, self.hidden)))
+        evaluated = [line['step'] for line in metrics if 'eval' in line]
+        if self.scores is None or self.scores[0] != evaluated:  # seldom something new
+            self.scores = evaluated, one_picture(lambda ax: draw_scores(metrics, self.plan, control, ax))
+        self.pictures.value = side_by_side(self.scores[1], one_picture(lambda ax: plot_losses(metrics, ax, self.hidden)))
         if self.more.selected_index == 1:
             moving = [lambda ax: draw_weights(metrics, self.plan, ax)] * weights_move(self.metrics, self.plan)
             self.shares.value = side_by_side(*map(one_picture, [lambda ax: plot_shares(metrics, ax), *moving]))

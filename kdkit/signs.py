@@ -271,7 +271,7 @@ def _measured_against(metrics, plan, control_metrics):
     known |= {label: scores[name] for name, label in dict(student_before='before', teacher='teacher').items() if name in scores}
     return ' · '.join(f'{label} {value:.3f}' for label, value in known.items())
 
-# %% ../nbs/33_signs.ipynb #71854eca
+# %% ../nbs/33_signs.ipynb #60050c22
 def big_numbers(
     metrics: list,               # lines of metrics.jsonl
     plan: dict,                  # of read_plan
@@ -284,7 +284,8 @@ def big_numbers(
     held_out, speed, memory, total = signs.get('held-out text'), signs.get('speed'), signs.get('memory'), plan.get('total_steps') or step
     numbers = [(held_out.value.split()[0] if held_out else '–', 'bits per byte of held-out text', _measured_against(metrics, plan, control_metrics), held_out.level if held_out else 'ok')]
     at_least = ' at least, the student included' if plan.get('label') == 'control' else ''
-    numbers.append((duration(left) if left is not None else '–', 'left' + at_least, signs['progress'].value, 'ok'))
+    in_all = ' in all' if which_run(plan, control_metrics).endswith('2') else ''
+    numbers.append((duration(left) if left is not None else '–', 'left' + (at_least or in_all), signs['progress'].value, 'ok'))
     numbers.append((speed.value.split()[0] if speed else '–', 'tokens per second', f'memory {memory.value}' if memory else '', speed.level if speed else 'ok'))
     return numbers
 
