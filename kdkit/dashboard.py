@@ -86,7 +86,7 @@ def dashboard_png(
     draws = [lambda ax: draw_scores(metrics, plan, control_metrics, ax), lambda ax: plot_losses(metrics, ax)]
     if rows == 2: draws.append(lambda ax: plot_shares(metrics, ax))
     if rows == 2 and weights_move(metrics, plan): draws.append(lambda ax: draw_weights(metrics, plan, ax))
-    figure.subplots_adjust(left=.05, right=.885, top=1 - (top + .2) / (top + below), bottom=.5 / (top + below), wspace=.44, hspace=.42)
+    figure.subplots_adjust(left=.05, right=.865, top=1 - (top + .2) / (top + below), bottom=.5 / (top + below), wspace=.44, hspace=.42)
     for n, draw in enumerate(draws): draw(figure.add_subplot(rows, 2, n + 1))
     return png(figure, 90)
 
