@@ -60,7 +60,8 @@ def shell_stream(kernel):  # a ZMQStream of the main thread, or None
 def say_busy():
     "Tell the page that the cell still runs: it takes the idle after any message, also of a subshell, for the whole kernel's."
     kernel = running_kernel()
-    if kernel and threading.current_thread() is threading.main_thread(): kernel._publish_status('busy', 'shell', parent=kernel.get_parent('shell'))
+    if kernel is None or threading.current_thread() is not threading.main_thread(): return
+    kernel._publish_status('busy', 'shell', parent=kernel.get_parent('shell'))
 
 # %% ../nbs/29_controls.ipynb #0b03bdeb
 def cell_of(

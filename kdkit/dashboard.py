@@ -61,7 +61,8 @@ def side_by_side(
 ) -> str:            # HTML
     "Pictures in a row, below each other on a narrow page."
     cells = ''.join(f'<div style="min-width:0">{picture}</div>' for picture in pictures)
-    return f'<div class="kdkit-pictures" style="display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:4px 12px">{cells}</div>'
+    grid = 'display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:4px 12px'
+    return f'<div class="kdkit-pictures" style="{grid}">{cells}</div>'
 
 # %% ../nbs/34_dashboard.ipynb #83cdcba4
 def dashboard_png(
@@ -160,9 +161,11 @@ class LiveDashboard(TrainerCallback):
         import ipywidgets as w
         wide = w.Layout(width='100%')
         self.status, self.pictures, self.numbers, self.shares = (w.HTML(layout=wide) for _ in range(4))
-        self.more = w.Accordion([self.numbers, self.shares, w.VBox(self.levers(w))], titles=('All numbers', 'Shares and weights', 'Change a loss'), selected_index=None)
+        lids = {'All numbers': self.numbers, 'Shares and weights': self.shares, 'Change a loss': w.VBox(self.levers(w))}
+        self.more = w.Accordion(list(lids.values()), titles=tuple(lids), selected_index=None)
         self.more.observe(lambda _: self.redraw(), 'selected_index')
-        self.box = w.VBox([self.status, self.pictures, w.HBox(self.buttons(w), layout=w.Layout(flex_flow='row wrap')), self.more], layout=w.Layout(width='100%', max_width='1120px'))
+        buttons = w.HBox(self.buttons(w), layout=w.Layout(flex_flow='row wrap'))
+        self.box = w.VBox([self.status, self.pictures, buttons, self.more], layout=w.Layout(width='100%', max_width='1120px'))
         self.put()
 
     def put(self):
@@ -176,11 +179,12 @@ class LiveDashboard(TrainerCallback):
             result = w.Button(description=text, tooltip=tooltip, layout=w.Layout(width='auto'))
             result.on_click(lambda _: act())
             return result
-        stop = dict(control=('Skip the control', 'end the control here; the student is trained next, and compared up to this step'))
+        stop = 'Stop and report', 'end training after this step, measure, and write the report'
+        if self.plan.get('label') == 'control': stop = 'Skip the control', 'end the control here; the student is trained next, and compared up to this step'
         self.pause_button = button('Pause', 'wait after this step', self.pause_or_resume)
         return [self.pause_button, button('Save now', 'write a checkpoint after this step', self.controls.save),
                 button('Evaluate now', 'measure held-out text after this step', self.controls.evaluate),
-                button(*stop.get(self.plan.get('label'), ('Stop and report', 'end training after this step, measure, and write the report')), self.stop)]
+                button(*stop, self.controls.stop)]
 
     def levers(self, w) -> list:  # of widgets, a row a loss
         "Hide a loss from the picture, and multiply its weight."
@@ -189,12 +193,15 @@ class LiveDashboard(TrainerCallback):
             button.observe(lambda change: self.hide(name, not change['new']), 'value')
             return button
         def slider(name):
-            result = w.FloatSlider(value=self.controls.multipliers.get(name, 1.), min=0, max=3, step=.05, description=name, continuous_update=False)
+            now = self.controls.multipliers.get(name, 1.)
+            result = w.FloatSlider(value=now, min=0, max=3, step=.05, description=name, continuous_update=False)
             result.observe(lambda change: self.controls.reweigh(name, change['new']), 'value')
             return result
         names = list(self.plan.get('weights') or {})
-        words = w.HTML('<div style="line-height:1.45">A number multiplies the weight that is planned for a loss, from the next step: 1 as planned, 0 without it.</div>')
-        return [words] * bool(self.controls) + [w.HBox([toggle(name), *([slider(name)] if self.controls else [])], layout=w.Layout(flex_flow='row wrap')) for name in names]
+        words = w.HTML('<div style="line-height:1.45">A number multiplies the weight that is planned for a loss, from the next step: '
+                       '1 as planned, 0 without it.</div>')
+        if self.controls is None: return [w.HBox([toggle(name)]) for name in names]
+        return [words, *(w.HBox([toggle(name), slider(name)], layout=w.Layout(flex_flow='row wrap')) for name in names)]
 
     def hide(self,
         name: str,     # of a loss
@@ -210,8 +217,6 @@ class LiveDashboard(TrainerCallback):
     def pause_or_resume(self):
         (self.controls.resume if self.controls.paused else self.controls.pause)()
         self.pause_button.description = 'Resume' if self.controls.paused else 'Pause'
-
-    def stop(self): self.controls.stop()
 
     # -- now and then --------------------------------------------------------------------------------------------
 

@@ -165,7 +165,8 @@ def unknown_keys(
     line: dict,  # of metrics.jsonl
 ) -> list:       # of keys as in GLOSSARY that it does not explain
     "What a line says that the glossary does not know."
-    flat = [f'{key}.{name}' if isinstance(value, dict) else key for key, value in line.items() for name in (value if isinstance(value, dict) else [''])]
+    groups = {key: value if isinstance(value, dict) else {'': value} for key, value in line.items()}
+    flat = [f'{key}.{name}'.removesuffix('.') for key, group in groups.items() for name in group]
     return [key for key in flat if key not in GLOSSARY and key.split('.')[0] + '.*' not in GLOSSARY]
 
 # %% ../nbs/31_metrics.ipynb #dec848f8
