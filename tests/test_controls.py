@@ -85,7 +85,8 @@ print('here', flush=True)
 
 def test_a_cell_that_is_run_again_speaks_to_the_new_request(client):
     def run(code, cell):
-        message = client.session.msg('execute_request', dict(code=code, silent=False, store_history=True, user_expressions={}, allow_stdin=False, stop_on_error=True), metadata=dict(cellId=cell))
+        content = dict(code=code, silent=False, store_history=True, user_expressions={}, allow_stdin=False, stop_on_error=True)
+        message = client.session.msg('execute_request', content, metadata=dict(cellId=cell))
         client.shell_channel.send(message)
         return message['header']['msg_id']
     run(AGAIN, 'a')

@@ -87,8 +87,8 @@ def test_both_kinds_of_worse_are_said():
 
 
 @pytest.mark.parametrize('numbers, says', [
-    (dict(after=2.7, teacher=2.), 'train longer'), (dict(after=2.7, teacher=2.59), 'choose another teacher'), (dict(after=5.5, control=None), 'Lower learning_rate'),
-    (dict(control=None), 'train with control=True')])
+    (dict(after=2.7, teacher=2.), 'train longer'), (dict(after=2.7, teacher=2.59), 'choose another teacher'),
+    (dict(after=5.5, control=None), 'Lower learning_rate'), (dict(control=None), 'train with control=True')])
 def test_what_to_do_is_said(numbers, says):
     assert says in summary_table(report(**numbers))
 
