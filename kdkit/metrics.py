@@ -149,6 +149,7 @@ GLOSSARY = {  # key of metrics.jsonl -> (meaning, unit)
     'losses.contrastive': ('InfoNCE between segments of a text', 'nats per segment'),
     'weights.*': ('weight of each loss at this step: alpha x schedule x multiplier', 'factor'),
     'multipliers.*': ('what a person made of a weight by a slider; missing where nothing was changed', 'factor'),
+    'teacher_lead': ('how much more the student spends on unseen text than the teacher: 0.1 is 10 % more; below 0 the teacher is worse', 'share'),
     'lr': ('learning rate', 'per step'),
     'grad_norm': ('norm of the gradient before it is clipped; null where it was not finite', 'nats'),
     'tokens_per_second': ('student tokens trained on since the last line', '1/s'),

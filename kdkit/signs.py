@@ -86,6 +86,11 @@ def loss_signs(
             signs.append(Sign('gradient norm', f'{norms[-1]:.3g}', 'amber', f'More than ten times the usual {usual:.3g}. '
                               'The gradient is clipped, so nothing is lost; if it stays so, lower learning_rate.'))
         else: signs.append(Sign('gradient norm', f'{norms[-1]:.3g}'))
+    lead = recent(metrics, 'teacher_lead')
+    if len(lead) and np.isfinite(lead[-1]):
+        over = 'amber', ('The student predicts unseen text as well as its teacher by now, so only the text teaches it from here on. '
+                         'It may be time to stop, or to choose a better teacher.')
+        signs.append(Sign('teacher ahead by', f'{lead[-1]:.1%}', *(over if lead[-1] <= 0 else ())))
     scale = recent(metrics, 'loss_scale')
     if len(scale):
         tiny = scale[-1] < 1
