@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from .dashboard import LiveDashboard, dashboard_png, draw_scores, draw_weights, one_picture, shows_widgets, side_by_side, weights_move
 from .metrics import read_metrics, series, thin
-from .pictures import COLOURS, name_curves, plot_losses, plot_shares
+from .pictures import COLOURS, finish, name_curves, plot_losses, plot_shares
 from .signs import health, read_plan, scores_of, signs_html, status_html, write_plan
 
 # %% ../nbs/38_widgets.ipynb #6f58e970
@@ -116,11 +116,14 @@ def compare(
         steps, bits = series(run.metrics, 'eval', 'bits_per_byte')
         axes['scores'].plot(steps, bits, '.-', color=RUN_COLOURS[i], label=Path(name).name)
     for row in ('losses', 'shares'): share_limits(axes[f'{row} 0'], axes[f'{row} 1'])
+    for ax in (axes['losses 0'], axes['losses 1']):  # names stand where the curves end now
+        for name in list(ax.texts): name.remove()
+        name_curves(ax)
     for name, colour in dict(teacher=COLOURS['teacher'], control=COLOURS['control']).items():
         for score in {scores_of(run.plan)[name] for run in runs.values() if name in scores_of(run.plan)}:
             axes['scores'].axhline(score, color=colour, linestyle='--', linewidth=1, label=name)
     axes['scores'].set(title='Held-out text: lower is better', xlabel='optimizer steps', ylabel='bits per byte')
-    name_curves(axes['scores'])
+    finish(axes['scores'])
     return figure
 
 # %% ../nbs/38_widgets.ipynb #f77b13e6
