@@ -48,7 +48,7 @@ def test_save_and_evaluate_now(pair, tmp_path):
     acts = [At(2, trainer.controls.save), At(5, trainer.controls.evaluate)]
     trainer.callback_handler.callbacks[:0] = acts
     trainer.train()
-    assert (tmp_path / 'checkpoint-2' / 'complete').exists() and trainer.state.global_step == 8
+    assert (tmp_path / 'checkpoint-2' / 'manifest.json').exists() and trainer.state.global_step == 8
     assert 5 in [line['step'] for line in read_metrics(tmp_path) if 'eval' in line]
 
 
