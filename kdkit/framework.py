@@ -19,7 +19,7 @@ from .config import DistillConfig
 from .crossings import Crossed
 from .curriculum import Curriculum, constant, default_schedules
 from .fused import Buffers
-from .heads import Columns, Comparing, Followers, Listening, Reading, Teaching, fused_heads, pull_for
+from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
 from .models import (AbsentModel, ModelError, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
@@ -107,7 +107,7 @@ class StudentAwareDistillationFramework(nn.Module):
         for part in filter(None, (self.teacher_model, self.logit_projector)): part._apply(fn, recurse)
         super()._apply(fn, recurse)
         vocab_map = self.vocab_map.to(self.device)
-        self._hold(vocab_map=vocab_map, columns=Columns.of(vocab_map), followers=Followers(vocab_map.inside, vocab_map) if vocab_map.inside else None)
+        self._hold(vocab_map=vocab_map, columns=Columns.of(vocab_map), lists=Lists(vocab_map.inside, vocab_map) if vocab_map.inside else None)
         return self
 
     def train(self, mode=True):
@@ -272,7 +272,7 @@ class StudentAwareDistillationFramework(nn.Module):
         heads = output_head(self.student_model), signals.student_states, labels
         if summed := all(term.sums is not None for term in active.values()):  # then the gradient is made on the way
             parts = [sum(factors[name] for name, term in active.items() if part in term.sums) for part in ('covered', 'rest', 'compared')]
-            loss, signals.nats = fused_heads(*heads, parts, self.teaching(signals, batch) if kd else None, partner >= 0, self.chunk, self.buffers)
+            loss, signals.nats = fused_heads(*heads, parts, self.teaching(signals, batch) if kd else None, partner >= 0, 2 * self.chunk, self.buffers)
         else:
             compare = self.naive_comparison(signals, batch) if kd else None
             loss, signals.nats = 0., read_heads(*heads, compare, partner >= 0, kd is not None and kd.select_by == 'entropy', self.chunk)
@@ -288,16 +288,23 @@ class StudentAwareDistillationFramework(nn.Module):
     ) -> Teaching:
         "What the student's distributions are compared with: a teacher that has read the batch, or what one said before."
         if batch.get('teacher_said') is not None: return Reading(self.vocab_map, self.columns, self.answers(batch), batch['node'], self.came(batch), self.config.asks_ends)
-        compare = self.naive_comparison(signals, batch)
-        if self.pull is None: return Comparing(compare)
+        if self.pull is None: return Comparing(self.naive_comparison(signals, batch))
+        (vocab_map, crossed), lists = self.crossed(batch), self.lists
+        if crossed and lists: lists = lists.extended(vocab_map.inside, batch['more'], vocab_map)
         heard = self.teacher_head(), signals.teacher_states, batch['partner'], batch['node']
-        return Listening(self.pull, self.columns, *heard, self.followers, self.config.asks_ends, self.apart(batch), compare)
+        return Listening(self.pull, self.columns, *heard, lists, self.config.asks_ends, crossed if self.config.asks_ends else None, vocab_map)
+
+    def crossed(self,
+        batch: dict,  # complete
+    ) -> tuple:       # (vocabulary map, Crossed or None)
+        "The map with the nodes that the batch needs, and what its crossing tokens are asked for."
+        vocab_map = self.vocab_map.with_nodes(batch)
+        return vocab_map, Crossed(vocab_map.inside, *(batch[name] for name in ('reached', 'ending', 'input_ids', 'teacher_input_ids'))) if 'more' in batch else None
 
     def naive_comparison(self, signals, batch):
         "The same as a function of log-probabilities, whose gradient autograd finds."
         if batch.get('teacher_said') is None:
-            vocab_map, crossed = self.vocab_map.with_nodes(batch), None
-            if 'more' in batch: crossed = Crossed(vocab_map.inside, *(batch[name] for name in ('reached', 'ending', 'input_ids', 'teacher_input_ids')))
+            vocab_map, crossed = self.crossed(batch)
             return against_teacher(self.compare(vocab_map), self.teacher_head(), signals.teacher_states, batch['partner'], batch['node'], crossed)
         answers, node, came = self.answers(batch), batch['node'], self.came(batch)
         return lambda log_probs, row, at: self.compare_cached(log_probs, answers[row, at], node[row, at], came[row, at])
@@ -310,11 +317,6 @@ class StudentAwareDistillationFramework(nn.Module):
     def came(self, batch):
         "The tokens that cross, each at the position that predicts it; elsewhere -1."
         return F.pad(batch['input_ids'][:, 1:], (0, 1)).where(batch['reached'] >= 0, -1)
-
-    def apart(self, batch):
-        "Positions with a token that crosses, or at a node that only this text needs."
-        if 'more' not in batch: return torch.zeros_like(batch['node'], dtype=torch.bool)
-        return (batch['node'].abs() >= self.vocab_map.inside.n_nodes) | (batch['reached'] >= 0) & self.config.asks_ends
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ class Pull:
     "A loss at n positions, and how it pulls at the student's log-probabilities."
     nats: Tensor                # [n]
     total: Tensor               # [n], the pulls at all tokens together
-    dense: Tensor|None = None   # [at most n, vocabulary], the pull at each token, of the first positions; a buffer, good until the next call
+    dense: Tensor|None = None   # [n, vocabulary], the pull at each token; a buffer, good until the next call
     row: Tensor|None = None     # [m], pulls at single tokens besides: whose position,
     token: Tensor|None = None   # [m], which token,
     value: Tensor|None = None   # [m], how strong
@@ -57,7 +57,7 @@ class Pull:
     ) -> None:
         "Turn probabilities into gradients, but for the label of the cross-entropy."
         probs.mul_((plain + factor * self.total)[:, None])
-        if self.dense is not None: probs[:len(self.dense)].addcmul_(self.dense, factor[:len(self.dense), None], value=-1)
+        if self.dense is not None: probs.addcmul_(self.dense, factor[:, None], value=-1)
         if self.row is not None: probs.view(-1).scatter_add_(0, self.row * probs.shape[1] + self.token, -factor[self.row] * self.value)
 
 # %% ../nbs/02_fused.ipynb #085291fa
@@ -65,15 +65,17 @@ def forward_pull(
     log_student: Tensor,  # [n, events]
     log_teacher: Tensor,  # [n, events]; overwritten
     buffers: Buffers,
+    probs: Tensor|None = None,  # [n, events], of the teacher, if they are there; become the pull
 ) -> Pull:
     "Of KL(teacher || student): the teacher's probabilities."
-    probs = torch.exp(log_teacher, out=buffers('pull', *log_teacher.shape, like=log_teacher))
+    if probs is None: probs = torch.exp(log_teacher, out=buffers('pull', *log_teacher.shape, like=log_teacher))
     return Pull(log_teacher.sub_(log_student).mul_(probs).sum(-1), probs.sum(-1), probs)
 
 def reverse_pull(
     log_student: Tensor,  # [n, events]
     log_teacher: Tensor,  # [n, events]; overwritten
     buffers: Buffers,
+    probs: Tensor|None = None,  # of the teacher; not needed
 ) -> Pull:
     "Of KL(student || teacher)."
     probs = torch.exp(log_student, out=buffers('pull', *log_student.shape, like=log_student))
@@ -97,13 +99,14 @@ def jsd_pull(
     log_student: Tensor,  # [n, events]
     log_teacher: Tensor,  # [n, events]; overwritten
     buffers: Buffers,
+    probs: Tensor|None = None,  # [n, events], of the teacher, if they are there
     beta: float = 0.5,    # 0: forward KL, 1: reverse KL, between: the teacher's share in the mixture
 ) -> Pull:
     "Of the generalised Jensen-Shannon divergence."
-    if beta == 0: return forward_pull(log_student, log_teacher, buffers)
+    if beta == 0: return forward_pull(log_student, log_teacher, buffers, probs)
     if beta == 1: return reverse_pull(log_student, log_teacher, buffers)
     log_mixture = mixture(log_student, log_teacher, beta, buffers)
-    probs = torch.exp(log_teacher, out=buffers('part', *log_teacher.shape, like=log_teacher))
+    if probs is None: probs = torch.exp(log_teacher, out=buffers('part', *log_teacher.shape, like=log_teacher))
     teachers = log_teacher.sub_(log_mixture).mul_(probs).sum(-1)
     probs = torch.exp(log_student, out=buffers('part', *log_student.shape, like=log_student))
     pull = log_mixture.sub_(log_student).mul_(probs)
@@ -114,12 +117,13 @@ def skewed_pull(
     log_student: Tensor,  # [n, events]
     log_teacher: Tensor,  # [n, events]; overwritten
     buffers: Buffers,
+    probs: Tensor|None = None,  # [n, events], of the teacher, if they are there
     skew: float = 0.1,    # the teacher's share in the mixture, in [0, 1)
 ) -> Pull:
     "Of KL(teacher || mixture)."
-    if skew == 0: return forward_pull(log_student, log_teacher, buffers)
+    if skew == 0: return forward_pull(log_student, log_teacher, buffers, probs)
     log_mixture = mixture(log_student, log_teacher, skew, buffers)
-    probs = torch.exp(log_teacher, out=buffers('part', *log_teacher.shape, like=log_teacher))
+    if probs is None: probs = torch.exp(log_teacher, out=buffers('part', *log_teacher.shape, like=log_teacher))
     nats = log_teacher.sub_(log_mixture).mul_(probs).sum(-1)
     pull = log_mixture.neg_().add_(log_student).exp_().mul_(probs).mul_(1 - skew)
     return Pull(nats, pull.sum(-1), pull)
@@ -128,7 +132,7 @@ def pull_of(
     name: str,         # forward_kl, reverse_kl, jsd or skewed_kl
     beta: float = 0.5, # of jsd
     skew: float = 0.1, # of skewed_kl
-) -> Callable:         # (log_student, log_teacher, buffers) -> Pull
+) -> Callable:         # (log_student, log_teacher, buffers, probs or None) -> Pull
     "The pull of the divergence of that name."
     return dict(forward_kl=forward_pull, reverse_kl=reverse_pull, jsd=partial(jsd_pull, beta=beta), skewed_kl=partial(skewed_pull, skew=skew))[name]
 
@@ -196,19 +200,19 @@ def teacher_events(
     buffers: Buffers,
     silent: Tensor|None = None,  # [m] tokens that have no class; what is said about the others is less them
     mixed: tuple = (),     # (share [n], row [m], column [m], probability [m]): what is left of each distribution, and what is added to it
-) -> Tensor:               # [n, width], a buffer or the logits' own memory
-    "The teacher's log-probability of each class; in columns that are no class, the least there is."
+) -> tuple:                # (log-probabilities [n, width], probabilities [n, width] or None where it takes a pass to get them), buffers or the logits' own memory
+    "What the teacher says of each class; in columns that are no class, the least there is."
     if silent is not None: logits.index_fill_(1, silent, -torch.inf)
-    if columns is None and not mixed: return torch.log_softmax(logits, -1, out=logits)
+    if columns is None and not mixed: return torch.log_softmax(logits, -1, out=logits), None
     sums = probs = torch.softmax(logits, -1, out=logits)
     if columns is not None: sums = buffers('teacher_events', len(probs), width, like=probs).zero_().index_add_(1, columns, probs)
     if mixed:
         share, row, column, more = mixed
         sums.mul_(share[:, None]).view(-1).scatter_add_(0, row * width + column, more)
-    return sums.clamp_(min=torch.finfo(sums.dtype).tiny).log_()
+    return torch.clamp(sums, min=torch.finfo(sums.dtype).tiny, out=buffers('log_teacher', *sums.shape, like=sums)).log_(), sums
 
 def in_classes(
-    pull: Callable,          # (log_student [n, events], log_teacher [n, events], buffers) -> Pull
+    pull: Callable,          # (log_student [n, events], log_teacher [n, events], buffers, probs) -> Pull
     classes: Classes|None,   # of the student's tokens; None: each is its own
     columns: Tensor|None,    # [V_t], column of each teacher token's class; None: class = id
     width: int,              # columns
@@ -216,10 +220,10 @@ def in_classes(
 ) -> Callable:               # (log_student [n, V_s], teacher_logits [n, V_t], buffers, *mixed) -> Pull
     "A divergence between distributions over classes."
     def compare(log_student, teacher_logits, buffers, *mixed):
-        log_teacher = teacher_events(teacher_logits, columns, width, buffers, silent, mixed)
-        if classes is None: return pull(log_student, log_teacher, buffers)
+        heard = teacher_events(teacher_logits, columns, width, buffers, silent, mixed)
+        if classes is None: return pull(log_student, heard[0], buffers, heard[1])
         events = classes.events(log_student, buffers)
-        said = pull(events, log_teacher, buffers)
+        said = pull(events, heard[0], buffers, heard[1])
         total = said.total - said.dense[:, classes.n_tokens:].sum(-1)  # no token is there to be pulled at
         return replace(said, total=total, dense=classes.spread(said.dense, events, log_student))
     return compare
@@ -440,7 +444,7 @@ def one_pass(
     following: Tensor,              # [N] the token that comes after each
     plain: Tensor,                  # [N] factor of the cross-entropy at each position
     taught: Tensor,                 # [A] factor of the comparison at the first A positions
-    compare: Callable|None = None,  # (begin, end) -> ((begin, end, log_probs [n, V], buffers) -> Pull), the comparison of some positions, opened for a slice of them
+    compare: Callable|None = None,  # (begin, end) -> opened, for a slice of positions; opened(i, k, log_probs [k - i, V], buffers) yields (i, j, Pull), (j, …, Pull), … up to k
     gradients: bool = True,
     dtype: torch.dtype|None = None, # of matrix products; None: the weights'
     chunk: int = 512,               # positions whose logits exist at a time
@@ -467,12 +471,11 @@ def one_pass(
             log_probs, label = logits[i - begin:j - begin], following[i:j, None]
             torch.log_softmax(log_probs, -1, out=log_probs)
             nats[i:j] = -log_probs.gather(1, label)[:, 0]
-            pull = opened(i, k, log_probs[:k - i], buffers) if k > i else None
-            if pull: compared[i:k] = pull.nats
+            for a, b, pull in opened(i, k, log_probs[:k - i], buffers) if k > i else ():
+                compared[a:b] = pull.nats
+                if gradients: pull.push(log_probs[a - i:b - i].exp_(), plain[a:b], taught[a:b])
             if not gradients: continue
-            log_probs.exp_()
-            if pull: pull.push(log_probs[:k - i], plain[i:k], taught[i:k])
-            log_probs[k - i:].mul_(plain[k:j, None])
+            log_probs[k - i:].exp_().mul_(plain[k:j, None])
             log_probs.scatter_add_(1, label, -plain[i:j, None])
         if gradients: pushed[begin:end] = way.back(logits)
     if not gradients: return Passed(nats, compared)

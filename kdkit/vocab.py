@@ -198,6 +198,7 @@ def longest_prefix(
     return next((piece[:n] for n in range(len(piece), 0, -1) if piece[:n] in known), None)
 
 # %% ../nbs/11_vocab.ipynb #a1c1497b
+@remembered
 def inside_text(
     tokenizer,     # fast
 ) -> Tokenizer:    # a copy in Rust
@@ -312,6 +313,7 @@ def combined_map(
     return VocabMap('combined', prefix.n_classes, prefix.student_index, F.pad(prefix.student_index, (0, 1), value=prefix.n_classes)[first.teacher_index])
 
 # %% ../nbs/11_vocab.ipynb #7e0a11c2
+@remembered
 def token_level_map(
     student_tokenizer,
     teacher_tokenizer,

@@ -112,7 +112,7 @@ def case(head, dtype=torch.float64, n_compared=13, seed=0):
     torch.manual_seed(seed)
     states, said = torch.randn(N, H, dtype=dtype, requires_grad=True), torch.randn(N, V, dtype=dtype)
     following, plain, taught = torch.randint(V, (N,)), torch.rand(N, dtype=dtype), torch.rand(n_compared, dtype=dtype)
-    def compare(begin, end): return lambda i, k, log_probs, buffers: forward_pull(log_probs, said[i:k].log_softmax(-1), buffers)
+    def compare(begin, end): return lambda i, k, log_probs, buffers: [(i, k, forward_pull(log_probs, said[i:k].log_softmax(-1), buffers))]
     def readable(states):
         log_probs = head(states).log_softmax(-1)
         return plain @ -log_probs.gather(1, following[:, None])[:, 0] + taught @ forward_kl(log_probs[:n_compared], said[:n_compared])
@@ -214,7 +214,7 @@ class Student(nn.Module):
     def forward(self, ids, n_all):
         states = self.layer(self.embedding(ids[:-1]))
         factors = torch.full((len(states),), 1 / n_all, dtype=torch.float64)
-        def compare(begin, end): return lambda i, k, log_probs, buffers: jsd_pull(log_probs, torch.zeros(k - i, V, dtype=torch.float64).log_softmax(-1), buffers)
+        def compare(begin, end): return lambda i, k, log_probs, buffers: [(i, k, jsd_pull(log_probs, torch.zeros(k - i, V, dtype=torch.float64).log_softmax(-1), buffers))]
         return fused_loss(states, Head(self.linear), ids[1:], factors, factors, compare, chunk=3)[0]
 
 IDS = torch.arange(24).mul(7).remainder(V)
