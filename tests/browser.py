@@ -85,7 +85,9 @@ def run_all(page, address, name):
 
 
 def button(page, label): return page.locator('.jp-OutputArea .jupyter-button', has_text=label).last
-def picture(page): return page.locator('.jp-OutputArea img.widget-image').last
+def pictures(page): return page.locator('.jp-OutputArea .kdkit-pictures').last
+def lid(page, label): return page.locator('.jp-OutputArea .jupyter-widget-Collapse-header', has_text=label).last
+def kernel_says(page): return page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status")
 
 
 def set_slider(page, label, value):

@@ -48,7 +48,7 @@ def test_the_plots_name_every_loss_with_its_unit():
     assert lines_of(ax) == {'kd (nats/position)', 'lm (nats/token)', 'feature (1 - cosine)'} and ax.get_yscale() == 'log'
     assert ax.get_xlabel() and ax.get_ylabel() and ax.get_title()
     assert lines_of(plot_weights(METRICS)) == {'kd', 'lm'}
-    assert lines_of(plot_scores(report(), METRICS)) == {'student', 'control', 'teacher', 'before'}
+    assert lines_of(plot_scores(report(), METRICS)) == {'student', 'control', 'teacher', 'before training'}
 
 
 def test_nothing_logged_still_plots():
