@@ -64,12 +64,12 @@ def jupyterlab(root, theme='JupyterLab Light', subshells='perCommTarget', **env)
 
 
 @contextmanager
-def browser_page():
+def browser_page(scale=1):
     "A page of a fresh headless Chromium."
     from playwright.sync_api import sync_playwright
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=['--no-sandbox', '--disable-dev-shm-usage'])
-        page = browser.new_page(viewport=dict(width=1400, height=1700))
+        page = browser.new_page(viewport=dict(width=1400, height=1700), device_scale_factor=scale)
         page.set_default_timeout(60_000)
         yield page
         browser.close()

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from kdkit.config import DistillConfig
-from kdkit.metrics import read_metrics
+from kdkit.metrics import read_metrics, unknown_keys
 from kdkit.prepare import prepare_text
 from kdkit.run import make_framework, make_trainer
 from kdkit.trainer import last_complete_checkpoint
@@ -94,6 +94,7 @@ def test_a_run_can_be_replayed_compared_and_followed(pair, tmp_path):
     trainer_of(pair, tmp_path / 'b', alpha_feature=.1).train()
     plan = read_plan(tmp_path / 'b')
     assert plan['total_steps'] == 8 and plan['weights']['feature'][-1] == pytest.approx(.1) and 0 < plan['coverage'] < 1
+    assert [unknown_keys(line) for line in read_metrics(tmp_path / 'b')] == [[]] * 10  # the glossary knows every number
     assert replay(tmp_path / 'a').png()[:4] == b'\x89PNG'
     figure = compare(tmp_path / 'a', tmp_path / 'b')
     assert [ax.get_title() for ax in figure.axes][:2] == ['a: every loss before its weight', 'b: every loss before its weight']

@@ -86,6 +86,13 @@ def test_both_kinds_of_worse_are_said():
     assert first.startswith('WORSE: the student') and second.startswith('WORSE: the control')
 
 
+@pytest.mark.parametrize('numbers, says', [
+    (dict(after=2.7, teacher=2.), 'train longer'), (dict(after=2.7, teacher=2.59), 'choose another teacher'), (dict(after=5.5, control=None), 'Lower learning_rate'),
+    (dict(control=None), 'train with control=True')])
+def test_what_to_do_is_said(numbers, says):
+    assert says in summary_table(report(**numbers))
+
+
 def test_no_gap_is_said_plainly():
     assert 'no gap to close' in summary_table(report(after=1.8, control=1.9, teacher=2.))
 
