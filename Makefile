@@ -1,12 +1,13 @@
 # make demo: a teacher with one tokenizer teaches a student with another, offline, in a few minutes.
 # make test: everything that CI checks.
 # make families: every family of transformers that has a causal language model, small and random, through kdkit; half an hour.
+# make floors: the fast tests with the oldest versions that settings.ini allows.
 # make wheel: dist/kdkit-*.whl, with nothing but Python; for a machine without a network.
 # make newest: the fast tests with the newest versions that settings.ini allows.
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test fast families newest wheel export clean
+.PHONY: demo test fast families newest floors wheel export clean
 
 demo: .venv/.installed
 	$(BIN)/kdkit demo
@@ -19,6 +20,9 @@ fast: .venv/.installed-dev
 
 families: .venv/.installed-dev
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python tests/families.py
+
+floors:
+	PYTHON="$(PYTHON)" bash scripts/floors
 
 wheel:
 	$(PYTHON) scripts/backend.py dist
@@ -41,4 +45,4 @@ export: .venv/.installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest build dist *.egg-info runs/demo
+	rm -rf .venv .venv-newest .venv-floors build dist *.egg-info runs/demo
