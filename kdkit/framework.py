@@ -20,9 +20,9 @@ from .curriculum import Curriculum, constant, default_schedules
 from .models import (AbsentModel, ModelError, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
-from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
+from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
-                         shared_tokens, span_answers)
+                         same_text, shared_tokens, span_answers)
 from .vocab import VocabMap, boundaries, gold_consistency, spelling_matrix
 from .windows import PairCollator, control_ids
 
@@ -34,7 +34,7 @@ def build_terms(
     opens: Tensor|None = None, # teacher tokens that begin a new word, for spans
 ) -> dict:                     # name -> Term, in the order in which they are reported
     "The terms that the config gives weight to; lm always."
-    inside = any(getattr(config, f'alpha_{name}') > 0 for name in ('feature', 'attention', 'layerwise', 'contrastive'))
+    inside = any(config.uses(name) for name in ('feature', 'attention', 'layerwise', 'contrastive'))
     s, t = (anatomy(model) for model in (student, teacher)) if inside else (None, None)  # tried on the models: no config says it in every family
     pairs = layer_pairs(s.layers, t.layers) if inside else []
     kd = lambda: SpanTerm(likely=config.span_likely, opens=opens) if config.kd_method == 'span' else KnowledgeTerm(config.aware_by if config.student_aware else None, config.aware_share)
@@ -45,7 +45,7 @@ def build_terms(
                   feature=lambda: FeatureTerm(t.width, s.width), attention=attention,
                   layerwise=lambda: LayerwiseTerm(pairs, t.layer_width, s.layer_width),
                   contrastive=lambda: ContrastiveTerm(t.width, s.width, config.contrastive_segments, config.contrastive_temperature))
-    return dict(lm=LanguageModelTerm(), **{name: make() for name, make in makers.items() if getattr(config, f'alpha_{name}') > 0})
+    return dict(lm=LanguageModelTerm(), **{name: make() for name, make in makers.items() if config.uses(name)})
 
 # %% ../nbs/22_framework.ipynb #1f477377
 class StudentAwareDistillationFramework(nn.Module):
@@ -231,6 +231,15 @@ class StudentAwareDistillationFramework(nn.Module):
         "Positions whose logits of both models make about 2**25 numbers, 128 MB in fp32."
         return max(1, 2**25 // sum(m.get_output_embeddings().weight.shape[0] for m in (self.student_model, self.teacher_model)))
 
+    def common_nats(self,
+        signals: Signals,
+        covered: Tensor,  # [batch, S] bool, positions that are compared
+    ) -> Tensor|None:     # [2]: the student's, the teacher's; None: nobody follows it, or the teacher was not asked
+        "What both models spend on the same text of this batch."
+        if not self.curriculum.follows or signals.teacher_nats is None: return None
+        positions = signals.student_positions, signals.teacher_positions
+        return same_text(signals.nats.of_tokens(covered), signals.teacher_nats, signals.labels != -100, positions, signals.aligned)
+
     def teacher_head(self):
         "Teacher states -> logits: its own head's, or through the projector into the student's vocabulary."
         return self.logit_projector if self.config.kd_method == 'projector' else output_head(self.teacher_model)
@@ -240,7 +249,7 @@ class StudentAwareDistillationFramework(nn.Module):
         units: dict|None = None,        # name -> count over the whole optimizer step; None: this batch's own
         step: int|None = None,          # optimizer steps taken, for the curriculum; None: self.step
         **batch,                        # the rest of a collated batch
-    ) -> dict:                          # loss: 0-dim; losses: name -> 0-dim raw mean; weights: name -> float
+    ) -> dict:                          # loss: 0-dim; losses: name -> 0-dim raw mean; weights: name -> float; common_nats: of `common_nats`
         "The weighted loss, every raw loss that has weight now, and the weights."
         batch = self.complete(dict(batch, input_ids=input_ids))
         labels = batch['labels']
@@ -263,16 +272,19 @@ class StudentAwareDistillationFramework(nn.Module):
 
         kd = self.knowledge if 'kd' in active else None
         compare, by_entropy = None, kd is not None and kd.select_by == 'entropy'
-        if kd and said is None: compare = against_teacher(self.compare, self.teacher_head(), signals.teacher_states, partner, node)
+        hears = Listener(batch['teacher_input_ids']) if kd and said is None and self.curriculum.follows and self.config.kd_method != 'projector' else None
+        if kd and said is None: compare = against_teacher(self.compare, self.teacher_head(), signals.teacher_states, partner, node, hears)
         elif kd:
             answers = cached_answers(said, batch['teacher_inside'] if self.vocab_map.inside else None, partner, node)
             def compare(log_probs, row, at): return self.compare_cached(log_probs, answers[row, at], node[row, at])
         signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare, partner >= 0, by_entropy, self.chunk)
+        if hears: signals.teacher_nats = hears.nats
+        common = self.common_nats(signals, partner >= 0)
         if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
             losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}
         return dict(loss=sum(weights[name] * loss for name, loss in losses.items()),
-                    losses={name: loss.detach() for name, loss in losses.items()}, weights=weights)
+                    losses={name: loss.detach() for name, loss in losses.items()}, weights=weights, common_nats=common)
 
     # -- files ---------------------------------------------------------------------------------------------------
 

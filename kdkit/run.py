@@ -32,6 +32,7 @@ from .models import AbsentModel, load_config, load_options, load_tokenizer
 from .prepare import RunError, about_text, prepare_text
 from .progress import Progress, say, watched
 from .report import gap_closed, write_model_card, write_report
+from .share import worth_distilling
 from .terms import opening_tokens
 from .trainer import DistillationTrainer, check_arguments, last_complete_checkpoint, training_arguments
 
@@ -145,7 +146,7 @@ def open_cache(
     cache = TeacherCache(config.teacher_cache)
     inside = text['vocab_map'].inside
     cache.check(text['train'], config.teacher_model, inside, text['held_out'])
-    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', *['teacher_inside'] * (inside is not None)))
+    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', 'teacher_tokens', *['teacher_inside'] * (inside is not None)))
     cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher')))
     return cache
 
@@ -187,6 +188,9 @@ def distill(
     teacher_score = cache.about['score'] if cache else measure(framework, watched('measuring the teacher', batches), 'teacher')
     report = dict(teacher=teacher_score, student_before=measure(framework, watched('measuring the student', batches)), control=None)
     before = None if cache else retention(framework, watched('comparing the two', batches))
+    bits = [report[side]['bits_per_byte'] for side in ('teacher', 'student_before')]
+    framework.curriculum.lead.begin(*bits)
+    say(worth_distilling(*bits, config.follows_lead))
     if config.control: report['control'] = train_control(config, arguments, text, batches, framework.teacher_model, report)
     trainer = make_trainer(framework, arguments, text, folder, 'distilling', scores=report, coverage=text['summary']['coverage'])
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))

@@ -33,6 +33,7 @@ from .evaluation import compute_perplexity
 from .framework import StudentAwareDistillationFramework
 from .metrics import MetricsFile, ProgressLine
 from .models import quietly
+from .progress import say
 from .widgets import LiveDashboard, shows_widgets, write_plan
 
 # %% ../nbs/35_trainer.ipynb #794b9571
@@ -291,6 +292,7 @@ class Meter:
 
     def reset(self):
         self.sums, self.steps, self.tokens, self.since, self.step, self.weights = {}, 0, 0, time.perf_counter(), {}, {}
+        self.common_nats = None  # of this step, as of the framework's forward
 
     def add(self,
         output: dict,  # of the framework's forward: one micro-batch's part of the step
@@ -298,13 +300,14 @@ class Meter:
     ):
         for name, value in dict(output['losses'], loss=output['loss'].detach()).items(): self.step[name] = self.step.get(name, 0) + value
         self.weights, self.tokens = output['weights'], self.tokens + tokens
+        if (nats := output.get('common_nats')) is not None: self.common_nats = nats if self.common_nats is None else self.common_nats + nats
 
     def end_step(self, counts=True):
         if counts:
             for name, value in self.step.items():
                 total, n = self.sums.get(name, (0, 0))
                 self.sums[name] = total + value, n + 1
-        self.step = {}
+        self.step, self.common_nats = {}, None
 
     def read(self) -> dict:  # flat: loss, losses/<name>, weights/<name>, tokens_per_second
         means = {name: (total / n).item() for name, (total, n) in self.sums.items()}
@@ -376,7 +379,9 @@ class DistillationTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def observe(self):
-        "Show the framework how large the losses of this step were."
+        "Show the framework how far its teacher was ahead in this step, and how large the losses were."
+        if (nats := self.meter.common_nats) is not None:  # in all processes or in none: they share their weights
+            self.model.curriculum.lead.observe(*(self.accelerator.reduce(nats, 'sum') if self.args.world_size > 1 else nats).tolist())
         if self.model.config.balance == 'none': return
         losses = {name: loss for name, loss in self.meter.step.items() if name in self.model.terms}
         self.model.observe({name: self.accelerator.reduce(loss, 'sum') for name, loss in losses.items()} if self.args.world_size > 1 else losses)
@@ -398,6 +403,7 @@ class DistillationTrainer(Trainer):
             logs.update(self.meter.read())
             if self.finite_steps.skipped: logs['skipped_steps'] = self.finite_steps.skipped
             if self.accelerator.scaler is not None: logs['loss_scale'] = self.accelerator.scaler.get_scale()
+            if (lead := self.model.curriculum.lead.lead) is not None and self.model.curriculum.follows: logs['teacher_lead'] = lead
             logs['memory_gb'] = round(memory_gb()[0], 3)
             logs.update({f'multipliers/{name}': factor for name, factor in self.controls.multipliers.items() if factor != 1})
         super().log(logs, start_time)
@@ -409,9 +415,21 @@ class DistillationTrainer(Trainer):
         with self.accelerator.autocast():
             scores = compute_perplexity(self.model.student_model, loader, end_id=self.model.student_end_id)
         metrics = {f'{metric_key_prefix}_{name}': scores[name] for name in ('bits_per_byte', 'nats_per_token', 'perplexity')}
+        if rows is self.eval_dataset: self.measured(metrics[f'{metric_key_prefix}_bits_per_byte'])
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measured(self,
+        student_bits: float,  # per byte of held-out text
+    ):
+        "Put the teacher's lead right; the moment in which it ends is said."
+        curriculum = self.model.curriculum
+        asked = curriculum.lead.share > 0
+        curriculum.lead.measured(student_bits)
+        if asked and not curriculum.lead.share and curriculum.follows and self.is_world_process_zero():
+            say(f"step {self.state.global_step}: on held-out text the student is as good as its teacher ({student_bits:.3f} against "
+                f"{curriculum.lead.teacher_bits:.3f} bits per byte): from here on it learns from the text alone")
 
     def eval_loader(self, rows):
         "Batches of rows in their order."
@@ -424,6 +442,7 @@ class DistillationTrainer(Trainer):
         self.model.save_student(output_dir)
         self.model.save_projectors(os.path.join(output_dir, 'projectors.safetensors'))
         Path(output_dir, 'multipliers.json').write_text(json.dumps(self.controls.multipliers))
+        Path(output_dir, 'teacher_lead.json').write_text(json.dumps(self.model.curriculum.lead.state_dict()))
         Path(output_dir, 'magnitudes.json').write_text(json.dumps({name: size.item() for name, size in self.model.magnitudes.items()}))
 
     def _save_checkpoint(self, *args, **kwargs):
@@ -434,6 +453,7 @@ class DistillationTrainer(Trainer):
         load_student(self.model, resume_from_checkpoint)
         self.model.load_projectors(os.path.join(resume_from_checkpoint, 'projectors.safetensors'))
         self.controls.multipliers.update(json.loads(Path(resume_from_checkpoint, 'multipliers.json').read_text()))
+        self.model.curriculum.lead.load_state_dict(json.loads(Path(resume_from_checkpoint, 'teacher_lead.json').read_text()))
         sizes = json.loads(Path(resume_from_checkpoint, 'magnitudes.json').read_text())
         self.model.magnitudes = {name: torch.tensor(size, device=self.model.device) for name, size in sizes.items()}
 
