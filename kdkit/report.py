@@ -13,9 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from .curriculum import Curriculum, plot_curriculum
+from .curriculum import Curriculum
 from .metrics import read_metrics
-from .pictures import plot_losses, plot_scores, plot_weights
+from .pictures import plot_losses, plot_plan, plot_scores
 
 # %% ../nbs/36_report.ipynb #13177631
 def gap_closed(
@@ -107,7 +107,7 @@ def write_report(
     metrics, control = read(folder / 'metrics.jsonl'), read(folder / 'control' / 'metrics.jsonl')
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'report.json').write_text(json.dumps(plain(report), indent=2) + '\n')
-    pictures = dict(bits_per_byte=plot_scores(report, metrics, control), losses=plot_losses(metrics), curriculum=plot_curriculum(curriculum) if curriculum else plot_weights(metrics))
+    pictures = dict(bits_per_byte=plot_scores(report, metrics, control), losses=plot_losses(metrics), curriculum=plot_plan(curriculum.plan() if curriculum else {}, metrics))
     for name, ax in pictures.items(): ax.figure.savefig(folder / f'{name}.png', dpi=110)
     facts = [(k, report[k]) for k in ('seed', 'device', 'dtype', 'seconds') if report.get(k) is not None]
     facts += [(f'{group}: {k}', v) for group in ('data', 'versions') for k, v in (report.get(group) or {}).items() if not isinstance(v, (dict, list))]

@@ -28,9 +28,8 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from .controls import Controls, handle_widget_messages, now_and_then, running_kernel
-from .curriculum import plot_curriculum
 from .metrics import metrics_line, names_in, read_metrics, series, thin
-from .pictures import COLOURS, legend_beside, plot_losses, plot_scores, plot_shares, plot_weights, swallowing
+from .pictures import COLOURS, legend_beside, plot_losses, plot_plan, plot_scores, plot_shares, swallowing
 
 # %% ../nbs/34_widgets.ipynb #df946e6f
 def read_plan(
@@ -195,8 +194,7 @@ def draw_run(
     plot_losses(metrics, axes[0, 0], hidden)
     plot_shares(metrics, axes[0, 1])
     last = next((line for line in reversed(metrics) if line.get('weights')), None)
-    if plan.get('weights'): plot_curriculum(plan, axes[1, 0], last and last['step'], last and last['weights'])
-    else: plot_weights(metrics, axes[1, 0])
+    plot_plan(plan, metrics, axes[1, 0], step=last and last['step'], weights=last and last['weights'])
     plot_scores(plan.get('scores') or {}, metrics, control_metrics, axes[1, 1])
     for ax in axes.flat: legend_beside(ax).spines[['top', 'right']].set_visible(False)
     figure.subplots_adjust(left=.06, right=.88, top=.95, bottom=.08, wspace=.58, hspace=.35)  # a layout engine would take longer than the drawing
@@ -303,7 +301,7 @@ class LiveDashboard(TrainerCallback):
         self.handle = display(self.box, display_id=True)
 
     def buttons(self, w) -> list:  # of widgets
-        names = list(self.plan.get('weights') or {})
+        names = [*(self.plan.get('follows') or ()), *(self.plan.get('weights') or {})]
         def toggle(name):
             button = w.ToggleButton(value=True, description=name, tooltip=f'show {name} among the loss magnitudes', layout=w.Layout(width='auto'))
             button.observe(lambda change: self.hide(name, not change['new']), 'value')
