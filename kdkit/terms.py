@@ -122,7 +122,7 @@ def cached_comparison(
         def measure(rows, kept, log_probs): return kept_kl(classes.some_student_log_probs(student_log_probs, rows, kept), kept, log_probs)
         rows = torch.arange(len(node), device=node.device)
         k = answers.shape[1] // (2 if classes.inside is None else 4)
-        kept, said = classes.teacher_class(answers[:, :k].long()), answers[:, k:2 * k]
+        kept, said = classes.teacher_kept(answers[:, :k].long(), answers[:, k:2 * k])
         if classes.inside is None: return measure(rows, kept, said)
         there, follows, odds = answers[:, 2 * k:].split([k, k, 1], -1)
         there, within = classes.student_class(there.long()), (node > 0)[:, None]
@@ -141,16 +141,20 @@ def build_map(
     student_vocab_size: int, # rows of the student's head
     teacher_vocab_size: int, # rows of the teacher's
     inside: bool = True,     # also for positions inside a teacher's token
+    ends: tuple|None = None, # pairs (student id, teacher id) of control tokens that mean the same; None: the ends of a document
 ) -> VocabMap:
     "The vocabulary map of a method; for methods without one, the safest, which retention is then measured on."
-    end_id = student_tokenizer.eos_token_id
-    if end_id is None: end_id = 0  # without an end of document nothing is ever mapped there
+    if ends is None: ends = [(student_tokenizer.eos_token_id, teacher_tokenizer.eos_token_id)]
+    ends = [(mine, theirs) for mine, theirs in ends if mine is not None and theirs is not None and mine < student_vocab_size and theirs < teacher_vocab_size]
     same = same_tokenizer(student_tokenizer, teacher_tokenizer)
     if method == 'identity' and not same:
         raise ValueError("kd_method is 'identity', but the two tokenizers differ: their ids mean other text. Use 'auto'.")
-    if same and method not in ('first_token', 'common_prefix', 'combined'): return identity_map(student_vocab_size, teacher_vocab_size, end_id)
+    if same and method not in ('first_token', 'common_prefix', 'combined'):
+        foreign = [i for i, piece in enumerate(token_bytes(teacher_tokenizer, min(len(teacher_tokenizer), teacher_vocab_size)))
+                   if piece is None and teacher_tokenizer.convert_ids_to_tokens(i) != student_tokenizer.convert_ids_to_tokens(i)]
+        return identity_map(student_vocab_size, teacher_vocab_size, ends, foreign)
     make, sides = dict(first_token=first_token_map, common_prefix=common_prefix_map), (student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size)
-    vocab_map = make.get(method, combined_map)(*sides, end_id)
+    vocab_map = make.get(method, combined_map)(*sides, ends)
     return replace(vocab_map, inside=continuations(teacher_spellings(*sides), student_vocab_size)) if inside and method in ('auto', *KD_MAPS) else vocab_map
 
 # %% ../nbs/17_terms.ipynb #1a145650

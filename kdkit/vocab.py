@@ -24,13 +24,13 @@ from .losses import widen
 # %% ../nbs/11_vocab.ipynb #d41db433
 def class_log_probs(
     logits: Tensor,    # [..., vocabulary]
-    index: Tensor,     # [vocabulary], class of each token; None: every token is its own class
+    index: Tensor,     # [vocabulary], class of each token, n_classes for one of the rest; None: every token is its own class
     n_classes: int,
 ) -> Tensor:           # [..., n_classes], at least fp32
     "Log-probability of each class: the log of the summed probabilities of its tokens."
     if index is None: return widen(logits).log_softmax(-1)
     probs = widen(logits).softmax(-1)
-    sums = probs.new_zeros(*probs.shape[:-1], n_classes).index_add(-1, index, probs)
+    sums = probs.new_zeros(*probs.shape[:-1], n_classes + 1).index_add(-1, index, probs)[..., :n_classes]
     return sums.clamp(min=torch.finfo(sums.dtype).tiny).log()
 
 # %% ../nbs/11_vocab.ipynb #f93b25c9
@@ -50,7 +50,7 @@ class VocabMap:
     name: str
     n_classes: int
     student_index: Tensor | None = None  # [student vocabulary], class of each token; None: class = id
-    teacher_index: Tensor | None = None  # [teacher vocabulary]
+    teacher_index: Tensor | None = None  # [teacher vocabulary], n_classes for one that no student token shares a class with
     inside: 'Continuations | None' = None  # for positions inside a teacher's token; None: they are not compared
 
     def to(self, device):
@@ -78,10 +78,19 @@ class VocabMap:
 
     def student_log_probs(self, logits): return class_log_probs(logits, self.student_index, self.n_classes)
     def teacher_log_probs(self, logits, node=None):  # node: [n] of `Continuations.find` for logits [n, vocabulary]
-        log_probs = class_log_probs(logits, self.teacher_index, self.n_classes)
+        log_probs = class_log_probs(logits, self.teacher_index, self.n_classes).log_softmax(-1)  # less the rest
         if node is None or not (within := node > 0).any(): return log_probs
         follows, _ = self.inside.answers(logits[within], node[within], self.student_index, self.n_classes)
         return log_probs.index_put((within,), follows.clamp(min=torch.finfo(follows.dtype).tiny).log())
+    def teacher_kept(self,
+        ids: Tensor,        # [n, k] teacher tokens
+        log_probs: Tensor,  # [n, k] of each, or of its part of what is left
+    ) -> tuple:             # (classes [n, k], log-probabilities [n, k])
+        "Some of the teacher's tokens as classes; what it says about the rest counts nothing."
+        classes = self.teacher_class(ids)
+        rest = classes == self.n_classes
+        others = (1 - (log_probs.exp() * rest).sum(-1, keepdim=True)).clamp(min=1e-6).log()
+        return classes.masked_fill(rest, 0), (log_probs - others).masked_fill(rest, -torch.inf)
     def teacher_knows(self,
         logits: Tensor,     # [n, teacher vocabulary]
         node: Tensor,       # [n] of `Continuations.find`
@@ -126,14 +135,15 @@ def same_tokenizer(
 def identity_map(
     student_vocab_size: int,
     teacher_vocab_size: int,
-    end_id: int,              # the student's end of document
+    ends: tuple = (),         # pairs (student id, teacher id) of control tokens that mean the same
+    foreign: tuple = (),      # ids that mean something else to the teacher
 ) -> VocabMap:
-    "One class a token, for models with one tokenizer. Rows that only one of them has count as the end of a document."
-    n_classes = min(student_vocab_size, teacher_vocab_size)
-    def index(size):
-        ids = torch.arange(size)
-        return None if size == n_classes else ids.where(ids < n_classes, end_id)
-    return VocabMap('identity', n_classes, index(student_vocab_size), index(teacher_vocab_size))
+    "One class a token, for models with one tokenizer. Rows that only the teacher has are the rest."
+    index = torch.arange(teacher_vocab_size).clamp(max=student_vocab_size)
+    index[list(foreign)] = student_vocab_size
+    for mine, theirs in ends: index[theirs] = mine
+    plain = student_vocab_size == teacher_vocab_size and (index == torch.arange(teacher_vocab_size)).all()
+    return VocabMap('identity', student_vocab_size, None, None if plain else index)
 
 # %% ../nbs/11_vocab.ipynb #47f142bf
 def ids_by_bytes(
@@ -220,11 +230,13 @@ def first_token_map(
     teacher_tokenizer,
     student_vocab_size: int,
     teacher_vocab_size: int,
-    end_id: int,              # the student's end of document
+    ends: tuple = (),         # pairs (student id, teacher id) of control tokens that mean the same
 ) -> VocabMap:
     "Each teacher token counts as the first student token of its bytes."
     written = teacher_spellings(student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size)
-    return VocabMap('first_token', student_vocab_size, None, torch.tensor([ids[0] if ids else end_id for ids in written]))
+    same = {theirs: mine for mine, theirs in ends}
+    index = [ids[0] if ids else same.get(theirs, student_vocab_size) for theirs, ids in enumerate(written)]
+    return VocabMap('first_token', student_vocab_size, None, torch.tensor(index))
 
 # %% ../nbs/11_vocab.ipynb #e320fe2d
 def common_prefix_map(
@@ -232,14 +244,16 @@ def common_prefix_map(
     teacher_tokenizer,
     student_vocab_size: int,
     teacher_vocab_size: int,
-    end_id: int,              # the student's end of document
+    ends: tuple = (),         # pairs (student id, teacher id) of control tokens that mean the same
 ) -> VocabMap:
     "Each token of either side counts as its longest beginning that is a token of both."
     student, teacher = token_bytes(student_tokenizer, student_vocab_size), token_bytes(teacher_tokenizer, teacher_vocab_size)
     common = {piece: i for i, piece in enumerate(sorted({*filter(None, student)} & {*filter(None, teacher)}))}
-    end = len(common)  # one class more, for control tokens, vacant rows and what no common token begins
-    def index(table): return torch.tensor([common.get(longest_prefix(piece or b'', common), end) for piece in table])
-    return VocabMap('common_prefix', len(common) + 1, index(student), index(teacher))
+    other = len(common)  # one class more for what no common token begins, and one for each end
+    own = {mine: other + 1 + i for i, mine in enumerate(dict.fromkeys(mine for mine, _ in ends))}
+    silent = other + 1 + len(own)  # and one for the student's other control tokens and vacant rows, of which a teacher says nothing
+    def index(table, ends, control): return torch.tensor([common.get(longest_prefix(piece, common), other) if piece else ends.get(i, control) for i, piece in enumerate(table)])
+    return VocabMap('common_prefix', silent + 1, index(student, own, silent), index(teacher, {theirs: own[mine] for mine, theirs in ends}, silent + 1))
 
 # %% ../nbs/11_vocab.ipynb #1de3fbd7
 def combined_map(
@@ -247,12 +261,12 @@ def combined_map(
     teacher_tokenizer,
     student_vocab_size: int,
     teacher_vocab_size: int,
-    end_id: int,              # the student's end of document
+    ends: tuple = (),         # pairs (student id, teacher id) of control tokens that mean the same
 ) -> VocabMap:
     "The first-token map, then its student tokens and the student's own in common-prefix classes."
-    sides = student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size, end_id
+    sides = student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size, ends
     first, prefix = first_token_map(*sides), common_prefix_map(*sides)
-    return VocabMap('combined', prefix.n_classes, prefix.student_index, prefix.student_index[first.teacher_index])
+    return VocabMap('combined', prefix.n_classes, prefix.student_index, F.pad(prefix.student_index, (0, 1), value=prefix.n_classes)[first.teacher_index])
 
 # %% ../nbs/11_vocab.ipynb #8ed985f4
 def boundaries(

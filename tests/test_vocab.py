@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kdkit.align import encode_bytes, shared_boundaries, token_bytes
 from kdkit.losses import forward_kl, projected_kl
-from kdkit.terms import build_map, comparison
+from kdkit.terms import build_map, cached_comparison, comparison
 from kdkit.vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, gold_consistency, ids_by_bytes, identity_map,
                          same_tokenizer, spelling_matrix, teacher_spellings)
 
@@ -21,7 +21,8 @@ methods = first_token_map, common_prefix_map, combined_map
 pairs = [*itertools.permutations(['bytes', 'bytes-large', 'bytes-prefix', 'bytes-NFC', 'metaspace', 'prepend'], 2)]
 
 def sizes(*names): return [len(get(name)) + extra for name, extra in zip(names, (0, 37))]  # the teacher's model is padded
-def build(method, student, teacher): return method(get(student), get(teacher), *sizes(student, teacher), get(student).eos_token_id)
+def ends_of(student, teacher): return [(get(student).eos_token_id, get(teacher).eos_token_id)]
+def build(method, student, teacher): return method(get(student), get(teacher), *sizes(student, teacher), ends_of(student, teacher))
 
 @pytest.mark.parametrize('student, teacher', pairs)
 @pytest.mark.parametrize('method', methods)
@@ -34,26 +35,48 @@ def test_maps_are_partitions(method, student, teacher):
         torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3, 2), atol=1e-6, rtol=0)
     student_classes = set(vocab_map.student_class(torch.arange(student_size)).tolist())
     teacher_classes = set(vocab_map.teacher_class(torch.arange(teacher_size)).tolist())
-    assert student_classes == set(range(vocab_map.n_classes))
-    assert teacher_classes == student_classes if method is not first_token_map else teacher_classes <= student_classes
+    own = vocab_map.n_classes if method is first_token_map else vocab_map.n_classes - 1  # the last one holds the student's control tokens
+    bytes_and_ends = student_classes - {own}
+    assert len(bytes_and_ends) >= vocab_map.n_classes - 2  # all but the student's control tokens and, where every token has one, what no common token begins
+    assert teacher_classes <= bytes_and_ends | {vocab_map.n_classes} and vocab_map.n_classes in teacher_classes  # the padding is the rest
 
 @pytest.mark.parametrize('student, teacher', pairs)
 @pytest.mark.parametrize('method', methods)
-def test_control_tokens_and_vacant_rows_are_the_end(method, student, teacher):
-    vocab_map = build(method, student, teacher)
-    end = vocab_map.student_class(torch.tensor(get(student).eos_token_id))
-    teacher_size = sizes(student, teacher)[1]
-    for i, piece in enumerate(token_bytes(get(teacher), teacher_size)):
-        if piece is None: assert vocab_map.teacher_class(torch.tensor(i)) == end
-        else: assert vocab_map.teacher_class(torch.tensor(i)) != end
-    if vocab_map.student_index is not None:
-        for i, piece in enumerate(token_bytes(get(student))): assert (vocab_map.student_class(torch.tensor(i)) == end) == (piece is None)
+def test_ends_are_ends_and_other_control_tokens_are_the_rest(method, student, teacher):
+    (mine, theirs), = ends_of(student, teacher)
+    turn = get(student).bos_token_id, get(teacher).bos_token_id  # as if it were the end of a turn
+    vocab_map = method(get(student), get(teacher), *sizes(student, teacher), [(mine, theirs), turn])
+    of_student, of_teacher = (function(torch.arange(size)).tolist() for function, size in zip((vocab_map.student_class, vocab_map.teacher_class), sizes(student, teacher)))
+    for own, other in ((mine, theirs), turn):
+        assert of_student[own] == of_teacher[other] and of_student.count(of_student[own]) == of_teacher.count(of_student[own]) == 1
+    for i, piece in enumerate(token_bytes(get(teacher), sizes(student, teacher)[1])):
+        assert (of_teacher[i] == vocab_map.n_classes) == (piece is None and i not in (theirs, turn[1]))
+    controls = {of_student[i] for i, piece in enumerate(token_bytes(get(student))) if piece is None and i not in (mine, turn[0])}
+    assert not controls & {*of_teacher}
+
+@pytest.mark.parametrize('method', methods)
+def test_the_rest_teaches_nothing(method):
+    "Whatever a teacher thinks of control tokens and vacant rows, the comparison is that of a teacher without them, whole or as it was written down."
+    vocab_map = build(method, 'metaspace', 'bytes-large')
+    size, rest = sizes('metaspace', 'bytes-large')[1], vocab_map.teacher_index == vocab_map.n_classes
+    torch.manual_seed(0)
+    student, teacher, odd = torch.randn(5, len(get('metaspace')), requires_grad=True), torch.randn(5, size), torch.randn(5, size) * 3
+    loud, silent = teacher.where(~rest, odd + 2), teacher.masked_fill(rest, -torch.inf)
+    assert loud.softmax(-1)[:, rest].sum(-1).min() > .2
+    says, node = comparison(method, vocab_map), torch.zeros(5, dtype=torch.long)
+    torch.testing.assert_close(says(student, loud, node, None), says(student, silent, node, None), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(vocab_map.teacher_log_probs(loud).exp().sum(-1), torch.ones(5))
+    cached = cached_comparison(vocab_map)
+    written = [torch.cat([torch.arange(size).expand(5, -1), logits.log_softmax(-1)], -1) for logits in (loud, silent)]
+    heard = [cached(student.log_softmax(-1), answers, node) for answers in written]
+    torch.testing.assert_close(heard[0], heard[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(heard[0], says(student, silent, node, None), atol=1e-3, rtol=1e-3)
 
 @pytest.mark.parametrize('name', [*tiny, 'qwen2', 'gpt2', 'mistral'])
 def test_a_tokenizer_maps_to_itself(name):
     tokenizer = get(name)
     table, ids = table_of(name), ids_by_bytes(tokenizer, table_of(name))
-    vocab_map = first_token_map(tokenizer, tokenizer, len(table), len(table), 0)
+    vocab_map = first_token_map(tokenizer, tokenizer, len(table), len(table))
     for i, piece in enumerate(table):
         same = int(vocab_map.teacher_index[i])
         if piece: assert table[same] == piece and (same == i or ids[piece] == same != i)
@@ -66,13 +89,24 @@ def test_same_tokenizer_looks_past_control_tokens_only():
     assert not any(same_tokenizer(get(x), get(y)) for x, y in itertools.combinations(tiny, 2))
 
 @given(st.integers(2, 9), st.integers(0, 5), st.integers(0, 5))
-def test_identity_folds_padding_into_the_end(shared, more_student, more_teacher):
-    vocab_map = identity_map(shared + more_student, shared + more_teacher, end_id=1)
-    assert vocab_map.n_classes == shared + min(more_student, more_teacher)
-    assert (vocab_map.student_index is None) == (more_student <= more_teacher)
-    assert (vocab_map.teacher_index is None) == (more_teacher <= more_student)
-    for index, size in ((vocab_map.student_index, shared + more_student), (vocab_map.teacher_index, shared + more_teacher)):
-        if index is not None: assert index.tolist() == [i if i < vocab_map.n_classes else 1 for i in range(size)]
+def test_identity_leaves_padding_to_the_rest(shared, more_student, more_teacher):
+    vocab_map = identity_map(shared + more_student, shared + more_teacher, ends=[(1, 1)])
+    assert vocab_map.n_classes == shared + more_student and vocab_map.student_index is None
+    assert (vocab_map.teacher_index is None) == (more_teacher == more_student)
+    if more_teacher != more_student: assert vocab_map.teacher_index.tolist() == [min(i, vocab_map.n_classes) for i in range(shared + more_teacher)]
+    probs = vocab_map.teacher_log_probs(torch.randn(3, shared + more_teacher)).exp()
+    assert probs.shape == (3, shared + more_student)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(3))
+
+def test_a_control_token_that_means_something_else_is_the_rest():
+    "One tokenizer, but one side calls the row after the text a pad token and the other the end of a turn; and the ends have other ids."
+    student, teacher = (PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_level().backend_tokenizer.to_str()), eos_token='<|endoftext|>') for _ in range(2))
+    student.add_special_tokens({'additional_special_tokens': ['<|pad|>', '<|im_end|>']})
+    teacher.add_special_tokens({'additional_special_tokens': ['<|im_end|>', '<|tool|>']})
+    pad, end = len(student) - 2, len(student) - 1
+    vocab_map = build_map('auto', student, teacher, len(student) + 5, len(teacher) + 9, ends=[(0, 0), (end, pad)])
+    assert vocab_map.name == 'identity' and vocab_map.teacher_index[:3].tolist() == [0, 1, 2]
+    assert vocab_map.teacher_index[[pad, end]].tolist() == [end, vocab_map.n_classes] and vocab_map.teacher_index[-4:].tolist() == [vocab_map.n_classes] * 4
 
 def toy(tokens, merges=()):
     "A byte-level tokenizer of exactly these tokens, the end of document first."
@@ -88,20 +122,20 @@ def toy_world():
 def test_toy_world_by_hand():
     student, teacher = toy_world()
     #                        <e> a  b  c  d  1  2  _  _a bc abc abcd
-    assert first_token_map(student, teacher, 12, 12, 0).teacher_index.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 9, 2, 8, 8]
-    vocab_map = common_prefix_map(student, teacher, 12, 12, 0)
-    names = [b' ', b' a', b'1', b'2', b'a', b'b', b'c', b'd', None]
+    assert first_token_map(student, teacher, 12, 12, [(0, 0)]).teacher_index.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 9, 2, 8, 8]
+    vocab_map = common_prefix_map(student, teacher, 12, 12, [(0, 0)])
+    names = [b' ', b' a', b'1', b'2', b'a', b'b', b'c', b'd', b'other', None]
     student_classes = [names[i] for i in vocab_map.student_index]
     assert student_classes == [None, b'a', b'b', b'c', b'd', b'1', b'2', b' ', b'a', b' a', b'c', b'1']
     assert [names[i] for i in vocab_map.teacher_index] == [None, b'a', b'b', b'c', b'd', b'1', b'2', b' ', b' a', b'b', b'a', b'a']
-    both = combined_map(student, teacher, 12, 12, 0)
+    both = combined_map(student, teacher, 12, 12, [(0, 0)])
     assert [names[i] for i in both.teacher_index] == [None, b'a', b'b', b'c', b'd', b'1', b'2', b' ', b' a', b'b', b'a', b'a']
 
 @pytest.mark.parametrize('method', methods)
 def test_toy_world_by_brute_force(method):
     student, teacher = toy_world()
     student_bytes, teacher_bytes = token_bytes(student), token_bytes(teacher)
-    vocab_map = method(student, teacher, 12, 12, 0)
+    vocab_map = method(student, teacher, 12, 12, [(0, 0)])
     logits = torch.randn(4, 12)
     common = set(student_bytes) & set(teacher_bytes) - {None}
     def prefix(piece): return max((c for c in common if piece and piece.startswith(c)), key=len, default=None)
@@ -132,7 +166,7 @@ def test_a_permuted_vocabulary_permutes_the_map(method):
     state['model']['vocab'] = {token: order[i] for token, i in state['model']['vocab'].items()}
     for token in state['added_tokens']: token['id'] = order[token['id']]
     shuffled = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token='<|endoftext|>')
-    plain, permuted = (method(student, t, len(student), len(teacher), student.eos_token_id) for t in (teacher, shuffled))
+    plain, permuted = (method(student, t, len(student), len(teacher), [(student.eos_token_id, t.eos_token_id)]) for t in (teacher, shuffled))
     assert permuted.teacher_index[order].tolist() == plain.teacher_index.tolist()
 
 def test_gradients_flow_and_logits_may_be_half():
@@ -145,7 +179,7 @@ def test_gradients_flow_and_logits_may_be_half():
 
 @pytest.mark.parametrize('method', methods)
 def test_a_model_may_have_fewer_rows_than_its_tokenizer(method):
-    vocab_map = method(get('bytes'), get('metaspace'), 380, 590, 0)
+    vocab_map = method(get('bytes'), get('metaspace'), 380, 590, [(0, 2)])
     assert vocab_map.teacher_log_probs(torch.randn(2, 590)).shape == vocab_map.student_log_probs(torch.randn(2, 380)).shape
 
 def test_gold_consistency_is_equality_of_classes():
@@ -155,19 +189,21 @@ def test_gold_consistency_is_equality_of_classes():
 @pytest.mark.parametrize('student, teacher', [('gpt2', 'qwen2'), ('qwen2', 'gpt2'), ('mistral', 'qwen2')])
 def test_real_vocabularies_in_seconds(student, teacher):
     rows = {'qwen2': 151_936, 'gpt2': 50_257, 'mistral': 32_000}
-    end = {'qwen2': 151_643, 'gpt2': 50_256, 'mistral': 2}[student]
+    ends = {'qwen2': 151_643, 'gpt2': 50_256, 'mistral': 2}
+    end = ends[student]
     tokenizers = real(student), real(teacher)
     tables = [token_bytes(tokenizer, rows[name]) for tokenizer, name in zip(tokenizers, (student, teacher))]
     for method in methods:
         start = time.perf_counter()
-        vocab_map = method(*tokenizers, rows[student], rows[teacher], end)
+        vocab_map = method(*tokenizers, rows[student], rows[teacher], [(end, ends[teacher])])
         assert time.perf_counter() - start < 30  # some 3 s on a free core
         end_class = vocab_map.student_class(torch.tensor(end))
-        assert {i for i, piece in enumerate(tables[1]) if piece is None} == set((vocab_map.teacher_index == end_class).nonzero()[:, 0].tolist())
+        assert (vocab_map.teacher_index == end_class).nonzero()[:, 0].tolist() == [ends[teacher]]
+        assert {i for i, piece in enumerate(tables[1]) if piece is None} - {ends[teacher]} == set((vocab_map.teacher_index == vocab_map.n_classes).nonzero()[:, 0].tolist())
         if method is first_token_map:  # what a token is mapped to is what begins it
             for piece, i in zip(tables[1], vocab_map.teacher_index.tolist()):
                 if piece: assert piece.startswith(tables[0][i])
-        else: assert set(vocab_map.student_index.tolist()) == set(vocab_map.teacher_index.tolist()) == set(range(vocab_map.n_classes))
+        else: assert set(vocab_map.teacher_index.tolist()) <= set(range(vocab_map.n_classes + 1)) - {vocab_map.n_classes - 1}
 
 def students_paths(student, teacher, text):
     "By hand: for each student token of a text its index, the teacher token that is open there, and the student tokens since the boundary."
@@ -321,7 +357,7 @@ def test_one_model_in_two_tokenizers_has_nothing_to_learn(student, teacher, meth
         mass = torch.zeros(student_size, dtype=torch.float64)
         for w, ids in enumerate(written):
             if tuple(ids[:len(path)]) == path and len(ids) > len(path): mass[ids[len(path)]] += probs[w]
-            elif not ids and not path: mass[end] += probs[w]
+            elif w == get(teacher).eos_token_id and not path: mass[end] += probs[w]
         return (mass / mass.sum()).clamp_min(1e-300).log()
     paths = [(), *sorted({tuple(ids[:n]) for ids in written for n in range(1, min(len(ids), 9))})[::3]]
     assert len(paths) > (10 if student == 'bytes' else 0)  # a student that has all of its teacher's tokens is never inside one

@@ -173,7 +173,7 @@ def test_collator():
 
 def test_alignment_summary():
     size = len(get('bytes'))
-    same = alignment_summary(pair(corpus, 'bytes', 'bytes'), {'identity': identity_map(size, size, 0)})
+    same = alignment_summary(pair(corpus, 'bytes', 'bytes'), {'identity': identity_map(size, size)})
     assert same == {'coverage': 1.0, 'teacher_coverage': 1.0, 'gold_consistency': {'identity': 1.0}}
-    mixed = alignment_summary(pair(corpus, 'bytes', 'bytes-large'), {'first': first_token_map(get('bytes'), get('bytes-large'), size, 700, 0)})
+    mixed = alignment_summary(pair(corpus, 'bytes', 'bytes-large'), {'first': first_token_map(get('bytes'), get('bytes-large'), size, 700, [(0, 0)])})
     assert 0.5 < mixed['coverage'] < 1 and mixed['coverage'] < mixed['teacher_coverage'] and 0.9 < mixed['gold_consistency']['first'] <= 1
