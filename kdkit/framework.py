@@ -82,6 +82,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.curriculum = Curriculum({name: getattr(config, f'alpha_{name}') for name in self.terms}, default_schedules(),
                                      config.total_steps, config.use_curriculum)
         self.step = 0  # optimizer steps taken; the trainer counts
+        self.listens = True  # also to a teacher without a share: its lead may come back; the trainer says when
         self.magnitudes = {}  # name -> 0-dim, moving average of a loss; the trainer observes
         self._hold(teacher_model=teacher.eval().requires_grad_(False), vocab_map=vocab_map)
         shared = shared_tokens(self.student_tokenizer, self.teacher_tokenizer)
@@ -254,7 +255,8 @@ class StudentAwareDistillationFramework(nn.Module):
         batch = self.complete(dict(batch, input_ids=input_ids))
         labels = batch['labels']
         weights = {name: self.get_curriculum_weight(self.step if step is None else step, name) for name in self.terms}
-        active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name == 'lm'}
+        shown = {'lm', *self.curriculum.follows} if self.listens else {'lm'}  # also without weight
+        active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name in shown}
         said, tokens = batch.get('teacher_said'), batch.get('teacher_tokens')  # by a teacher that is not asked again
         weights = {name: weight * self.balance(name) for name, weight in weights.items()}
         asking = [term for term in active.values() if said is tokens is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
@@ -283,7 +285,7 @@ class StudentAwareDistillationFramework(nn.Module):
         if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
             losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}
-        return dict(loss=sum(weights[name] * loss for name, loss in losses.items()),
+        return dict(loss=sum(weights[name] * loss for name, loss in losses.items() if weights[name] > 0 or name == 'lm'),
                     losses={name: loss.detach() for name, loss in losses.items()}, weights=weights, common_nats=common)
 
     # -- files ---------------------------------------------------------------------------------------------------

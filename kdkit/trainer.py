@@ -365,6 +365,7 @@ class DistillationTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         "The micro-batches of one optimizer step, and the units that each loss is divided by."
+        self.model.listens = (self.state.global_step + 1) % max(self.state.logging_steps, 1) == 0  # one without a share is asked where a line is logged
         batches = [self.model.complete(batch) for _, batch in zip(range(num_batches), epoch_iterator)]
         units = {}
         for batch in batches:
