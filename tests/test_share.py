@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdkit.config import ConfigError, DistillConfig
@@ -19,6 +20,7 @@ from kdkit.metrics import read_metrics
 from kdkit.prepare import prepare_text
 from kdkit.run import cache_teacher, distill, make_framework, make_trainer, open_cache
 from kdkit.share import MOST, TeacherLead, share_of
+from kdkit.trainer import DistillationTrainer
 from pairs import documents
 
 
@@ -128,6 +130,25 @@ def test_weights_follow_the_lead(leading, tmp_path):
         if before['step'] % 10: assert line['weights']['kd'] == pytest.approx(share_of(before['teacher_lead']))
     plan = json.loads((tmp_path / 'run' / 'plan.json').read_text())
     assert plan['follows'] == ['lm', 'kd', 'unaligned'] and not plan['weights']
+
+
+def test_a_run_that_is_cut_off_goes_on_with_the_same_share(leading, tmp_path, monkeypatch):
+    for folder in ('whole', 'cut'):
+        config = config_of(leading, tmp_path / folder, max_steps=14, eval_steps=5, learning_rate=3e-3)
+        if folder == 'cut':
+            with monkeypatch.context() as patch:
+                observe = DistillationTrainer.observe
+                def cut_off(trainer):
+                    if trainer.state.global_step == 8: raise KeyboardInterrupt
+                    observe(trainer)
+                patch.setattr(DistillationTrainer, 'observe', cut_off)
+                with pytest.raises(BaseException): distill(config)
+            assert len(weights_of(tmp_path / 'cut' / 'run')) < 14
+        distill(config)
+    whole, cut = (weights_of(tmp_path / folder / 'run') for folder in ('whole', 'cut'))
+    assert cut == whole and len({w['kd'] for w in whole}) > 3
+    one, other = (load_file(tmp_path / folder / 'run' / 'student' / 'model.safetensors') for folder in ('whole', 'cut'))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize('options', [dict(alpha_kd=.5), dict(alpha_kd=.5, alpha_lm=.4), dict(recipe='seed'), dict(alpha_lm=.3)])
