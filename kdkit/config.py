@@ -97,7 +97,8 @@ class DistillConfig:
     pack: bool = option(True, 'several documents in one training window')
     batch_size: int = option(8, 'windows in a micro-batch')
     gradient_accumulation_steps: int = option(1, 'micro-batches in an optimizer step')
-    learning_rate: float = option(2e-4, 'highest learning rate: it rises during warmup_steps, then falls along a cosine', group='training')
+    learning_rate: float|None = option(None,
+        'highest learning rate: it rises during warmup_steps, then falls along a cosine (unset: 2e-4, and 1e-4 for a pretrained student)', group='training')
     warmup_steps: int|None = option(None, 'optimizer steps of rising learning rate (unset: 5 % of the run)')
     seed: int = option(42, 'seed of everything random')
     control: bool = option(False,
@@ -180,7 +181,7 @@ class DistillConfig:
         if self.student_aware and self.kd_method == 'span': raise ConfigError("student_aware chooses positions, and kd_method 'span' compares stretches: choose one of the two.")
         demand('divergence', lambda x: x in DIVERGENCES, 'one of ' + ', '.join(DIVERGENCES))
         demand('teacher_dtype', lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
-        for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'): demand(name, lambda x: x > 0, 'above 0')
+        for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'): demand(name, lambda x: x is None and name == 'learning_rate' or x > 0, 'above 0')
         if not any(map(self.uses, RECIPES['default'])): raise ConfigError("every alpha is 0, so there is nothing to learn: give at least one loss a weight.")
         demand('span_likely', lambda x: 0 <= x < 1, 'at least 0 and below 1')
         demand('beta', lambda x: 0 <= x <= 1, 'between 0 and 1')
