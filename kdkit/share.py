@@ -61,7 +61,7 @@ class TeacherLead:
     ):
         "Follow a step. One whose text both models read nowhere alike, or whose numbers are not finite, says nothing."
         if not (math.isfinite(student) and math.isfinite(teacher) and teacher > 0): return
-        if not self.teacher: self.student, self.teacher = student if self.held_out is None else teacher * (1 + self.held_out), teacher
+        if not self.teacher: self.student, self.teacher = teacher * (1 + (self.held_out or 0.)), teacher
         self.student += FOLLOW * (student - self.student)
         self.teacher += FOLLOW * (teacher - self.teacher)
 
@@ -77,6 +77,7 @@ class TeacherLead:
     @property
     def lead(self) -> float|None:  # None: nobody knows yet
         "On unseen text, now."
+        if self.held_out is None: return None  # the training text alone would say too early that the teacher is overtaken
         return lead_of(self.student, self.teacher) + self.correction if self.teacher else self.held_out
 
     @property
