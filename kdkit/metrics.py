@@ -175,6 +175,7 @@ GLOSSARY = {  # key of metrics.jsonl -> (meaning, unit)
     'losses.layerwise': ('1 - cosine of hidden states between layers', '0 to 2'),
     'losses.contrastive': ('InfoNCE between segments of a text', 'nats per segment'),
     'weights.*': ('weight of each loss at this step: alpha x schedule x multiplier', 'factor'),
+    'teacher_lead': ("how much more the student spends on unseen text than its teacher, as a part of what the teacher spends; weights without a number follow it", 'ratio'),
     'multipliers.*': ('what a person made of a weight by a slider; missing where nothing was changed', 'factor'),
     'lr': ('learning rate', 'per step'),
     'grad_norm': ('norm of the gradient before it is clipped; null where it was not finite', 'nats'),
