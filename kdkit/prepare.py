@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIR', 'RunError', 'read_sides', 'window_limits', 'read_texts', 'own_validation', 'head_of', 'text_to_measure',
-           'windows_needed', 'pair_stream', 'pick_method', 'choose_map', 'prepare_text', 'about_text']
+           'windows_needed', 'pair_stream', 'pick_method', 'choose_map', 'prepare_text', 'shown_token', 'about_text']
 
 # %% ../nbs/24_prepare.ipynb #8beeeed9
 import json
@@ -17,10 +17,11 @@ import datasets
 from datasets import Dataset, concatenate_datasets
 
 from .align import token_bytes
+from .checkpoints import drop_damaged
 from .config import DistillConfig
 from .data import Corpus, TextStream, hold_out, read_corpus, read_name, splits_of, stream_head, without
 from .files import DataError, pick_split, quiet
-from .models import load_config, load_options, load_tokenizer
+from .models import load_config, load_options, load_tokenizer, read_json
 from .progress import Progress, say
 from .terms import build_map
 from .vocab import same_tokenizer
@@ -136,6 +137,9 @@ def pair_stream(
     with Progress('pairing the stream', enough, 'windows') as line:
         for n in count():
             file, mark = folder / f'{n:05}.arrow', folder / f'{n:05}.json'
+            if mark.exists():
+                blocks = None  # of what was made before, nothing is read again
+                if drop_damaged(file, say) or 'files' not in read_json(mark): mark.unlink()
             if not mark.exists():
                 blocks = blocks or stream.blocks(state)
                 block, state = next(blocks, (None, None))
@@ -205,6 +209,15 @@ def prepare_text(
     chosen = choose_map(config, measured if windows is None else windows, configs, tokenizers)
     return dict(train=windows, held_out=measured, tokenizers=tokenizers, **chosen)
 
+# %% ../nbs/24_prepare.ipynb #808b2da9
+def shown_token(
+    pair: dict,  # of inconsistent_tokens
+    side: str,   # student or teacher
+) -> str:
+    "A token so that it can be told from the other one: by its number where the two write the same, or no whole character."
+    alike = pair['student'] == pair['teacher'] or '\ufffd' in pair[side]
+    return repr(pair[side]) + (f" (token {pair['ids'][side == 'teacher']})" if alike and 'ids' in pair else '')
+
 # %% ../nbs/24_prepare.ipynb #53e0f618
 def about_text(
     text: dict,             # of prepare_text
@@ -212,10 +225,12 @@ def about_text(
 ) -> list:                  # of sentences, warnings last
     "What the text says about this pair."
     summary, method = text['summary'], text['method']
-    more = f", {summary['inside_tokens']:.1%} more lie inside a token of the teacher's" if summary.get('inside_tokens') else ''
-    says = [f"{summary['coverage']:.1%} of the student's tokens have an aligned partner{more}; vocabularies compared by {method}: {text['why']}"]
+    inside = summary.get('inside_tokens')
+    says = [f"the two models can be compared at {summary['coverage']:.1%} of the student's tokens, where both tokenizers have a boundary"
+            + (f", and inside the teacher's tokens at {inside:.1%} more" if inside else '') + f"; vocabularies are compared by {method}: {text['why']}"]
     share = summary['gold_consistency'].get(method, summary['gold_consistency'].get(text['vocab_map'].name))
-    worst = ', '.join(f"{pair['student']!r} for the teacher's {pair['teacher']!r} ({pair['times']} times)" for pair in summary['inconsistent'][:3])
+    worst = ', '.join(f"{shown_token(pair, 'student')} where the teacher has {shown_token(pair, 'teacher')} ({pair['times']} times)" for pair in summary['inconsistent'][:3])
     if share is not None and share < enough:
-        says.append(f"WARNING: only {share:.1%} of the true next tokens fall into one class; elsewhere the teacher speaks of another token: {worst}. mask_inconsistent=True leaves those places to the text.")
+        says.append(f"WARNING: at {1 - share:.1%} of these places the map joins the text's next token with another one of the teacher's, so the teacher speaks of something else: {worst}. "
+                    "mask_inconsistent=True trains on the text alone there.")
     return says

@@ -24,8 +24,9 @@ import torch
 from datasets import Dataset
 
 from .align import encode_bytes, plain_backend, shared_boundaries, token_bytes
+from .checkpoints import drop_damaged, keep_sums
 from .files import DataError
-from .progress import Progress
+from .progress import Progress, say
 from .vocab import VocabMap, gold_consistency
 
 # %% ../nbs/20_windows.ipynb #e9ffe205
@@ -195,10 +196,13 @@ class WindowMaker:
         fingerprint = self.fingerprint(dataset._fingerprint)
         file = Path(file or Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / 'kdkit' / f'{fingerprint}.arrow')
         file.parent.mkdir(parents=True, exist_ok=True)
+        drop_damaged(file, say)
         size = int(np.clip(4e6 // max(mean_bytes(dataset), 1), 1, 1000))  # documents that are in memory at once, some 100 bytes a token
         make = partial(self.some, texts=dataset.select_columns(['text']).with_format('arrow'), size=size, ticks=ticks)
-        return Dataset.from_dict({'start': range(0, len(dataset), size)}).map(
+        windows = Dataset.from_dict({'start': range(0, len(dataset), size)}).map(
             make, batched=True, batch_size=1, remove_columns=['start'], new_fingerprint=fingerprint, cache_file_name=str(file), num_proc=num_proc, desc='Windows')
+        keep_sums(file)
+        return windows
 
 # %% ../nbs/20_windows.ipynb #4b91cbe6
 def mean_bytes(
@@ -330,9 +334,9 @@ def inconsistent_tokens(
     teacher_tokenizer,
     rows: int = 512,       # at most so many
     top: int = 8,          # of the commonest
-) -> list:                 # of dicts: student, teacher (what each token writes), times
+) -> list:                 # of dicts: student, teacher (what each token writes), times, ids (of the two tokens)
     "Where the map puts the true next tokens into different classes: there the teacher's advice is about another token."
     student_next, teacher_next = next_pairs(paired.select(range(min(rows, len(paired)))))
     differ = ~gold_consistency(vocab_map, student_next, teacher_next)
     common = Counter(zip(student_next[differ].tolist(), teacher_next[differ].tolist())).most_common(top)
-    return [dict(student=student_tokenizer.decode([s]), teacher=teacher_tokenizer.decode([t]), times=n) for (s, t), n in common]
+    return [dict(student=student_tokenizer.decode([s]), teacher=teacher_tokenizer.decode([t]), times=n, ids=(s, t)) for (s, t), n in common]

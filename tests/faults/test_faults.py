@@ -23,6 +23,9 @@ def whole(pair, tmp_path_factory):
     return pair, folder
 
 
+def long(*case): return pytest.param(*case, marks=pytest.mark.slow)  # for `make faults`
+
+
 def again(values, folder, **more):
     "The command in this process: exit code and stderr."
     from kdkit.cli import main
@@ -43,8 +46,8 @@ def equals(one, other):
 
 # -- signals -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-@pytest.mark.parametrize('place, step', [('control', 3), ('.', 6)])
+@pytest.mark.parametrize('number, code, place, step', [(signal.SIGTERM, 143, '.', 6), (signal.SIGINT, 130, 'control', 3), (signal.SIGKILL, -9, '.', 9), long(signal.SIGKILL, -9, 'control', 9), long(signal.SIGTERM, 143, 'control', 12),
+                                                       long(signal.SIGINT, 130, '.', 3), long(signal.SIGTERM, 143, '.', 12), long(signal.SIGKILL, -9, '.', 0)])
 def test_a_signal_costs_nothing(whole, tmp_path, number, code, place, step):
     values, undisturbed = whole
     cut = tmp_path / 'run'
@@ -69,9 +72,35 @@ def test_a_second_signal_ends_at_once(whole, tmp_path):
     assert process.wait() in (130, 143)
 
 
+def test_a_cell_that_is_interrupted_says_one_sentence_and_goes_on(whole, tmp_path):
+    "In a real kernel, as the stop button of a notebook does it."
+    from jupyter_client.manager import start_new_kernel
+    values, undisturbed = whole
+    cut = tmp_path / 'run'
+    options = {**SMALL, **{k: str(v) for k, v in values.items()}, 'control': True, 'output_dir': str(cut)}
+    manager, client = start_new_kernel(env=machine.environment())
+    def run_cell(meanwhile=lambda: None):
+        errors = []
+        client.execute(f'from kdkit.run import distill\nreport = distill({options!r})')
+        while True:
+            meanwhile()
+            try: message = client.get_iopub_msg(timeout=.2)
+            except Exception: continue
+            if message['msg_type'] == 'error': errors += message['content']['traceback']
+            if message['msg_type'] == 'status' and message['content']['execution_state'] == 'idle': return errors
+    def stop(once=[]):
+        if not once and steps_in(cut) >= 6: once.append(manager.interrupt_kernel())
+    try:
+        [sentence] = run_cell(stop)
+        assert 'saved at step' in sentence and 'run the same cell again, it goes on' in sentence and '\n' not in sentence
+        assert run_cell() == []
+    finally: manager.shutdown_kernel(now=True)
+    equals(undisturbed, cut)
+
+
 # -- a training that is over -------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('lost', ['all of the end', 'report.json', 'report.md', 'losses.png', 'student', 'student/model.safetensors', 'student/README.md', 'stages.json', 'control/student', 'metrics.jsonl'])
+@pytest.mark.parametrize('lost', ['all of the end', 'report.json', long('report.md'), long('losses.png'), long('student'), 'student/model.safetensors', long('student/README.md'), 'stages.json', long('control/student'), long('metrics.jsonl')])
 def test_what_is_missing_at_the_end_is_made_again_and_nothing_is_trained_again(whole, tmp_path, lost, monkeypatch):
     values, undisturbed = whole
     folder = tmp_path / 'run'
@@ -90,7 +119,7 @@ def test_what_is_missing_at_the_end_is_made_again_and_nothing_is_trained_again(w
 
 FILES = ('model.safetensors', 'projectors.safetensors', 'optimizer.pt', 'scheduler.pt', 'rng_state.pth', 'trainer_state.json', 'training.json', 'config.json', 'tokenizer.json', 'manifest.json')
 
-def table(full): return [(name, damage) for n, name in enumerate(FILES) for m, damage in enumerate(DAMAGES) if full or (n + m) % 5 == 0]
+def table(full): return [(name, damage) for n, name in enumerate(FILES) for m, damage in enumerate(DAMAGES) if full or (n, m) in ((0, 0), (1, 0), (2, 3), (5, 1), (9, 2))]
 
 @pytest.mark.parametrize('name, damage', [pytest.param(*case, id=f'{case[0]}-{case[1].__name__}', marks=[] if case in table(False) else pytest.mark.slow) for case in table(True)])
 def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, name, damage):
@@ -223,3 +252,48 @@ def test_older_checkpoints_go_first_where_the_disk_is_small(whole, small_disk):
     process = run(dict(values, output_dir=disk / 'run', control='false', save_total_limit=3, eval_steps=2))
     assert process.returncode == 0, process.stderr[-500:]
     assert same_weights(undisturbed, disk / 'run')
+
+
+# -- caches ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('damage', [machine.flip, long(machine.truncate), long(machine.empty)])
+def test_damaged_windows_are_made_again(whole, tmp_path, damage):
+    values, undisturbed = whole
+    short = dict(max_steps=2, eval_steps=2, control='false', cache_dir=tmp_path / 'cache')
+    assert again(values, tmp_path / 'one', **short)[0] == 0
+    files = [*(tmp_path / 'cache').rglob('kdkit/*.arrow')]
+    assert files
+    for file in files: damage(file)
+    code, said = again(values, tmp_path / 'two', **short)
+    assert code == 0 and said.count('it is made again') == len(files)
+    assert same_weights(tmp_path / 'one', tmp_path / 'two')
+    assert 'it is made again' not in again(values, tmp_path / 'three', **short)[1]
+
+
+def test_a_damaged_stream_is_read_again(whole, tmp_path):
+    values, _ = whole
+    short = dict(max_steps=2, eval_steps=2, control='false', cache_dir=tmp_path / 'cache', streaming='true')
+    assert again(values, tmp_path / 'one', **short)[0] == 0
+    for file in (tmp_path / 'cache').rglob('kdkit/**/*.arrow'): machine.truncate(file)
+    code, said = again(values, tmp_path / 'two', **short)
+    assert code == 0 and 'it is made again' in said and same_weights(tmp_path / 'one', tmp_path / 'two')
+
+
+@pytest.mark.parametrize('name, damage', [('00000.ids.npy', machine.flip), long('00000.log_probs.npy', machine.truncate), long('00000.starts.npy', machine.delete), long('00000.npz', machine.empty),
+                                          ('cache.json', machine.truncate), long('began.json', machine.empty)])
+def test_a_damaged_teacher_cache_is_recognised_and_made_again(whole, tmp_path, name, damage):
+    values, _ = whole
+    from kdkit.cli import main
+    short = dict(max_steps=2, eval_steps=2, control='false', teacher_cache=tmp_path / 'said')
+    def written():
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+            code = main(['cache-teacher', *(f'--{k}={v}' for k, v in {**SMALL, **values, **short, 'output_dir': tmp_path / 'run'}.items())])
+        return code, err.getvalue(), {path.name: path.read_bytes() for path in (tmp_path / 'said').glob('*.np*')}
+    code, _, before = written()
+    assert code == 0
+    damage(tmp_path / 'said' / name)
+    code, said = again(values, tmp_path / 'run', **short)
+    if name != 'began.json': assert code == 2 and 'cache-teacher again' in said.splitlines()[-1], said[-500:]
+    code, said, after = written()
+    assert code == 0 and before == after
+    assert again(values, tmp_path / 'run', **short)[0] == 0
