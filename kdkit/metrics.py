@@ -175,7 +175,6 @@ GLOSSARY = {  # key of metrics.jsonl -> (meaning, unit)
     'losses.layerwise': ('1 - cosine of hidden states between layers', '0 to 2'),
     'losses.contrastive': ('InfoNCE between segments of a text', 'nats per segment'),
     'weights.*': ('weight of each loss at this step: alpha x schedule x multiplier', 'factor'),
-    'teacher_lead': ("how much more the student spends on unseen text than its teacher, as a part of what the teacher spends; weights without a number follow it", 'ratio'),
     'multipliers.*': ('what a person made of a weight by a slider; missing where nothing was changed', 'factor'),
     'teacher_lead': ('how much more the student spends on unseen text than the teacher: 0.1 is 10 % more; below 0 the teacher is worse', 'share'),
     'lr': ('learning rate', 'per step'),
