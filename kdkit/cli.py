@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLAGS', 'EVAL_OPTIONS', 'FIXED', 'DEMO_OPTIONS', 'COMMANDS', 'USAGE', 'split_options', 'read_options', 'check_names',
-           'say_report', 'train', 'check_together', 'only', 'evaluate', 'demo', 'compare', 'cache_teacher',
-           'option_lines', 'help_text', 'is_mistake', 'complain', 'answer', 'main']
+           'say_report', 'train', 'check_together', 'only', 'evaluate', 'demo', 'doctor', 'compare', 'cache_teacher',
+           'kaggle', 'option_lines', 'help_text', 'is_mistake', 'complain', 'answer', 'main']
 
 # %% ../nbs/40_cli.ipynb #f70c8001
 import errno
@@ -93,7 +93,9 @@ def check_together(
     arguments: dict,  # of TrainingArguments, given explicitly
 ):
     "ConfigError for TrainingArguments that a run could not honour, alone or together."
+    from kdkit.doctor import check_machine
     from kdkit.trainer import check_arguments
+    check_machine()
     check_arguments(config, arguments)
 
 # %% ../nbs/40_cli.ipynb #8b14c774
@@ -137,6 +139,13 @@ def demo(words: list):
     from kdkit import run
     say_report(run.demo(**given), config.output_dir if 'output_dir' in given else 'runs/demo')
 
+# %% ../nbs/40_cli.ipynb #df919199
+def doctor(words: list) -> int:  # 1: a run would fail here
+    "see whether a run can train on this machine, and what to do where it cannot"
+    config, _ = read_options(words)
+    from kdkit.doctor import doctor
+    return 0 if doctor(config) else 1
+
 # %% ../nbs/40_cli.ipynb #4d0faf43
 def compare(words: list):
     "set finished runs side by side"
@@ -155,11 +164,22 @@ def cache_teacher(words: list):
     said = cache_teacher(config)
     print(f"{said['positions']:,} positions in {said['rows']:,} windows, {said['bytes_per_position']} bytes each, in {said['seconds']:.0f} s; kdkit train with the same options reads them.")
 
+# %% ../nbs/40_cli.ipynb #f6004fb9
+def kaggle(words: list) -> int:
+    "hand the notebook for Kaggle to Kaggle: kdkit kaggle push"
+    others, given = split_options(words)
+    if others != ['push']: raise ConfigError(f"kdkit kaggle takes one word, push{f', and not {chr(32).join(others)!r}' if others else ''}: {USAGE['kaggle']}")
+    known = dict(user='user', title='title', dataset='datasets', model='models')
+    for name in given:
+        if name not in known: raise ConfigError(f"option --{name} is unknown.{nearest(name, known)}")
+    from kdkit.kaggle import push
+    return push(**{known[name]: values if known[name].endswith('s') else one_value(name, values) for name, values in given.items()})
+
 # %% ../nbs/40_cli.ipynb #308935ee
-COMMANDS = {'demo': demo, 'train': train, 'eval': evaluate, 'compare': compare, 'cache-teacher': cache_teacher}
+COMMANDS = {'doctor': doctor, 'demo': demo, 'train': train, 'eval': evaluate, 'compare': compare, 'cache-teacher': cache_teacher, 'kaggle': kaggle}
 
 # %% ../nbs/40_cli.ipynb #4df92035
-USAGE = {'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR [--cache_top_k N] [--cache_samples N] [--option value ...]'} | dict(demo='kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
+USAGE = {'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR [--cache_top_k N] [--cache_samples N] [--option value ...]'} | dict(kaggle='kdkit kaggle push [--user NAME] [--title TITLE] [--dataset OWNER/NAME ...] [--model OWNER/MODEL/FRAMEWORK/VARIATION/VERSION ...]', doctor='kdkit doctor [config.yaml or recipe] [--output_dir DIR] [--option value ...]', demo='kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
              train='kdkit train [config.yaml or recipe] --teacher_model NAME --student_model NAME --dataset NAME [--option value ...]',
              eval='kdkit eval --student_model NAME --dataset NAME [--teacher_model NAME] [--option value ...]',
              compare='kdkit compare RUN RUN [RUN ...]')
@@ -186,7 +206,7 @@ def help_text(
     if command is None:
         return '\n'.join(['usage: kdkit COMMAND [--option value ...]', '', *(f'  {name:<13} {call.__doc__}' for name, call in COMMANDS.items()),
                           '', '  kdkit COMMAND -h lists its options'])
-    names = dict(demo=DEMO_OPTIONS, eval=EVAL_OPTIONS, compare=()).get(command, {f.name for f in fields(DistillConfig)})
+    names = dict(demo=DEMO_OPTIONS, eval=EVAL_OPTIONS, compare=(), kaggle=()).get(command, {f.name for f in fields(DistillConfig)})
     lines = [f'usage: {USAGE[command]}', '', f'{COMMANDS[command].__doc__}', *option_lines(names)]
     if command == 'train':
         lines += ['', 'aliases: ' + ', '.join(f'--{a} = --{b}' for a, b in ALIASES.items()), '',
@@ -229,8 +249,7 @@ def answer(
         if command not in COMMANDS:
             raise ConfigError(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}.{nearest(command, COMMANDS)}")
         if {'-h', '--help'} & set(words): print(help_text(command)); return 0
-        COMMANDS[command](words)
-        return 0
+        return COMMANDS[command](words) or 0
     except BrokenPipeError: raise  # nobody reads on: no mistake of anybody's
     except KeyboardInterrupt as error:  # of a run, or before there is one
         return complain(str(error) or 'interrupted; the same command goes on from the last checkpoint.', getattr(error, 'exit_code', 130))
