@@ -105,10 +105,11 @@ class Listening(Teaching):
         soft_ends: bool = False,           # whether the teacher's token ends is what the teacher says
         apart: Tensor|None = None,         # [batch, S] bool, positions that autograd answers for: tokens that cross
         compare: Callable|None = None,     # (log_probs, row, at) -> [n] nats, for these
+        hears: Callable|None = None,       # (positions in the flat batch, logits there) of all that the teacher is asked
     ):
         self.apart = torch.zeros_like(node, dtype=torch.bool) if apart is None else apart
         self.pull, self.columns, self.head, self.states, self.partner, self.node = pull, columns, head, states, partner, node.masked_fill(self.apart, 0)
-        self.followers, self.soft_ends, self.compare = followers, soft_ends, compare
+        self.followers, self.soft_ends, self.compare, self.hears = followers, soft_ends, compare, hears
 
     def lists(self, row, at): return self.node[row, at] > 0
 
@@ -136,7 +137,9 @@ class Listening(Teaching):
         here = whole[place.clamp(max=n_whole - 1)] == before if n_whole else torch.zeros_like(before, dtype=torch.bool)
         extra, which = before[~here].unique(return_inverse=True)
         place = place.masked_scatter(~here, which + n_whole)
-        logits = head_logits(self.head, self.states.flatten(0, 1)[torch.cat([whole, extra])], buffers, 'teacher_logits')
+        asked = torch.cat([whole, extra])
+        logits = head_logits(self.head, self.states.flatten(0, 1)[asked], buffers, 'teacher_logits')
+        if self.hears: self.hears(asked, logits)
         def apart(said, i, k, log_probs): return self.answer_apart(said, log_probs, row[i:k], at[i:k])
         if not len(asks): return lambda i, k, log_probs, buffers: apart(self.pull(log_probs, logits[i:k], buffers), i, k, log_probs)
         entry, event, probs, odds = self.followers.answers(logits, place, node[asks].abs())
