@@ -121,9 +121,10 @@ class Listening(Teaching):
         soft_ends: bool = False,       # whether the teacher's token ends is what the teacher says
         crossed: Crossed|None = None,  # for the tokens that cross; None: they count as what begins them
         vocab_map: VocabMap|None = None,  # for these, with the nodes that the batch needs besides
+        hears: Callable|None = None,   # (positions in the flat batch, logits there) of all that the teacher is asked
     ):
         self.pull, self.columns, self.head, self.states, self.partner, self.node = pull, columns, head, states, partner, node
-        self.lists, self.soft_ends, self.crossed, self.vocab_map = lists, soft_ends, crossed, vocab_map
+        self.lists, self.soft_ends, self.crossed, self.vocab_map, self.hears = lists, soft_ends, crossed, vocab_map, hears
 
     def kinds(self, row, at):
         if not self.lists: return torch.zeros_like(row)
@@ -143,6 +144,7 @@ class Listening(Teaching):
         asked = torch.cat([spots[:n_whole], more[place[more] < 0]])
         place[asked] = torch.arange(len(asked), device=row.device)
         logits = head_logits(self.head, self.states.flatten(0, 1)[asked], buffers, 'teacher_logits')
+        if self.hears: self.hears(asked, logits)
         def says(some): return logits[place[some[:, 0]]]
         crossing = self.expected(says, row[last:], at[last:]) if last < len(row) else None
         mixed = self.mixed(logits, place[before], node, inside) if len(inside) else None
