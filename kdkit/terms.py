@@ -401,7 +401,7 @@ class Listener:
     ):
         "For `against_teacher`."
         logits = widen(logits)
-        self.expected[spots] = logits.logsumexp(-1) - logits.gather(-1, self.following[spots, None])[:, 0]
+        self.expected[spots] = (logits.logsumexp(-1) - logits.gather(-1, self.following[spots, None])[:, 0]).to(self.expected)
 
     @property
     def nats(self) -> Tensor:  # [batch, T] of each token; not a number where nobody asked
