@@ -75,6 +75,7 @@ def test_what_both_spend_is_what_both_spend_on_the_same_text(request, tmp_path, 
         for row, at in (batch['partner'] >= 0).nonzero().tolist():
             asked[row, batch['partner'][row, at]] = True
             if batch['node'][row, at] < 0: asked[row, batch['partner'][row, at] - 1] = True
+            if config.asks_ends: asked[row, batch['partner'][row, at]:batch['reached'][row, at] + 1] = True  # all that a crossing token runs over
     torch.testing.assert_close(spent.double(), brute_force(framework, batch, asked), rtol=1e-4, atol=1e-3)
     assert spent.min() > 100
     if which == 'same_pair' or options.get('kd_method') == 'span':  # nothing is left out
