@@ -40,8 +40,9 @@ from .options import settings
 from .prepare import RunError, about_text, prepare_text
 from .progress import Progress, say, watched
 from .report import gap_closed, read_report, write_model_card, write_report
+from .share import worth_distilling
 from .terms import opening_tokens
-from .trainer import DistillationTrainer, check_arguments, last_complete_checkpoint, load_student, training_arguments
+from .trainer import DistillationTrainer, check_arguments, pick_learning_rate, last_complete_checkpoint, load_student, training_arguments
 
 # %% ../nbs/37_run.ipynb #f059bc16
 def count_steps(
@@ -107,7 +108,7 @@ def cache_teacher(
     opens = opening_tokens(framework.teacher_tokenizer, framework.teacher_model.get_output_embeddings().weight.shape[0])
     with Progress('asking the teacher', len(text['train']), 'windows') as line:
         write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples, config.batch_size, pad,
-                    framework.vocab_map.inside, opens, progress=line.to)
+                    framework.vocab_map, opens, progress=line.to)
     cache = TeacherCache(config.teacher_cache)
     return dict(rows=len(text['train']), positions=cache.positions, bytes_per_position=cache.bytes_per_position,
                 seconds=round(time.time() - started, 1), score=score)
@@ -122,7 +123,7 @@ def open_cache(
     cache = TeacherCache(config.teacher_cache)
     inside = text['vocab_map'].inside
     cache.check(text['train'], config.teacher_model, inside, text['held_out'])
-    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', *['teacher_inside'] * (inside is not None)))
+    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', 'teacher_tokens', *['teacher_inside', 'teacher_crossing'] * (inside is not None)))
     cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher')))
     return cache
 
@@ -146,6 +147,7 @@ class Run:
         self.config, self.arguments, self.interrupts = config, arguments, interrupts
         self.folder, self.first = Path(config.output_dir), int(os.environ.get('RANK', 0)) == 0
         self.asked, self.steps = [config.max_steps, config.num_epochs], None  # how many steps that makes is known when the text is paired
+        self.rate = config.learning_rate  # unset: the student's score before training decides
         self.clock = Clock(deadline(config.max_hours, time.time()))
 
     def go(self) -> dict:  # the report
@@ -214,6 +216,12 @@ class Run:
                           student_before=measure(self.framework, watched('measuring the student', self.batches)),
                           retention_before=None if self.cache else retention(self.framework, watched('comparing the two', self.batches)))
             self.stages.mark('measured', **scores)
+        bits = [self.stages['measured'][side]['bits_per_byte'] for side in ('teacher', 'student_before')]
+        self.framework.curriculum.lead.begin(*bits)
+        say(worth_distilling(*bits, self.config.follows_lead))
+        if self.config.learning_rate is None:
+            self.rate, why = pick_learning_rate(self.stages['measured']['student_before'], self.framework.student_model.get_output_embeddings().weight.shape[0])
+            say(f"learning rate {self.rate:g}, since {why}")
         self.clock.reserve = 1.2 * self.stages['measured'].get('seconds', 0.)  # measuring at the end takes as long
 
     # -- control trained, trained --------------------------------------------------------------------------------
@@ -240,7 +248,7 @@ class Run:
         if self.is_trained(name) and 'score' in self.stages[name]: return
         if self.is_trained(name): load_student(framework, self.student_dir(name))
         else:
-            trainer = make_trainer(framework, self.arguments, self.text, folder, label, dict(run=key, interrupts=self.interrupts, clock=clock), **plan)
+            trainer = make_trainer(framework, {**self.arguments, 'learning_rate': self.rate}, self.text, folder, label, dict(run=key, interrupts=self.interrupts, clock=clock), **plan)
             trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder, key))
             self.interrupts.check(f'saved at step {trainer.state.global_step:,}')
             ended = 'time' if trainer.cut_short else 'done' if trainer.state.global_step >= self.steps else 'stopped'
@@ -284,13 +292,13 @@ class Run:
         report['gap_closed'] = gap_closed(*bits.values()) if fair else None
         where = dict(device=str(self.framework.device), dtype=str(self.framework.teacher_model.dtype).removeprefix('torch.'), dtype_reason=self.framework.teacher_dtype_reason)
         report.update(data=dict(text['summary'], method=text['method'], why=text['why'], train_windows=len(text['train']), eval_windows=len(text['held_out'])),
-                      versions=versions(), seed=config.seed, **where, steps=trained['steps'], skipped_steps=trained['skipped'], seconds=self.stages.seconds)
+                      versions=versions(), seed=config.seed, learning_rate=self.rate, **where, steps=trained['steps'], skipped_steps=trained['skipped'], seconds=self.stages.seconds)
         if trained['ended'] == 'time':
             report['ended'] = f"max_hours ended the run at step {trained['steps']:,} of {trained['of']:,}"
             say(f"{report['ended']}: {again()}")
         if self.first:
             write_report(self.folder, report, self.framework.curriculum)
-            write_model_card(self.folder / 'student', report, config.to_dict())
+            write_model_card(self.folder / 'student', report, dict(config.to_dict(), learning_rate=self.rate))
             self.stages.mark('reported', files=[name for name in REPORT_FILES if (self.folder / name).exists()])
         return report
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['at_positions', 'next_tokens', 'aligned_mask', 'comparison', 'against_teacher', 'cached_answers', 'cached_comparison',
            'build_map', 'shared_tokens', 'Nats', 'read_heads', 'Signals', 'Term', 'LanguageModelTerm', 'UnalignedTerm',
-           'highest_of_rows', 'KnowledgeTerm', 'span_nats', 'opening_tokens', 'span_answers', 'SpanTerm', 'FeatureTerm',
-           'AttentionTerm', 'LayerwiseTerm', 'ContrastiveTerm']
+           'highest_of_rows', 'KnowledgeTerm', 'span_nats', 'opening_tokens', 'span_answers', 'Listener', 'same_text',
+           'SpanTerm', 'FeatureTerm', 'AttentionTerm', 'LayerwiseTerm', 'ContrastiveTerm']
 
 # %% ../nbs/17_terms.ipynb #a9ace24d
 from collections.abc import Callable
@@ -20,12 +20,13 @@ from torch.utils.checkpoint import checkpoint
 
 from .align import token_bytes
 from .config import KD_MAPS
+from .crossings import Chain, Crossed, crossing_kl, find_crossings
 from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, known_kl, projected_kl, span_likelihood, uld, widen
 from .capture import span_attention
 from .projectors import (AttentionTransferModule, ContrastiveDistillationLoss, FeatureProjector, LayerwiseDistillationLoss,
                               pool_segments)
-from .vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, identity_map, ids_by_bytes, same_tokenizer,
-                         teacher_spellings)
+from .vocab import (VocabMap, combined_map, common_prefix_map, continuations, entries_of, first_token_map, identity_map, ids_by_bytes,
+                         same_tokenizer, teacher_spellings, token_level_map)
 
 # %% ../nbs/17_terms.ipynb #8d289141
 def at_positions(
@@ -62,8 +63,8 @@ def comparison(
     skew: float = 0.1,                 # of skewed_kl
     temperature: float = 1.0,          # divides both models' logits
     soft_ends: bool = False,           # whether the teacher's token ends is what the teacher says, not what the text did; for the forward KL of classes
-) -> Callable:                         # (student_logits [n, V_s], teacher_logits [n, V_t], node [n], earlier) -> [n] nats
-    "How logits are compared; node is that of `Continuations.find`, and earlier() are the teacher's logits one position before, where it is below 0."
+) -> Callable:                         # (student_logits [n, V_s], teacher_logits [n, V_t], node [n], earlier, chain) -> [n] nats
+    "How logits are compared; node is that of `Continuations.find`, earlier() are the teacher's logits one position before, where it is below 0, and chain is a `Chain` or left out."
     if method == 'uld': return at_temperature(lambda s, t, *where: uld(s, t), temperature)
     if method in ('hybrid', 'p_kl'):
         measure = dict(hybrid=hybrid_matching, p_kl=projected_kl)[method]
@@ -71,12 +72,16 @@ def comparison(
     measure = divergence(divergence_name, beta, skew)
     if method == 'projector': return at_temperature(lambda s, t, *where: measure(s, t), temperature)  # both sides speak the student's vocabulary already
     on_device = lru_cache(vocab_map.to)
-    def through_classes(student_logits, teacher_logits, node, earlier):
+    def through_classes(student_logits, teacher_logits, node, earlier, chain=None):
         classes = on_device(student_logits.device)
         return measure(classes.student_log_probs(student_logits), classes.teacher_log_probs(teacher_logits, node))
-    def also_ends(student_logits, teacher_logits, node, earlier):
+    def also_ends(student_logits, teacher_logits, node, earlier, chain=None):
         classes = on_device(student_logits.device)
-        return known_kl(classes.student_log_probs(student_logits), *classes.teacher_knows(teacher_logits, node, earlier))
+        student = classes.student_log_probs(student_logits)
+        nats = known_kl(student, *classes.teacher_knows(teacher_logits, node, earlier))
+        if chain is None or not len(chain.rows): return nats
+        own = widen(student_logits[chain.rows]).log_softmax(-1).gather(1, chain.came[:, None])[:, 0]
+        return nats.index_copy(0, chain.rows, crossing_kl(classes, student, own, teacher_logits, node, earlier, chain).to(nats))
     return also_ends if soft_ends and vocab_map.inside is not None else at_temperature(through_classes, temperature)
 
 # %% ../nbs/17_terms.ipynb #c41b90fe
@@ -86,50 +91,80 @@ def against_teacher(
     teacher_states: Tensor, # [batch, T, H_t]
     partner: Tensor,        # [batch, S], the teacher's position to compare each position with
     node: Tensor,           # [batch, S], of `Continuations.find`
+    crossed: Crossed|None = None,  # for the tokens that cross; None: they count as what begins them
+    hears: Callable|None = None, # (positions [m] in the flat batch, logits [m, V_t]) of all that the teacher is asked
 ) -> Callable:              # (student_log_probs [n, V_s], row [n], at [n]) -> [n] nats
     "Compare with a teacher that has read the batch; none of its positions goes through its head twice."
     @torch.no_grad()
     def says(spots): return teacher_head(teacher_states.flatten(0, 1)[spots])
     def nats(student_log_probs, row, at):
-        where, spots = node[row, at], row * teacher_states.shape[1] + partner[row, at]
-        unique, which = torch.cat([spots, spots[where < 0] - 1]).unique(return_inverse=True)
-        logits = says(unique)
-        return compare(student_log_probs, logits[which[:len(at)]], where, lambda: logits[which[len(at):]])
+        width, where = teacher_states.shape[1], node[row, at]
+        spots = row * width + partner[row, at]
+        asked = [spots, spots[where < 0] - 1]
+        if crossed is not None:
+            some = (crossed.reached[row, at] >= 0).nonzero()[:, 0]
+            last = row[some] * width + crossed.reached[row[some], at[some]]
+            beyond = last > spots[some]
+            start = F.pad((last - spots[some] - 1).clamp_min(0).cumsum(0), (1, 0))
+            of, step = entries_of(start, torch.arange(len(some), device=row.device))
+            between = spots[some][of] + 1 + step - start[of]
+            asked += [between, last[beyond]]
+        unique, which = torch.cat(asked).unique(return_inverse=True)
+        logits, parts = says(unique), which.split([len(part) for part in asked])
+        chain = []
+        if hears: hears(unique, logits)
+        if crossed is not None and len(some):
+            passed = widen(logits[parts[2]])
+            passed = passed.gather(1, crossed.teacher_ids.flatten()[between + 1][:, None])[:, 0] - passed.logsumexp(-1)
+            rest = crossed.tree.log_mass(logits[parts[3]], crossed.ending[row[some], at[some]][beyond])
+            rest = torch.zeros(len(some), dtype=rest.dtype, device=rest.device).masked_scatter(beyond, rest)
+            chain = [Chain(some, crossed.ids[row[some], at[some] + 1], crossed.teacher_ids.flatten()[spots[some] + 1], rest.index_add(0, of, passed))]
+        return compare(student_log_probs, logits[parts[0]], where, lambda: logits[parts[1]], *chain)
     return nats
 
 # %% ../nbs/17_terms.ipynb #5e2d07ab
 def cached_answers(
     said: Tensor,         # [batch, T, 2 k], ids and, after them, log-probabilities
     inside: Tensor|None,  # [batch, I, 2 k + 1], the same of student tokens, and the log-odds that the teacher's token goes on; in order, where node is not 0
+    crossing: Tensor|None,# [batch, C, 2 k], the same where a token crosses, of the student's tokens; in order
     partner: Tensor,      # [batch, S]
     node: Tensor,         # [batch, S]
-) -> Tensor:              # [batch, S, 2 k or 4 k + 1]
+    crosses: Tensor,      # [batch, S] bool
+) -> Tensor:              # [batch, S, 2 k or 6 k + 1]
     "What was written down about each of the student's positions."
+    def in_order(values, there): return at_positions(F.pad(values, (0, 0, 0, 1)), (there.cumsum(1) - 1).where(there, -1))
     if inside is None: return at_positions(said, partner)
-    order = (node != 0).cumsum(1) - 1
-    return torch.cat([at_positions(said, partner), at_positions(F.pad(inside, (0, 0, 0, 1)), order.where(node != 0, -1))], -1)
+    return torch.cat([at_positions(said, partner), in_order(inside, node != 0), in_order(crossing, crosses)], -1)
 
 # %% ../nbs/17_terms.ipynb #70c452f8
 def cached_comparison(
     vocab_map: VocabMap,
     soft_ends: bool = False,  # as in `comparison`
-) -> Callable:  # (student_log_probs [n, V_s], answers [n, 2 k or 4 k + 1], node [n]) -> [n] nats
+) -> Callable:  # (student_log_probs [n, V_s], answers [n, 2 k or 6 k + 1], node [n], came [n], -1 where no token crosses) -> [n] nats
     "How a student is compared with a teacher that was written down."
     on_device = lru_cache(vocab_map.to)
-    def compare(student_log_probs, answers, node):
+    def crossing(classes, log_probs, rows, came, ids, said):
+        own, mine, kept = log_probs[rows, came], classes.student_class(came)[:, None], classes.student_class(ids.long())
+        single, student = ids == came[:, None], classes.some_student_log_probs(log_probs, rows, kept)
+        others = student + torch.log1p(-(own[:, None] - student).exp().clamp(max=1 - 1e-6))  # of its class
+        student = own[:, None].where(single, others.where(kept == mine, student))
+        return kept_kl(student, kept.masked_fill(single, classes.n_classes), said)
+    def compare(student_log_probs, answers, node, came=None):
         classes = on_device(student_log_probs.device)
         def measure(rows, kept, log_probs): return kept_kl(classes.some_student_log_probs(student_log_probs, rows, kept), kept, log_probs)
         rows = torch.arange(len(node), device=node.device)
-        k = answers.shape[1] // (2 if classes.inside is None else 4)
+        k = answers.shape[1] // (2 if classes.inside is None else 6)
         kept, said = classes.teacher_kept(answers[:, :k].long(), answers[:, k:2 * k])
         if classes.inside is None: return measure(rows, kept, said)
-        there, follows, odds = answers[:, 2 * k:].split([k, k, 1], -1)
+        there, follows, odds = answers[:, 2 * k:4 * k + 1].split([k, k, 1], -1)
         there, within = classes.student_class(there.long()), (node > 0)[:, None]
         if soft_ends: follows, ends = follows + F.logsigmoid(odds), said + F.logsigmoid(-odds)
         compared = measure(rows, there.where(within, kept), follows.where(within, said))
-        ended = (node < 0).nonzero()[:, 0]
-        if not soft_ends or not len(ended): return compared
-        return compared.index_copy(0, ended, measure(ended, *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
+        if not soft_ends: return compared
+        ended, crosses = (some.nonzero()[:, 0] for some in (node < 0, came >= 0))
+        if len(ended): compared = compared.index_copy(0, ended, measure(ended, *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
+        if not len(crosses): return compared
+        return compared.index_copy(0, crosses, crossing(classes, student_log_probs, crosses, came[crosses], *answers[crosses, 4 * k + 1:].split(k, -1)))
     return compare
 
 # %% ../nbs/17_terms.ipynb #97ce4f71
@@ -145,16 +180,21 @@ def build_map(
     "The vocabulary map of a method; for methods without one, the safest, which retention is then measured on."
     if ends is None: ends = [(student_tokenizer.eos_token_id, teacher_tokenizer.eos_token_id)]
     ends = [(mine, theirs) for mine, theirs in ends if mine is not None and theirs is not None and mine < student_vocab_size and theirs < teacher_vocab_size]
+    sides = student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size
+    make = dict(first_token=first_token_map, common_prefix=common_prefix_map, combined=combined_map, token_level=token_level_map)
     same = same_tokenizer(student_tokenizer, teacher_tokenizer)
     if method == 'identity' and not same:
         raise ValueError("kd_method is 'identity', but the two tokenizers differ: their ids mean other text. Use 'auto'.")
-    if same and method not in ('first_token', 'common_prefix', 'combined'):
+    if same and method not in make:
         foreign = [i for i, piece in enumerate(token_bytes(teacher_tokenizer, min(len(teacher_tokenizer), teacher_vocab_size)))
                    if piece is None and teacher_tokenizer.convert_ids_to_tokens(i) != student_tokenizer.convert_ids_to_tokens(i)]
         return identity_map(student_vocab_size, teacher_vocab_size, ends, foreign)
-    make, sides = dict(first_token=first_token_map, common_prefix=common_prefix_map), (student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size)
     vocab_map = make.get(method, combined_map)(*sides, ends)
-    return replace(vocab_map, inside=continuations(teacher_spellings(*sides), student_vocab_size)) if inside and method in ('auto', *KD_MAPS) else vocab_map
+    if not inside or method not in ('auto', *KD_MAPS): return vocab_map
+    written = teacher_spellings(*sides)
+    first = torch.tensor([ids[0] if ids else student_vocab_size for ids in written])
+    for mine, theirs in ends: first[theirs] = mine
+    return replace(vocab_map, inside=continuations(written, student_vocab_size), first=first, crossings=find_crossings(*sides, first))
 
 # %% ../nbs/17_terms.ipynb #1a145650
 def shared_tokens(
@@ -176,6 +216,14 @@ class Nats:
     row: Tensor       # [A] row of the batch
     entropy: Tensor   # [A] of the student's distribution; 0 where it was not asked for
     rest_mask: Tensor # [batch, S] which positions the rest are
+
+    def of_tokens(self,
+        covered: Tensor,  # [batch, S] bool, as `read_heads` had it
+    ) -> Tensor:          # [batch, S] cross-entropy of each token, 0 where it is not predicted
+        "Predicted at i, spent at i + 1."
+        nats = torch.zeros(covered.shape, dtype=self.rest.dtype, device=covered.device)
+        if len(self.covered): nats = nats.masked_scatter(covered, self.covered.detach())
+        return F.pad(nats.masked_scatter(self.rest_mask, self.rest.detach())[:, :-1], (1, 0))
 
 # %% ../nbs/17_terms.ipynb #3b842657
 def read_heads(
@@ -213,7 +261,7 @@ class Signals:
     teacher_positions: Tensor|None = None                  # [batch, P]
     aligned: Tensor|None = None                            # [batch, P] bool
     nats: Nats|None = None                                 # what the heads say
-    teacher_nats: Tensor|None = None                       # [batch, T] the teacher's cross-entropy of each token; only for spans
+    teacher_nats: Tensor|None = None                       # [batch, T] the teacher's cross-entropy of each token, as far as it is known
     new_word: Tensor|None = None                           # [batch, T] the teacher's probability that what follows begins a new word; only for merged spans
     student_layers: dict = field(default_factory=dict)     # layer -> [batch, S, H_s]
     teacher_layers: dict = field(default_factory=dict)     # layer -> [batch, T, H_t]
@@ -336,6 +384,44 @@ def span_answers(
     opens = opens.to(ids.device)
     begins, = chunked(lambda some: (widen(teacher_head(some)).softmax(-1)[:, opens].sum(-1),), teacher_states.flatten(0, 1), chunk=chunk)
     return spent, begins.view(ids.shape)
+
+# %% ../nbs/17_terms.ipynb #17a00001
+class Listener:
+    "Hears what a teacher that is asked anyway thinks of the text that came."
+    def __init__(self,
+        ids: Tensor,  # [batch, T] teacher tokens
+    ):
+        self.following, self.expected = ids.roll(-1, 1).flatten(), torch.full((ids.numel(),), torch.nan, device=ids.device)
+        self.shape = ids.shape
+
+    @torch.no_grad()
+    def __call__(self,
+        spots: Tensor,   # [m] positions in the flat batch
+        logits: Tensor,  # [m, V_t]
+    ):
+        "For `against_teacher`."
+        logits = widen(logits)
+        self.expected[spots] = logits.logsumexp(-1) - logits.gather(-1, self.following[spots, None])[:, 0]
+
+    @property
+    def nats(self) -> Tensor:  # [batch, T] of each token; not a number where nobody asked
+        return F.pad(self.expected.view(self.shape)[:, :-1], (1, 0), value=torch.nan)  # predicted at i, spent at i + 1
+
+# %% ../nbs/17_terms.ipynb #17a00002
+@torch.no_grad()
+def same_text(
+    student_nats: Tensor,  # [batch, S] cross-entropy of each token
+    teacher_nats: Tensor,  # [batch, T] the same of the teacher's tokens; not a number where it is not known
+    predicted: Tensor,     # [batch, S] bool, student tokens that are predicted
+    positions: tuple,      # ([batch, P] student's, [batch, P] teacher's) ascending boundaries; -1 is padding
+    aligned: Tensor,       # [batch, P] bool, boundaries that count
+) -> Tensor:               # [2] nats: the student's, the teacher's
+    "What both spend on the text that both have read: on the stretches between neighbouring boundaries of which every token is known."
+    here, there = positions
+    known = teacher_nats.isfinite()
+    whole = lambda mask, at: span_nats(mask.float(), at) == at[:, 1:] - at[:, :-1]
+    spans = aligned[:, 1:] & aligned[:, :-1] & whole(predicted, here) & whole(known, there)
+    return torch.stack([span_nats(student_nats, here)[spans].sum(), span_nats(teacher_nats.where(known, 0), there)[spans].sum()])
 
 # %% ../nbs/17_terms.ipynb #a7661c44
 class SpanTerm(Term):
