@@ -9,8 +9,8 @@ __all__ = ['CHAT_FORMS', 'ROLES', 'SAYS', 'LISTS', 'first_of', 'chat_form', 'Not
 # %% ../nbs/06_conversations.ipynb #57477c77
 import json
 
-# %% ../nbs/06_conversations.ipynb #f0093b89
-CHAT_FORMS = 'messages', 'sharegpt', 'prompt', 'alpaca'
+# %% ../nbs/06_conversations.ipynb #31af3c35
+CHAT_FORMS = 'messages', 'sharegpt', 'prompt_completion', 'alpaca'
 ROLES = 'system', 'developer', 'user', 'assistant', 'tool'
 SAYS = dict(human='user', gpt='assistant', chatgpt='assistant', bing='assistant', bard='assistant', model='assistant', function_call='assistant',
             function='tool', observation='tool', function_response='tool', ipython='tool')  # as other datasets call the roles
@@ -24,7 +24,7 @@ def first_of(
     "The first of these columns that holds something, even an empty text; None where none does."
     return next((row[name] for name in names if row.get(name) is not None), None)
 
-# %% ../nbs/06_conversations.ipynb #507a3c78
+# %% ../nbs/06_conversations.ipynb #126b499e
 def chat_form(
     columns,     # names
     rows: list,  # the first ones, as dicts
@@ -33,7 +33,7 @@ def chat_form(
     columns, filled = set(columns), lambda name: next((row[name] for row in rows if row.get(name)), None)
     for name in LISTS:
         if name in columns and isinstance(turns := filled(name), list) and isinstance(turns[0], dict): return 'sharegpt' if 'from' in turns[0] else 'messages'
-    if 'prompt' in columns and columns & {'completion', 'response'}: return 'prompt'
+    if 'prompt' in columns and columns & {'completion', 'response'}: return 'prompt_completion'
     if 'instruction' in columns and columns & {'output', 'response'}: return 'alpaca'
 
 # %% ../nbs/06_conversations.ipynb #52a8cfeb
@@ -79,14 +79,14 @@ def read_turns(
     "Messages; a text is one of them."
     return [read_message(message) for message in said] if isinstance(said, list) else [read_message(dict(role=role, content=said))]
 
-# %% ../nbs/06_conversations.ipynb #2fae2896
+# %% ../nbs/06_conversations.ipynb #70286f72
 def read_conversation(
     row: dict,
     form: str,  # one of CHAT_FORMS
 ) -> dict:      # messages; answers_from: the first message that may be learnt, if not the first of all; tools, if there are any
     "A row as a conversation; NotAConversation, with the reason, for one that cannot be used."
     before, answers_from = [], 0
-    if form == 'prompt':
+    if form == 'prompt_completion':
         before = read_turns(row.get('prompt'), 'user')
         answers_from, turns = len(before), read_turns(first_of(row, 'completion', 'response'), 'assistant')
     elif form == 'alpaca':
