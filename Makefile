@@ -1,11 +1,12 @@
 # make demo: a teacher with one tokenizer teaches a student with another, offline, in a few minutes.
 # make test: everything that CI checks.
 # make families: every family of transformers that has a causal language model, small and random, through kdkit; half an hour.
+# make wheel: dist/kdkit-*.whl, with nothing but Python; for a machine without a network.
 # make newest: the fast tests with the newest versions that settings.ini allows.
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test fast families newest export clean
+.PHONY: demo test fast families newest wheel export clean
 
 demo: .venv/.installed
 	$(BIN)/kdkit demo
@@ -19,6 +20,9 @@ fast: .venv/.installed-dev
 families: .venv/.installed-dev
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python tests/families.py
 
+wheel:
+	$(PYTHON) scripts/backend.py dist
+
 newest:
 	PYTHON="$(PYTHON)" bash scripts/newest
 
@@ -26,7 +30,7 @@ newest:
 export: .venv/.installed-dev
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python scripts/readme.py
 
-.venv/.installed: settings.ini setup.py pyproject.toml constraints.txt
+.venv/.installed: settings.ini scripts/backend.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python %d.%d was found, but kdkit needs 3.10 to 3.13: make PYTHON=/path/to/python3.12" % v)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

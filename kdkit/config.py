@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'KD_MAPS', 'KD_METHODS', 'BALANCES', 'AWARE_BY', 'DOCUMENT_FORMS', 'DIVERGENCES', 'ConfigError', 'option',
-           'nearest', 'DistillConfig', 'options_by_group', 'read_config_file']
+           'nearest', 'DistillConfig', 'options_by_group', 'recipe_files', 'find_config', 'read_config_file']
 
 # %% ../nbs/13_config.ipynb #96f91461
 import difflib
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from importlib.resources import files
 from pathlib import Path
 from typing import get_args
 
@@ -243,13 +244,27 @@ def options_by_group() -> dict:  # heading -> list of dataclass fields, in their
         groups.setdefault(heading, []).append(f)
     return groups
 
+# %% ../nbs/13_config.ipynb #d4b70bd2
+def recipe_files() -> dict:  # name -> Path
+    "Configs that come with the package."
+    return {path.stem: path for path in sorted(Path(str(files('kdkit') / 'recipes')).glob('*.yaml'))}
+
+# %% ../nbs/13_config.ipynb #f372c9b3
+def find_config(
+    name: str|Path,  # of a file or, where there is none, of a recipe: smollm, smollm.yaml, recipes/smollm.yaml
+) -> Path:
+    "The file that is meant; ConfigError if there is none."
+    path, known = Path(name).expanduser(), recipe_files()
+    if path.is_file(): return path
+    if path.parent.name in ('', 'recipes') and path.suffix in ('', '.yaml') and path.stem in known: return known[path.stem]
+    raise ConfigError(f"config file {str(name)!r} was not found; the recipes that come with kdkit are {', '.join(known)}.{nearest(path.stem, known)}")
+
 # %% ../nbs/13_config.ipynb #ed1bb4a2
 def read_config_file(
-    path: str|Path,  # .yaml, .yml or .json
+    path: str|Path,  # .yaml, .yml or .json, or a recipe
 ) -> dict:
     "The mapping in a YAML or JSON file; ConfigError if there is none."
-    path = Path(path)
-    if not path.is_file(): raise ConfigError(f"config file {str(path)!r} was not found.")
+    path = find_config(path)
     import yaml  # JSON is YAML
     try: values = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error: raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error

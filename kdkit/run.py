@@ -29,6 +29,7 @@ from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer,
 from .evaluation import eval_batches, measure, retention
 from .framework import StudentAwareDistillationFramework
 from .models import AbsentModel, load_config, load_options, load_tokenizer
+from .options import settings
 from .prepare import RunError, about_text, prepare_text
 from .progress import Progress, say, watched
 from .report import gap_closed, write_model_card, write_report
@@ -116,10 +117,11 @@ def make_trainer(
 
 # %% ../nbs/37_run.ipynb #0bba55bf
 def cache_teacher(
-    config: DistillConfig|dict,  # of the run to come; teacher_cache is the folder to write
-) -> dict:                       # rows, positions, bytes_per_position, seconds, score
+    config: DistillConfig|dict|str|Path,  # of the run to come, as in `distill`; teacher_cache is the folder to write
+    **options,                            # more of them, which win
+) -> dict:                                # rows, positions, bytes_per_position, seconds, score
     "Let the teacher read the training text once. On a folder where that was cut off: go on."
-    config = DistillConfig.from_dict(config) if isinstance(config, dict) else config
+    config, _ = settings(config, **options)
     if not config.teacher_cache: raise RunError("teacher_cache is not given: name the folder to write.")
     quiet_libraries()
     started, text = time.time(), prepare_text(config)
@@ -167,11 +169,12 @@ def train_control(
 
 # %% ../nbs/37_run.ipynb #919d1521
 def distill(
-    config: DistillConfig|dict,
-    training_arguments: dict|None = None,  # fields of TrainingArguments that the config does not have
+    config: DistillConfig|dict|str|Path,   # or every option of the command line by name, or a config file or recipe
+    training_arguments: dict|None = None,  # more fields of TrainingArguments
+    **options,                             # of the command line, which win over the config
 ) -> dict:                                 # the report
     "Check, pair, train, measure, report. On a folder whose run was cut off: go on."
-    config, arguments = DistillConfig.from_dict(config) if isinstance(config, dict) else config, dict(training_arguments or {})
+    config, arguments = settings(config, training_arguments, **options)
     folder = Path(config.output_dir)
     quiet_libraries()
     check_arguments(config, arguments)
@@ -243,9 +246,11 @@ def demo_config(
 def demo(
     output_dir: str = 'runs/demo',
     seed: int = 0,
+    **options,                     # of the command line, which win
 ) -> dict:                         # the report
     "Distil the embedded teacher into a fresh student; minutes on two CPU cores, no network."
-    return distill(demo_config(output_dir, seed))
+    if 'max_steps' in options: options = dict(eval_steps=max(int(options['max_steps']) // 4, 1)) | options
+    return distill(demo_config(output_dir, seed), **options)
 
 # %% ../nbs/37_run.ipynb #a7f13443
 def evaluate_run(

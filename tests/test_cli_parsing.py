@@ -8,7 +8,8 @@ import pytest
 
 from kdkit import cli
 from kdkit.cli import main, read_options
-from kdkit.config import DistillConfig, options_by_group
+from kdkit.config import ConfigError, DistillConfig, options_by_group
+from kdkit.options import settings
 
 NAMES = ['--teacher_model', 'big', '--student_model', 'small', '--dataset', 'wikitext:raw']
 
@@ -137,15 +138,15 @@ def test_an_output_folder_that_is_a_file(fake, capsys, tmp_path):
     assert 'is a file' in refused(capsys, 'train', *NAMES, '--output_dir', str(tmp_path / 'run'))
 
 
-@pytest.mark.parametrize('words, says', [([], 'no command'), (['trian'], "'train'"), (['demo', '--max_length', '3'], 'unknown'), (['demo', 'x'], "'x'"), (['eval', '--sede', '3'], "'seed'")])
+@pytest.mark.parametrize('words, says', [(['trian'], "'train'"), (['demo', '--max_lenght', '3'], "'max_length'"), (['demo', '--dataset', 'x'], 'kdkit train'), (['demo', 'x'], "'x'"), (['eval', '--sede', '3'], "'seed'")])
 def test_a_wrong_command_is_one_line(fake, capsys, words, says):
     assert says in refused(capsys, *words)
 
 
 def test_eval_and_demo_pass_on_what_was_given(fake, capsys):
     assert main('eval --student_model small --dataset raw --teacher_model big --batch_size 4'.split()) == 0
-    assert main('demo --seed 3 --output_dir runs/x'.split()) == 0
-    assert fake.calls == [(('small', 'raw', 'big'), dict(batch_size=4)), dict(seed=3, output_dir='runs/x')]
+    assert main('demo --seed 3 --output_dir runs/x --max_steps 200 --weight_decay 0.5'.split()) == 0
+    assert fake.calls == [(('small', 'raw', 'big'), dict(batch_size=4)), dict(seed=3, output_dir='runs/x', max_steps=200, weight_decay=0.5)]
     assert capsys.readouterr().out.count('bits per byte') == 2
 
 
@@ -188,6 +189,41 @@ def test_only_the_first_process_prints(fake, capsys, monkeypatch):
     assert main(['train', *NAMES]) == 0 and not capsys.readouterr().out
 
 
+def test_nothing_said_is_a_call_for_help(capsys):
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert main(['-h']) == 0 and capsys.readouterr().out == said and all(f'  {name} ' in said for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize('name', ['smollm', 'smollm.yaml', 'recipes/smollm.yaml'])
+def test_a_recipe_of_the_package_goes_by_its_name(fake, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', name, '--max_steps', '7']) == 0
+    [(config, arguments)] = fake.calls
+    assert (config.student_model, config.max_steps, config.batch_size) == ('HuggingFaceTB/SmolLM-135M', 7, 4) and arguments == dict(gradient_checkpointing=True)
+    (tmp_path / 'smollm').write_text('student_model: mine')  # a file of that name comes first
+    assert read_options(['smollm'])[0].student_model == 'mine'
+
+
+def test_python_takes_what_the_command_line_takes(tmp_path):
+    "One dialect: a dict, a file, a recipe or a config, and options beside it."
+    words = '--teacher_model a --student_model b --epochs 2 --per_device_train_batch_size 4 --weight_decay 0.5 --lr_scheduler_type linear --gradient_checkpointing'.split()
+    wanted = read_options(words)
+    given = dict(teacher_model='a', student_model='b', epochs=2, per_device_train_batch_size=4, weight_decay=0.5, lr_scheduler_type='linear', gradient_checkpointing=True)
+    (tmp_path / 'c.yaml').write_text(''.join(f'{k}: {v}\n' for k, v in given.items()))
+    assert settings(given) == settings({}, **given) == settings(tmp_path / 'c.yaml') == settings(str(tmp_path / 'c.yaml')) == wanted
+    assert settings(dict(given, max_steps=9, learning_rate=1.), **{k: v for k, v in given.items() if k != 'epochs'}, learning_rate=2e-4, num_epochs=2) == wanted
+    assert settings(wanted[0], wanted[1]) == settings(DistillConfig(teacher_model='a', max_steps=3), **dict(given, max_steps=-1)) == wanted
+
+
+@pytest.mark.parametrize('given, says', [
+    (dict(temprature=2), "'temperature'"), (dict(wieght_decay=2), "'weight_decay'"), (dict(weight_decay='much'), 'weight_decay'),
+    (dict(batch_size=[1, 2]), 'whole number'), (dict(lr_scheduler_type='straight'), 'lr_scheduler_type'), (dict(max_steps=0), 'max_steps')])
+def test_python_is_told_the_same(given, says):
+    for call in (lambda: settings(given), lambda: settings({}, **given), lambda: settings(DistillConfig(), **given)):
+        with pytest.raises(ConfigError, match=says): call()
+
+
 def test_help_names_every_option_and_loads_nothing():
     code = ('import sys; from kdkit.cli import main; codes = [main(w.split()) for w in ("-h", "train -h", "eval --help", "demo -h", "--version")];'
             'assert codes == [0] * 5; assert not {"torch", "transformers", "matplotlib", "datasets", "numpy"} & set(sys.modules), "heavy"')
@@ -214,7 +250,7 @@ def test_every_option_stands_under_one_heading_and_what_matters_comes_first():
     assert [f.name for f in next(iter(groups.values()))] == ['teacher_model', 'student_model', 'dataset', 'output_dir', 'max_steps', 'num_epochs']
     assert set(cli.EVAL_OPTIONS) | set(cli.DEMO_OPTIONS) <= set(DistillConfig().to_dict())
     help = cli.help_text('train')
-    for heading, options in groups.items(): assert help.index(f'\n{heading}:\n') < help.index(f'--{options[0].name} ')
+    for heading, options in groups.items(): assert help.index(f'\n{heading}:\n') < help.index(f'\n  --{options[0].name} ')
 
 
 @pytest.mark.parametrize('words', [['train', '--help'], ['--help'], ['--version']])

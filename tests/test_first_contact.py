@@ -138,7 +138,7 @@ def test_the_readmes_command(hub, tmp_path):
     assert hub.seen(f'^/cdn/datasets/{TEXT}/.*/{CONFIG}/train', 'GET') and not hub.seen('wikitext-2-raw', 'GET')
 
 def test_the_recipe(hub, python, warm, tmp_path):
-    done = python.run(f"main({['train', str(ROOT / 'recipes/smollm.yaml'), *SMALL, '--output_dir', str(tmp_path / 'run')]!r})")
+    done = python.run(f"main({['train', 'smollm', *SMALL, '--output_dir', str(tmp_path / 'run')]!r})")
     finished(done, tmp_path / 'run')
 
 @pytest.mark.parametrize('dataset', [f'wikitext:{CONFIG}', f'{TEXT}:{CONFIG}', f'{TEXT}:wikitext-2-raw-v1'])
