@@ -99,7 +99,7 @@ def check_together(
 # %% ../nbs/40_cli.ipynb #8b14c774
 EVAL_OPTIONS = ('student_model', 'dataset', 'teacher_model', 'text_column', 'cache_dir', 'max_length', 'teacher_max_length', 'batch_size', 'max_eval_rows',
                 'kd_method', 'teacher_dtype', 'trust_remote_code', 'seed', 'teacher_revision', 'student_revision', 'teacher_subfolder', 'student_subfolder',
-                'eval_split', 'revision', 'documents_by', 'max_documents', 'num_proc')
+                'eval_split', 'revision', 'documents_by', 'max_documents', 'num_proc', 'format', 'train_on', 'chat_template', 'teacher_system_prompt', 'long_conversations')
 FIXED = ('teacher_model', 'student_model', 'dataset', 'eval_dataset', 'split', 'eval_split')  # of the demo
 DEMO_OPTIONS = tuple(f.name for f in fields(DistillConfig) if f.name not in FIXED)
 
