@@ -196,7 +196,7 @@ class Reading:
     found: int           # bytes of contents that are in the rendering
     begins: np.ndarray   # [messages], about where each begins
 
-# %% ../nbs/18_templates.ipynb #853bbacc
+# %% ../nbs/18_templates.ipynb #bd792f5c
 class ChatSide:
     "One model's tokenizer and template."
     def __init__(self,
@@ -259,7 +259,8 @@ class ChatSide:
         "What the template writes before an answer."
         try: before, after = self.render(messages), self.render(messages, answer=True)
         except TemplateError: return ''
-        return after[len(before):] if after.startswith(before) else ''
+        same = len(os.path.commonprefix([before, after]))
+        return after[min((hit.start() for hit in self.pattern.finditer(after) if hit.start() < same < hit.end()), default=same):]
 
     def locate(self, messages: list, parts: list, tools=None, answer: bool = False) -> tuple:  # (text, spans)
         "The rendering, and where the contents are in it."
