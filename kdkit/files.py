@@ -411,7 +411,7 @@ def local_rows(
     for group in groups.values():
         rows, column, its_forms = read_alike(group, text_column, cache_dir, form, streaming, str(path), format)
         tables.append(rows), columns.update({column} - {None}), forms.update(its_forms)
-    if len({'wrong' in table.column_names for table in tables}) > 1: raise DataError(f"{path} holds conversations and plain texts ({', '.join(file.name for file in files[:4])}): name one of the files, or put them into folders of their own.")
+    if len({'wrong' in (table.column_names or ()) for table in tables}) > 1: raise DataError(f"{path} holds conversations and plain texts ({', '.join(file.name for file in files[:4])}): name one of the files, or put them into folders of their own.")
     with told(str(path)): rows = concatenate_datasets(tables) if len(tables) > 1 else tables[0]
     if part: rows = cut_slice(rows, part, str(path))
     return rows, about_files(path, files, chosen, others, columns, forms)

@@ -175,8 +175,10 @@ def chat_sides(
     "How both models read conversations."
     templates = {side: template_of(tokenizers[side], config.chat_template if side == 'student' else None) for side in PAIR}
     if config.student_model == config.teacher_model: templates['teacher'] = templates['student']
-    sides = {side: ChatSide(tokenizers[side], template, config.teacher_system_prompt or '' if side == 'teacher' else '', configs[side].vocab_size) for side, (template, _) in templates.items()}
-    for side, (_, whence) in templates.items():
+    sides = {}
+    for side, (template, whence) in templates.items():
+        try: sides[side] = ChatSide(tokenizers[side], template, config.teacher_system_prompt or '' if side == 'teacher' else '', configs[side].vocab_size)
+        except TemplateError as error: raise RunError(f"the {side}'s chat template ({whence}) refuses a plain question and its answer: {error}. Give another chat_template.") from error
         if sides[side].end_id is None: raise RunError(f"the {side}'s chat template ({whence}) ends an answer with no control token of its tokenizer, so no model could tell that a turn is over: give a chat_template whose turns end with one of {', '.join([*sides[side].controls.values()][:8])}.")
     names = {side: tokenizers[side].convert_ids_to_tokens(sides[side].end_id) for side in PAIR}
     return sides, '; '.join(f"the {side} reads conversations in {templates[side][1]}, where {names[side]} ends a turn" for side in PAIR).replace('that of', 'the template').replace('its own', 'its own template')
