@@ -28,13 +28,14 @@ def first_of(
 def chat_form(
     columns,     # names
     rows: list,  # the first ones, as dicts
+    answered: bool = True,  # False: questions are enough
 ) -> str|None:   # one of CHAT_FORMS; None: no conversations
     "The form in which a table holds conversations, by its columns."
     columns, filled = set(columns), lambda name: next((row[name] for row in rows if row.get(name)), None)
     for name in LISTS:
         if name in columns and isinstance(turns := filled(name), list) and isinstance(turns[0], dict): return 'sharegpt' if 'from' in turns[0] else 'messages'
-    if 'prompt' in columns and columns & {'completion', 'response'}: return 'prompt_completion'
-    if 'instruction' in columns and columns & {'output', 'response'}: return 'alpaca'
+    if 'prompt' in columns and (columns & {'completion', 'response'} or not answered): return 'prompt_completion'
+    if 'instruction' in columns and (columns & {'output', 'response'} or not answered): return 'alpaca'
 
 # %% ../nbs/06_conversations.ipynb #52a8cfeb
 class NotAConversation(ValueError):
@@ -83,15 +84,16 @@ def read_turns(
 def read_conversation(
     row: dict,
     form: str,  # one of CHAT_FORMS
+    answered: bool = True,  # False: its questions alone are wanted
 ) -> dict:      # messages; answers_from: the first message that may be learnt, if not the first of all; tools, if there are any
     "A row as a conversation; NotAConversation, with the reason, for one that cannot be used."
     before, answers_from = [], 0
     if form == 'prompt_completion':
         before = read_turns(row.get('prompt'), 'user')
-        answers_from, turns = len(before), read_turns(first_of(row, 'completion', 'response'), 'assistant')
+        answers_from, turns = len(before), read_turns(first_of(row, 'completion', 'response'), 'assistant') if answered else []
     elif form == 'alpaca':
         parts = [plain_text(row.get('instruction')), plain_text(row.get('input') or '')]
-        turns = read_turns('\n\n'.join(filter(None, parts)), 'user') + read_turns(first_of(row, 'output', 'response'), 'assistant')
+        turns = read_turns('\n\n'.join(filter(None, parts)), 'user') + (read_turns(first_of(row, 'output', 'response'), 'assistant') if answered else [])
         if row.get('system'): before = read_turns(row['system'], 'system')
     else:
         turns = first_of(row, *LISTS)
@@ -99,7 +101,11 @@ def read_conversation(
         turns = [read_message(message) for message in turns]
         if row.get('system') and turns[0]['role'] != 'system': before = read_turns(row['system'], 'system')
     messages = before + turns
-    if not any(message['role'] == 'assistant' for message in messages[answers_from:]): raise NotAConversation('no answer')
+    if not answered:
+        first = next((i for i, message in enumerate(messages) if message['role'] == 'assistant' and i >= answers_from), len(messages))
+        messages, answers_from = messages[:first], 0
+        if not messages or messages[-1]['role'] not in ('user', 'tool'): raise NotAConversation('no question')
+    elif not any(message['role'] == 'assistant' for message in messages[answers_from:]): raise NotAConversation('no answer')
     tools = row.get('tools')
     if isinstance(tools, str) and tools.strip():
         try: tools = json.loads(tools)
@@ -110,11 +116,12 @@ def read_conversation(
 def write_conversations(
     batch: dict,  # columns of some rows
     form: str,    # one of CHAT_FORMS
+    answered: bool = True,  # as of `read_conversation`
 ) -> dict:        # text: a conversation each, or nothing; wrong: why not, or nothing
     "Rows of a dataset as lines of JSON."
     text, wrong = [], []
     for values in zip(*batch.values()):
-        try: line, why = json.dumps(read_conversation(dict(zip(batch, values)), form), ensure_ascii=False), ''
+        try: line, why = json.dumps(read_conversation(dict(zip(batch, values)), form, answered), ensure_ascii=False), ''
         except NotAConversation as error: line, why = '', str(error)
         text.append(line), wrong.append(why)
     return dict(text=text, wrong=wrong)

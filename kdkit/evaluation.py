@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['scored_labels', 'compute_perplexity', 'calibration_error', 'compute_calibration', 'aligned_log_probs',
-           'compute_knowledge_retention', 'eval_batches', 'half_on_gpu', 'measure', 'retention', 'write_answers',
-           'samples', 'about_answers', 'prompt_ids', 'continuations', 'next_token_probs', 'retention_by_rank']
+           'compute_knowledge_retention', 'eval_batches', 'half_on_gpu', 'measure', 'retention', 'samples',
+           'about_answers', 'prompt_ids', 'continuations', 'next_token_probs', 'retention_by_rank']
 
 # %% ../nbs/30_evaluation.ipynb #478ee5bd
 import math
@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .windows import control_ids
 from .framework import StudentAwareDistillationFramework
 from .losses import forward_kl, widen
 from .models import body, output_head
+from .sequence import write_answers
 from .terms import aligned_mask, read_heads
 
 # %% ../nbs/30_evaluation.ipynb #b46fef90
@@ -169,38 +170,6 @@ def retention(
 ) -> dict:  # kl_nats, top1_agreement, top5_agreement, positions
     "Agreement of the student with its teacher on the held-out text."
     with half_on_gpu(framework.device): return compute_knowledge_retention(framework, batches)
-
-# %% ../nbs/30_evaluation.ipynb #079d2dfc
-@torch.no_grad()
-def write_answers(
-    model: PreTrainedModel,
-    side,                       # its `ChatSide`
-    prompts: list,              # conversations that end before an answer: messages and perhaps tools
-    max_new_tokens: int = 128,  # at most
-    temperature: float = 0.,    # of the draw; 0: always the likeliest token
-    seed: int = 0,              # of the draw
-    batch_size: int = 16,       # prompts, of like length
-) -> list:                      # of dicts, in the order of the prompts: text, tokens, ended
-    "What the model answers."
-    ids = [side.prompt_ids(prompt['messages'], prompt.get('tools')) for prompt in prompts]
-    device, rows = model.device, model.get_output_embeddings().weight.shape[0]
-    start, end = control_ids(side.tokenizer, model.config)
-    stops, pad = sorted({*filter(lambda index: index is not None and index < rows, (side.end_id, end))}), start if end is None else end
-    how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=temperature > 0, eos_token_id=stops or None, pad_token_id=pad, **(dict(temperature=temperature, top_k=0, top_p=1.) if temperature else {}))
-    answers, order = [None] * len(ids), sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    training = model.training
-    model.eval()
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-        torch.manual_seed(seed)
-        for some in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
-            width = max(len(ids[i]) for i in some)
-            batch = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in some], device=device)
-            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in some], device=device)
-            for i, row in zip(some, model.generate(batch, attention_mask=mask, generation_config=how)[:, width:].tolist()):
-                stop = next((at for at, index in enumerate(row) if index in stops), None)
-                answers[i] = dict(text=side.tokenizer.decode(row[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False), tokens=len(row[:stop]), ended=stop is not None)
-    model.train(training)
-    return answers
 
 # %% ../nbs/30_evaluation.ipynb #12dbd3de
 def samples(

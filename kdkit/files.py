@@ -275,19 +275,19 @@ def text_only(
     rows,                   # Dataset or IterableDataset
     text_column: str|None,
     name: str,              # of the data, for the message
-    format: str = 'auto',   # text, or the form of conversations, one of CHAT_FORMS; auto: as the columns say
+    format: str = 'auto',   # text, or the form of conversations, one of CHAT_FORMS; auto: as the columns say; prompts: the same, and questions are enough
 ) -> tuple:                 # (the same with one column text of large strings, name of that column before)
     "The text of a table. Conversations are JSON, with a column beside it that says what is wrong with one."
     with told(name):
         head = list(rows.take(1000))
         columns = rows.column_names or list(head[0] if head else ())
-        chat = None if text_column or format == 'text' else chat_form(columns, head)
+        chat = None if text_column or format == 'text' else chat_form(columns, head, format != 'prompts')
         if format in CHAT_FORMS and chat != format:
             raise DataError(f"{name} has the columns {', '.join(columns) or '(none)'}: they hold no conversations in the form {format!r}{f', but in the form {chat!r}' * bool(chat)}. Choose another format, or auto.")
         if chat:
-            column = dict(prompt_completion='prompt and its completion', alpaca='instruction and its output').get(chat) or next(column for column in LISTS if column in columns)
+            column = dict(prompt_completion='prompt', alpaca='instruction').get(chat) or next(column for column in LISTS if column in columns)
             features = datasets.Features(text=datasets.Value('large_string'), wrong=datasets.Value('string'))
-            return rows.map(partial(write_conversations, form=chat), batched=True, remove_columns=columns, features=features), column
+            return rows.map(partial(write_conversations, form=chat, answered=format != 'prompts'), batched=True, remove_columns=columns, features=features), column
         column = pick_text_column(head, columns, text_column, name)
         rows = rows.select_columns([column])
         if column != 'text': rows = rows.rename_column(column, 'text')
