@@ -91,10 +91,10 @@ class Curriculum:
         return dict(total_steps=self.total_steps, weights={name: [alpha * self.factor(p, name) for p in progress] for name, alpha in self.alphas.items() if alpha})
 
 # %% ../nbs/12_curriculum.ipynb #9b842eb6
-LOSS_STYLES = dict(  # one colour and dash a loss in all pictures; losses that share a schedule differ in both
-    lm=dict(color='#000000'), kd=dict(color='#0072B2'), unaligned=dict(color='#56B4E9', linestyle=(0, (3, 3))),
+LOSS_STYLES = dict(  # one colour and dash a loss in all pictures, none of them a model's; losses that share a schedule differ in both
+    lm=dict(color='#74828C'), kd=dict(color='#9A6BD0'), unaligned=dict(color='#D46A9F', linestyle=(0, (3, 3))),
     feature=dict(color='#009E73'), attention=dict(color='#E69F00', linestyle=(0, (3, 3))),
-    layerwise=dict(color='#CC79A7'), contrastive=dict(color='#D55E00', linestyle=(0, (3, 3))))
+    layerwise=dict(color='#17A2B8'), contrastive=dict(color='#8C6D31', linestyle=(0, (3, 3))))
 
 # %% ../nbs/12_curriculum.ipynb #c5d09f31
 def plot_curriculum(

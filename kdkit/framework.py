@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .capture import anatomy, attending_layer, capture_attention, capture_states
 from .config import DistillConfig
 from .curriculum import Curriculum, constant, default_schedules
+from .fused import Buffers
+from .heads import Columns, Comparing, Followers, Listening, Reading, Teaching, fused_heads, pull_for
 from .models import (AbsentModel, ModelError, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
@@ -93,6 +95,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.compare = comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
         self.to(device)
+        self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew, config.temperature), Buffers()
 
     def _hold(self, **parts):
         "Keep what is not trained out of parameters, buffers and state dict."
@@ -102,7 +105,8 @@ class StudentAwareDistillationFramework(nn.Module):
         "Moving the framework moves the parts that it merely holds."
         for part in filter(None, (self.teacher_model, self.logit_projector)): part._apply(fn, recurse)
         super()._apply(fn, recurse)
-        self._hold(vocab_map=self.vocab_map.to(self.device))
+        vocab_map = self.vocab_map.to(self.device)
+        self._hold(vocab_map=vocab_map, columns=Columns.of(vocab_map), followers=Followers(vocab_map.inside, vocab_map) if vocab_map.inside else None)
         return self
 
     def train(self, mode=True):
@@ -272,17 +276,40 @@ class StudentAwareDistillationFramework(nn.Module):
             signals.student_states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
 
         kd = self.knowledge if 'kd' in active else None
-        compare, by_entropy = None, kd is not None and kd.select_by == 'entropy'
-        if kd and said is None: compare = against_teacher(self.compare, self.teacher_head(), signals.teacher_states, partner, node)
-        elif kd:
-            answers = cached_answers(said, batch['teacher_inside'] if self.vocab_map.inside else None, partner, node)
-            def compare(log_probs, row, at): return self.compare_cached(log_probs, answers[row, at], node[row, at])
-        signals.nats = read_heads(output_head(self.student_model), signals.student_states, labels, compare, partner >= 0, by_entropy, self.chunk)
-        if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
+        factors = {name: weights[name] / units[name].clamp(min=1).double() for name in active}
+        heads = output_head(self.student_model), signals.student_states, labels
+        if summed := all(term.sums is not None for term in active.values()):  # then the gradient is made on the way
+            parts = [sum(factors[name] for name, term in active.items() if part in term.sums) for part in ('covered', 'rest', 'compared')]
+            loss, signals.nats = fused_heads(*heads, parts, self.teaching(signals, batch) if kd else None, partner >= 0, self.chunk, self.buffers)
+        else:
+            compare = self.naive_comparison(signals, batch) if kd else None
+            loss, signals.nats = 0., read_heads(*heads, compare, partner >= 0, kd is not None and kd.select_by == 'entropy', self.chunk)
+            if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
             losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}
-        return dict(loss=sum(weights[name] * loss for name, loss in losses.items()),
-                    losses={name: loss.detach() for name, loss in losses.items()}, weights=weights)
+        return dict(loss=loss + sum(weights[name] * value for name, value in losses.items() if not (summed and active[name].sums)),
+                    losses={name: value.detach() for name, value in losses.items()}, weights=weights)
+
+    def teaching(self,
+        signals: Signals,
+        batch: dict,       # complete
+    ) -> Teaching:
+        "What the student's distributions are compared with: a teacher that has read the batch, or what one said before."
+        where = batch['partner'], batch['node']
+        if batch.get('teacher_said') is not None: return Reading(self.vocab_map, self.columns, self.answers(batch), where[1], self.config.asks_ends)
+        heard = self.teacher_head(), signals.teacher_states, *where
+        if self.pull is None: return Comparing(against_teacher(self.compare, *heard))
+        return Listening(self.pull, self.columns, *heard, self.followers, self.config.asks_ends)
+
+    def naive_comparison(self, signals, batch):
+        "The same as a function of log-probabilities, whose gradient autograd finds."
+        if batch.get('teacher_said') is None: return against_teacher(self.compare, self.teacher_head(), signals.teacher_states, batch['partner'], batch['node'])
+        answers, node = self.answers(batch), batch['node']
+        return lambda log_probs, row, at: self.compare_cached(log_probs, answers[row, at], node[row, at])
+
+    def answers(self, batch):
+        "What was written down about each of the student's positions."
+        return cached_answers(batch['teacher_said'], batch['teacher_inside'] if self.vocab_map.inside else None, batch['partner'], batch['node'])
 
     # -- files ---------------------------------------------------------------------------------------------------
 

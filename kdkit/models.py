@@ -13,7 +13,6 @@ __all__ = ['kept_waiting', 'TOKENIZERS', 'WEIGHTS', 'FOREIGN', 'pick_teacher_dty
 import json
 import os
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -29,7 +28,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .config import DistillConfig
-from .losses import widen
+from .fused import Head
 from .progress import Progress, arriving, folder_bytes
 
 # %% ../nbs/15_models.ipynb #acb1830d
@@ -497,17 +496,13 @@ def body(
 # %% ../nbs/15_models.ipynb #b3dc4c83
 def output_head(
     model: PreTrainedModel,  # a causal language model
-) -> Callable:               # states [..., H] -> logits [..., V], at least fp32
+) -> Head:                   # states [..., H] -> logits [..., V], at least fp32
     "The model's head as a function of its last hidden state, with the cap or scale that its config asks for."
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     named = lambda *names: next((value for name in names if (value := getattr(config, name, None))), None)
     cap = named('final_logit_softcapping', 'logits_soft_cap', 'output_logit_soft_cap')
     scale = (named('logit_scale') or 1.) / (named('logits_scaling', 'logits_mup_width_multiplier') or 1.)
-    def head(states):
-        logits = linear(states if torch.is_autocast_enabled(states.device.type) else states.to(linear.weight.dtype))
-        logits = widen(logits) * scale if scale != 1 else widen(logits)
-        return cap * torch.tanh(logits / cap) if cap else logits
-    return head
+    return Head(linear, scale, cap)
 
 # %% ../nbs/15_models.ipynb #4a2057a1
 @torch.no_grad()

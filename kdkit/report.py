@@ -33,17 +33,26 @@ def verdict(
 ) -> list:         # of sentences, the bad ones first
     "What the numbers say."
     bits = {name: (report.get(name) or {}).get('bits_per_byte') for name in ('teacher', 'student_before', 'student_after', 'control')}
-    after, before, control, says = bits['student_after'], bits['student_before'], bits['control'], []
+    after, before, control, teacher, says = bits['student_after'], bits['student_before'], bits['control'], bits['teacher'], []
     if 'student_after' not in report: return says
     if after is None or not math.isfinite(after): return ['BROKEN: the distilled student gives no finite cross-entropy.']
-    if before is not None and after > before: says.append(f"WORSE: the student was better before distillation, {before:.3f} bits per byte against {after:.3f} now.")
-    if control is not None and after > control: says.append(f"WORSE: the control, trained on the same text without a teacher, is better, {control:.3f} bits per byte against {after:.3f}.")
+    if before is not None and after > before:
+        says.append(f"WORSE: the student was better before distillation, {before:.3f} bits per byte against {after:.3f} now. "
+                    "Lower learning_rate, and look whether the text is what you meant to train on.")
+    if control is not None and after > control:
+        weak = teacher is not None and teacher > .98 * control
+        says.append(f"WORSE: the control, trained on the same text without a teacher, is better, {control:.3f} bits per byte against {after:.3f}. "
+                    + (f"The teacher itself has {teacher:.3f}: it knows this text hardly better than the student can learn alone, so choose another teacher or another text."
+                       if weak else "The teacher knows this text better, so there is something to learn: train longer, or lower alpha_kd."))
     gap = report.get('gap_closed')
     if gap is not None and gap > 0: says.append(f"Distillation closed {gap:.0%} of the gap between control and teacher.")
     elif gap is not None: says.append("Distillation closed none of the gap between control and teacher.")
     elif control is not None and report['control'].get('steps', report.get('steps')) != report.get('steps'):
         says.append(f"The control took {report['control']['steps']:,} optimizer steps and the student {report['steps']:,}, so the two cannot be compared.")
     elif control is not None: says.append("The control is as good as the teacher: there is no gap to close.")
+    elif before is not None and after < before:
+        says.append(f"The student got better by {before - after:.3f} bits per byte. How much of that is the teacher's doing is not known: "
+                    "train with control=True to compare with the same training without a teacher.")
     return says
 
 # %% ../nbs/36_report.ipynb #4c4c55dc

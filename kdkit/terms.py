@@ -226,7 +226,12 @@ class Term(nn.Module):
     needs_teacher = True
     student_layers = teacher_layers = ()      # hidden states after these decoder layers
     student_attention = teacher_attention = ()  # attention of these decoder layers
+    sums = None    # names of the parts of Nats that it is the sum of; () if it reads none; None: it may do anything with them
     progress = 0.  # share of the run that is done; the framework keeps it
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if 'forward' in vars(cls) and 'sums' not in vars(cls): cls.sums = None  # what a new forward does, nobody knows
 
     def units(self,
         labels: Tensor,   # [batch, S]
@@ -241,14 +246,14 @@ class Term(nn.Module):
 # %% ../nbs/17_terms.ipynb #d9836b7a
 class LanguageModelTerm(Term):
     "Next-token cross-entropy, nats per token."
-    name, needs_teacher = 'lm', False
+    name, needs_teacher, sums = 'lm', False, ('covered', 'rest')
     def units(self, labels, aligned, covered): return (labels[:, 1:] != -100).sum()
     def forward(self, signals): return signals.nats.covered.sum() + signals.nats.rest.sum()
 
 # %% ../nbs/17_terms.ipynb #a33eedc6
 class UnalignedTerm(Term):
     "Cross-entropy where kd has nothing to compare, as nats per token of the whole text."
-    name = 'unaligned'
+    name, sums = 'unaligned', ('rest',)
     def units(self, labels, aligned, covered): return (labels[:, 1:] != -100).sum()
     def forward(self, signals): return signals.nats.rest.sum()
 
@@ -291,6 +296,8 @@ class KnowledgeTerm(Term):
         keep = highest_of_rows(score.detach(), nats.row, self.quota(covered))
         return replace(nats, covered=nats.covered[keep], compared=nats.compared[keep], rest=torch.cat([nats.rest, nats.covered[~keep]]))
 
+    @property
+    def sums(self): return ('compared',) if self.select_by is None else None  # chosen when the nats are there
     def units(self, labels, aligned, covered): return self.quota(covered).sum()
     def forward(self, signals): return signals.nats.compared.sum()
 
@@ -357,7 +364,7 @@ class SpanTerm(Term):
 # %% ../nbs/17_terms.ipynb #f23cea56
 class FeatureTerm(Term):
     "Cosine distance of last hidden states, per aligned position."
-    name = 'feature'
+    name, sums = 'feature', ()
     def __init__(self, teacher_size: int, student_size: int):
         super().__init__()
         self.projector = FeatureProjector(teacher_size, student_size)
@@ -370,7 +377,7 @@ class FeatureTerm(Term):
 # %% ../nbs/17_terms.ipynb #7e7f61f9
 class AttentionTerm(Term):
     "KL of attention rows over shared spans of text, per aligned position, averaged over heads and layer pairs."
-    name = 'attention'
+    name, sums = 'attention', ()
     def __init__(self, pairs: list, teacher_heads: int, student_heads: int):
         super().__init__()
         self.student_attention, self.teacher_attention = zip(*pairs)
@@ -387,7 +394,7 @@ class AttentionTerm(Term):
 # %% ../nbs/17_terms.ipynb #236fb502
 class LayerwiseTerm(Term):
     "Cosine distance of hidden states at paired layers, per aligned position."
-    name = 'layerwise'
+    name, sums = 'layerwise', ()
     def __init__(self, pairs: list, teacher_size: int, student_size: int):
         super().__init__()
         self.student_layers, self.teacher_layers = zip(*pairs)
@@ -401,7 +408,7 @@ class LayerwiseTerm(Term):
 # %% ../nbs/17_terms.ipynb #d15dace1
 class ContrastiveTerm(Term):
     "InfoNCE between segments of one row, nats per row that has at least one aligned position a segment."
-    name = 'contrastive'
+    name, sums = 'contrastive', ()
     def __init__(self, teacher_size: int, student_size: int, n_segments: int = 4, temperature: float = 0.5):
         super().__init__()
         self.loss, self.n_segments = ContrastiveDistillationLoss(teacher_size, student_size, temperature), n_segments

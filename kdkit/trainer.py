@@ -33,7 +33,8 @@ from .evaluation import compute_perplexity
 from .framework import StudentAwareDistillationFramework
 from .metrics import MetricsFile, ProgressLine
 from .models import quietly
-from .widgets import LiveDashboard, shows_widgets, write_plan
+from .dashboard import LiveDashboard, shows_widgets
+from .signs import write_plan
 
 # %% ../nbs/35_trainer.ipynb #794b9571
 METRICS = 'nats_per_token', 'bits_per_byte', 'perplexity'  # of held-out text; lower is better

@@ -21,7 +21,7 @@ def without_directives(source):
 
 def from_the_root(text):
     "Links that start in nbs/, seen from the folder above."
-    text = re.sub(r'\]\(\.\./', '](', text)
+    text = re.sub(r'(\]\(|src="|srcset=")\.\./', r'\1', text)
     return re.sub(r'\]\(([\w./-]+\.ipynb)', r'](nbs/\1', text)
 
 

@@ -64,12 +64,12 @@ def jupyterlab(root, theme='JupyterLab Light', subshells='perCommTarget', **env)
 
 
 @contextmanager
-def browser_page():
+def browser_page(scale=1):
     "A page of a fresh headless Chromium."
     from playwright.sync_api import sync_playwright
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=['--no-sandbox', '--disable-dev-shm-usage'])
-        page = browser.new_page(viewport=dict(width=1400, height=1700))
+        page = browser.new_page(viewport=dict(width=1400, height=1700), device_scale_factor=scale)
         page.set_default_timeout(60_000)
         yield page
         browser.close()
@@ -85,7 +85,9 @@ def run_all(page, address, name):
 
 
 def button(page, label): return page.locator('.jp-OutputArea .jupyter-button', has_text=label).last
-def picture(page): return page.locator('.jp-OutputArea img.widget-image').last
+def pictures(page): return page.locator('.jp-OutputArea .kdkit-pictures').last
+def lid(page, label): return page.locator('.jp-OutputArea .jupyter-widget-Collapse-header', has_text=label).last
+def kernel_says(page): return page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status")
 
 
 def set_slider(page, label, value):

@@ -40,45 +40,60 @@ def test_quickstart_can_be_watched_and_steered(tmp_path, shots, theme, subshells
     run, mood = tmp_path / 'run', theme.split()[-1].lower()
     with browser.jupyterlab(tmp_path, theme, subshells, OMP_NUM_THREADS='1') as address, browser.browser_page() as page:
         browser.run_all(page, address, 'quickstart.ipynb')
-        # the control comes first: stop it early, and it ends as every run does
+        # the control comes first, and is called so; skip it, and it ends as every run does
         wait_for(lambda: last_step(run / 'control') >= 10, 180)
-        browser.button(page, 'Stop').click()
+        said = page.locator('.jp-OutputArea .widget-html-content', has_text='Control, run 1 of 2').last
+        said.wait_for()
+        browser.button(page, 'Evaluate now').click()
+        wait_for(lambda: any('eval' in line for line in read_metrics(run / 'control')))
+        assert browser.kernel_says(page) == 'busy'  # not idle, although a message was answered
+        page.screenshot(path=str(shots / f'{mood}_control.png'))
+        browser.button(page, 'Skip the control').click()
         wait_for(lambda: (run / 'control' / 'student' / 'model.safetensors').exists(), 90)
         assert last_step(run / 'control') < 3000
-        # figures change while the student trains
+        # pictures change while the student trains, and its headline says which run this is
         wait_for(lambda: last_step(run) >= 60, 180)
-        first = browser.picture(page).get_attribute('src')
-        wait_for(lambda: browser.picture(page).get_attribute('src') != first)
-        page.screenshot(path=str(shots / f'{mood}_training.png'))
+        said = page.locator('.jp-OutputArea .widget-html-content', has_text='Student, run 2 of 2').last
+        browser.pictures(page).wait_for()
+        assert browser.pictures(page).locator('svg').count() == 2
+        first = browser.pictures(page).inner_html()
+        wait_for(lambda: browser.pictures(page).inner_html() != first)
         # pause: no step more; resume: steps again
         browser.button(page, 'Pause').click()
         browser.button(page, 'Resume').wait_for()
-        time.sleep(2)
-        bar = page.locator('.jp-OutputArea .widget-html-content', has_text='waits for Resume').last
-        bar.wait_for()
-        signs, lines = bar.inner_text(), len(read_metrics(run))
+        page.locator('.jp-OutputArea .widget-html-content', has_text='run 2 of 2: paused').last.wait_for()
+        assert browser.kernel_says(page) == 'busy'
+        lines = len(read_metrics(run))
         time.sleep(4)
-        assert bar.inner_text().split('time left')[0] == signs.split('time left')[0] and len(read_metrics(run)) == lines
+        assert len(read_metrics(run)) == lines
         page.screenshot(path=str(shots / f'{mood}_paused.png'))
         browser.button(page, 'Resume').click()
         wait_for(lambda: len(read_metrics(run)) > lines)
-        # a slider: the weight of the next steps
+        # a slider, behind its lid: the weight of the next steps
+        browser.lid(page, 'Change a loss').click()
         browser.set_slider(page, 'kd', 0.5)
         line = wait_for(lambda: next((line for line in read_metrics(run) if line.get('multipliers')), None))
-        assert line['multipliers'] == dict(kd=.5) and line['weights']['kd'] == pytest.approx(.4)
-        assert read_metrics(run)[0]['weights']['kd'] == pytest.approx(.8)
+        assert line['multipliers'] == dict(kd=.5) and line['weights']['kd'] == pytest.approx(.5 * read_metrics(run)[0]['weights']['kd'])
         # save and evaluate
         browser.button(page, 'Save now').click()
         wait_for(lambda: any(run.glob('checkpoint-*/complete')))
         evals = sum('eval' in line for line in read_metrics(run))
         browser.button(page, 'Evaluate now').click()
         wait_for(lambda: sum('eval' in line for line in read_metrics(run)) > evals)
+        # more pictures behind a lid, on a narrow page too
+        browser.lid(page, 'Shares and weights').click()
+        wait_for(lambda: page.locator('.jp-OutputArea .kdkit-pictures').count() == 2)
+        wait_for(lambda: 'student' in browser.pictures(page).inner_text() or 'student' in page.locator('.jp-OutputArea .kdkit-pictures').first.inner_text())
+        page.screenshot(path=str(shots / f'{mood}_training.png'))
+        page.set_viewport_size(dict(width=640, height=1900))
+        page.screenshot(path=str(shots / f'{mood}_narrow.png'))
+        page.set_viewport_size(dict(width=1400, height=1700))
         # stop: evaluated, saved, reported, and the cells after it run
-        browser.button(page, 'Stop').click()
+        browser.button(page, 'Stop and report').click()
         wait_for(lambda: (run / 'report.json').exists(), 120)
         page.locator('.jp-OutputArea table').last.wait_for()
-        wait_for(lambda: page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status") == 'idle')
-        assert page.locator('.jp-OutputArea .widget-image').count() == 0  # pictures stand where the widgets were
+        wait_for(lambda: browser.kernel_says(page) == 'idle')
+        assert page.locator('.jp-OutputArea .kdkit-pictures').count() == 0  # pictures stand where the widgets were
         assert page.locator('.jp-OutputArea img').count() >= 2 and page.locator('.jp-OutputArea [data-mime-type="application/vnd.jupyter.error"]').count() == 0
         page.screenshot(path=str(shots / f'{mood}_stopped.png'), full_page=True)
         browser.save_notebook(page)

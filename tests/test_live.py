@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from kdkit.config import DistillConfig
-from kdkit.metrics import read_metrics
+from kdkit.metrics import read_metrics, unknown_keys
 from kdkit.prepare import prepare_text
 from kdkit.run import make_framework, make_trainer
 from kdkit.trainer import last_complete_checkpoint
@@ -94,6 +94,7 @@ def test_a_run_can_be_replayed_compared_and_followed(pair, tmp_path):
     trainer_of(pair, tmp_path / 'b', alpha_feature=.1).train()
     plan = read_plan(tmp_path / 'b')
     assert plan['total_steps'] == 8 and plan['weights']['feature'][-1] == pytest.approx(.1) and 0 < plan['coverage'] < 1
+    assert [unknown_keys(line) for line in read_metrics(tmp_path / 'b')] == [[]] * 10  # the glossary knows every number
     assert replay(tmp_path / 'a').png()[:4] == b'\x89PNG'
     figure = compare(tmp_path / 'a', tmp_path / 'b')
     assert [ax.get_title() for ax in figure.axes][:2] == ['a: every loss before its weight', 'b: every loss before its weight']
@@ -122,13 +123,13 @@ from kdkit.widgets import replay
 run = replay({folder!r}, seconds=.2)
 display(run)
 import json, time
-before, picture = run.last, run.image.value
+before, picture = run.last, run.pictures.value
 with open({folder!r} + '/metrics.jsonl', 'a') as file: file.write(json.dumps(dict(step=500, loss=1., losses=dict(lm=1.), weights=dict(lm=1.))) + chr(10))
 for _ in range(100):
     time.sleep(.1)
     if run.slider.value == 500: break
 time.sleep(1)
-assert run.last == 500 and run.image.value != picture
+assert run.last == 500 and run.pictures.value != picture
 run.slider.value = 4
 assert max(line['step'] for line in run.shown()) == 4
 run.stop()
@@ -159,12 +160,32 @@ trainer.train()
 def test_a_view_that_breaks_does_not_break_the_run(pair, tmp_path, monkeypatch):
     nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    code = 'import kdkit.widgets\ndef broken(*args, **kwargs): raise OSError("no fonts")\nkdkit.widgets.draw_run = broken\n'
+    code = 'import kdkit.dashboard\ndef broken(*args, **kwargs): raise OSError("no fonts")\nkdkit.dashboard.one_picture = broken\n'
     code += RUNS.format(tests=str(Path(__file__).parent), pair=pair, folder=str(tmp_path), act='pass') + '\nprint("steps", trainer.state.global_step)'
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     nbclient.NotebookClient(nb, timeout=120, kernel_name='python3').execute()
     said = ''.join(output.get('text', '') for output in nb.cells[0].outputs)
     assert 'steps 8' in said and said.count('the live view has stopped (OSError: no fonts)') == 1
+
+
+SEES = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_live import At, trainer_of
+trainer, seen = trainer_of({pair!r}, Path({folder!r})), []
+trainer.add_callback(At(2, lambda: seen.append(trainer.dashboard.pictures.value)))
+trainer.train()
+assert trainer.dashboard.drawn is not None and seen[0].count('<svg') == 2 and 'currentColor' in seen[0] and '#000000' not in seen[0], seen
+"""
+
+
+def test_the_first_picture_comes_with_the_first_numbers(pair, tmp_path, monkeypatch):
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    code = SEES.format(tests=str(Path(__file__).parent), pair=pair, folder=str(tmp_path))
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(nb, timeout=120, kernel_name='python3').execute()
 
 
 @pytest.mark.parametrize('act, ending', [('pass', None), ('raise MemoryError("full")', 'MemoryError'), ('import os, signal; os.kill(os.getpid(), signal.SIGINT)', 'KeyboardInterrupt')])

@@ -1,6 +1,7 @@
 "What holds for the project as a whole."
 import configparser
 import json
+import os
 import re
 import subprocess
 import sys
@@ -44,6 +45,35 @@ def test_importing_kdkit_does_nothing():
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, timeout=60).returncode == 0
 
 
+SURFACE = {'distill', 'demo', 'DistillConfig', 'DistillationTrainer', 'replay', 'compare'}
+
+
+def test_the_public_names_are_there_and_are_kept():
+    code = f"""
+import importlib, pkgutil, types
+import kdkit
+for module in pkgutil.iter_modules(kdkit.__path__): importlib.import_module(f'kdkit.{{module.name}}')
+for name in {sorted(SURFACE)!r}:
+    value = getattr(kdkit, name)
+    assert callable(value) and not isinstance(value, types.ModuleType) and name in dir(kdkit), name
+    assert f'{{name}}(' in kdkit.__doc__, name
+assert set(kdkit._homes) == set({sorted(SURFACE)!r})
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (ROOT / 'kdkit' / 'py.typed').exists()
+
+
+def test_help_is_a_page():
+    done = subprocess.run([sys.executable, '-c', 'import kdkit; help(kdkit)'], cwd=ROOT, timeout=120, capture_output=True, text=True, env={**os.environ, 'PAGER': 'cat', 'MANPAGER': 'cat'})
+    assert 'distill(config)' in done.stdout and done.stdout.count('\n') < 120, done.stdout + done.stderr
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    done = subprocess.run([sys.executable, '-c', 'import kdkit; assert not hasattr(kdkit, "distil")\nfrom kdkit import distil'], cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 1 and 'ImportError' in done.stderr
+
+
 def test_nothing_develops_at_run_time():
     "nbdev and fastcore are for developers; a user's environment stays without them."
     for path in (ROOT / 'kdkit').glob('*.py'):
@@ -69,3 +99,23 @@ def test_the_constraints_pin_what_is_required():
     wanted = {re.split(r'[<>=]', name)[0] for key in ('requirements', 'dev_requirements') for name in settings['DEFAULT'][key].split()}
     pinned = {line.split('==')[0] for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line}
     assert wanted == pinned
+
+
+def test_the_version_is_the_same_everywhere():
+    settings = configparser.ConfigParser(delimiters=['='])
+    settings.read(ROOT / 'settings.ini')
+    version = settings['DEFAULT']['version']
+    assert f'version: {version}\n' in (ROOT / 'CITATION.cff').read_text() and f'## {version}\n' in (ROOT / 'CHANGELOG.md').read_text()
+    assert f'__version__ = "{version}"\n' in (ROOT / 'kdkit' / '__init__.py').read_text()
+    kept = (ROOT / 'CHANGELOG.md').read_text().split('the names in `kdkit` itself: ')[1].split('|')[0]
+    assert set(re.findall(r'`(\w+)`', kept)) == SURFACE
+
+
+def test_the_readme_explains_every_number_and_its_links_lead_somewhere():
+    from kdkit.metrics import glossary_table
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    assert glossary_table() in readme
+    links = re.findall(r'\]\(([^)#]+)\)|(?:src|srcset)="([^"]+)"', readme)
+    for link in filter(None, map(''.join, links)): assert link.startswith('http') or (ROOT / link).exists(), link
+    anchors = {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in re.findall(r'^#+ (.+)', readme, re.M)}
+    assert set(re.findall(r'\]\(#([^)]+)\)', readme)) <= anchors

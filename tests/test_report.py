@@ -48,7 +48,7 @@ def test_the_plots_name_every_loss_with_its_unit():
     assert lines_of(ax) == {'kd (nats/position)', 'lm (nats/token)', 'feature (1 - cosine)'} and ax.get_yscale() == 'log'
     assert ax.get_xlabel() and ax.get_ylabel() and ax.get_title()
     assert lines_of(plot_weights(METRICS)) == {'kd', 'lm'}
-    assert lines_of(plot_scores(report(), METRICS)) == {'student', 'control', 'teacher', 'before'}
+    assert lines_of(plot_scores(report(), METRICS)) == {'student', 'control', 'teacher', 'before training'}
 
 
 def test_nothing_logged_still_plots():
@@ -84,6 +84,13 @@ def test_bad_news_comes_first(numbers, says):
 def test_both_kinds_of_worse_are_said():
     first, second, *_ = summary_table(report(after=6.)).split('\n\n')
     assert first.startswith('WORSE: the student') and second.startswith('WORSE: the control')
+
+
+@pytest.mark.parametrize('numbers, says', [
+    (dict(after=2.7, teacher=2.), 'train longer'), (dict(after=2.7, teacher=2.59), 'choose another teacher'), (dict(after=5.5, control=None), 'Lower learning_rate'),
+    (dict(control=None), 'train with control=True')])
+def test_what_to_do_is_said(numbers, says):
+    assert says in summary_table(report(**numbers))
 
 
 def test_no_gap_is_said_plainly():
