@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPEN', 'CLOSE', 'CONTROL', 'STOP', 'MARK', 'RESERVED', 'FIELDS', 'TemplateError', 'control_texts', 'chatml',
            'template_of', 'mark', 'unmark', 'Part', 'parts_of', 'grow', 'find_spans', 'respelt', 'Reading', 'ChatSide',
-           'shared_places']
+           'shared_places', 'plot_conversation']
 
 # %% ../nbs/18_templates.ipynb #9742d664
 import json
@@ -400,3 +400,35 @@ def shared_places(
     here, there = here[order], there[order]
     keep = there > np.append(-1, np.maximum.accumulate(there)[:-1]) if len(there) else np.empty(0, bool)
     return here[keep], there[keep]
+
+# %% ../nbs/18_templates.ipynb #32f5a81f
+def plot_conversation(
+    talk: dict,         # messages, and tools if there are any
+    student: ChatSide,
+    teacher: ChatSide,
+    ax=None,
+):                      # the axes
+    "A conversation as each side reads it, token by token, with the places that they share."
+    import matplotlib.pyplot as plt
+    readings, edges = [], []
+    for side in (student, teacher):
+        reading, = side.read([talk])
+        if isinstance(reading, str): raise TemplateError(f"the template refuses the conversation: {reading}")
+        labels = [side.controls.get(i) or (side.pieces[i] or b'').decode(errors='replace').replace('\ufffd', '·').replace('\n', '⏎') for i in reading.ids.tolist()]
+        readings.append((reading, labels))
+        edges.append(np.cumsum([0, *(len(label) + 0.8 for label in labels)]))
+    size = max(edge[-1] for edge in edges)
+    ax = ax or plt.subplots(figsize=(min(0.09 * size + 1, 18), 2.2))[1]
+    for y, color, (reading, labels), edge in zip((0, 1), ('#D55E00', '#0072B2'), readings, edges):
+        inside = np.append(False, reading.at[:-1] >= 0)  # about to be read by a model that stands in a content
+        learnt = np.zeros(len(labels), bool)
+        for first, stop in reading.answers: learnt[first:stop] = True
+        scale = size / edge[-1]
+        for i, label in enumerate(labels):
+            said = inside[i] or learnt[i]
+            ax.barh(y, (edge[i + 1] - edge[i]) * scale, left=edge[i] * scale, height=0.5, color=color if said else '0.7', alpha=0.45 if learnt[i] else 0.2, edgecolor=color if said else '0.7')
+            ax.text((edge[i] + edge[i + 1]) / 2 * scale, y, label.replace(' ', '␣', 1) if label.startswith(' ') else label, ha='center', va='center', fontsize=6, clip_on=True)
+    here, there = shared_places(*(reading for reading, _ in readings))
+    for i, j in zip(here, there): ax.plot([edges[0][i + 1] * size / edges[0][-1], edges[1][j + 1] * size / edges[1][-1]], [0.26, 0.74], color='black', linewidth=0.7)
+    ax.set(yticks=[0, 1], yticklabels=['student', 'teacher'], xticks=[], xlim=(0, size), ylim=(-0.4, 1.4), title=f'{len(here)} places where both have read the same; answers are dark')
+    return ax
