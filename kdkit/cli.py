@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAGS', 'EVAL_OPTIONS', 'FIXED', 'DEMO_OPTIONS', 'WRITE_OPTIONS', 'WRITE_OWN', 'COMMANDS', 'USAGE', 'split_options',
-           'read_options', 'check_names', 'say_report', 'train', 'check_together', 'only', 'evaluate', 'demo',
+           'read_options', 'check_names', 'say_report', 'train', 'check_together', 'only', 'evaluate', 'demo', 'doctor',
            'compare', 'cache_teacher', 'write', 'option_lines', 'help_text', 'is_mistake', 'complain', 'answer', 'main']
 
 # %% ../nbs/40_cli.ipynb #f70c8001
@@ -93,7 +93,9 @@ def check_together(
     arguments: dict,  # of TrainingArguments, given explicitly
 ):
     "ConfigError for TrainingArguments that a run could not honour, alone or together."
+    from kdkit.doctor import check_machine
     from kdkit.trainer import check_arguments
+    check_machine()
     check_arguments(config, arguments)
 
 # %% ../nbs/40_cli.ipynb #8b14c774
@@ -136,6 +138,13 @@ def demo(words: list):
     check_names(config, ())
     from kdkit import run
     say_report(run.demo(**given), config.output_dir if 'output_dir' in given else 'runs/demo')
+
+# %% ../nbs/40_cli.ipynb #df919199
+def doctor(words: list) -> int:  # 1: a run would fail here
+    "see whether a run can train on this machine, and what to do where it cannot"
+    config, _ = read_options(words)
+    from kdkit.doctor import doctor
+    return 0 if doctor(config) else 1
 
 # %% ../nbs/40_cli.ipynb #4d0faf43
 def compare(words: list):
@@ -183,10 +192,10 @@ def write(words: list):
     print(f"{said['answers']:,} answers to {said['prompts']:,} prompts are in {said['path']}{f' ({left})' * bool(left)}; kdkit train --dataset {said['path']} learns from them.")
 
 # %% ../nbs/40_cli.ipynb #308935ee
-COMMANDS = {'demo': demo, 'train': train, 'eval': evaluate, 'compare': compare, 'cache-teacher': cache_teacher, 'write': write}
+COMMANDS = {'doctor': doctor, 'demo': demo, 'train': train, 'eval': evaluate, 'compare': compare, 'cache-teacher': cache_teacher, 'write': write}
 
 # %% ../nbs/40_cli.ipynb #4df92035
-USAGE = {'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR [--cache_top_k N] [--cache_samples N] [--option value ...]'} | dict(demo='kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
+USAGE = {'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR [--cache_top_k N] [--cache_samples N] [--option value ...]'} | dict(doctor='kdkit doctor [config.yaml or recipe] [--output_dir DIR] [--option value ...]', demo='kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
              train='kdkit train [config.yaml or recipe] --teacher_model NAME --student_model NAME --dataset NAME [--option value ...]',
              eval='kdkit eval --student_model NAME --dataset NAME [--teacher_model NAME] [--option value ...]',
              compare='kdkit compare RUN RUN [RUN ...]',
@@ -258,8 +267,7 @@ def answer(
         if command not in COMMANDS:
             raise ConfigError(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}.{nearest(command, COMMANDS)}")
         if {'-h', '--help'} & set(words): print(help_text(command)); return 0
-        COMMANDS[command](words)
-        return 0
+        return COMMANDS[command](words) or 0
     except BrokenPipeError: raise  # nobody reads on: no mistake of anybody's
     except KeyboardInterrupt: return complain('interrupted; the same command goes on from the last checkpoint.', 130)
     except Exception as error:

@@ -70,7 +70,7 @@ def _coerce(field, value):
 @dataclass
 class DistillConfig:
     "What a distillation run may vary."
-    teacher_model: str = option('', 'the bigger model that teaches: hub id or local folder', group='what matters first')
+    teacher_model: str = option('', 'the bigger model that teaches: hub id, local folder, or kaggle:owner/model/framework/variation', group='what matters first')
     student_model: str = option('', 'the smaller model that learns: hub id or local folder')
     dataset: str|None = option(None,
         'text: hub name, name:config, name:config[split], a .txt/.jsonl/.json/.csv/.parquet file, or a folder of them')

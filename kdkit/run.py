@@ -25,6 +25,8 @@ from transformers.utils import logging as hf_logging
 
 from .cache import SIDES, CachedRows, TeacherCache, rows_digest, write_cache
 from .config import DistillConfig
+from .devices import in_short
+from .doctor import check_machine
 from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
 from .evaluation import about_answers, eval_batches, measure, retention, samples
 from .framework import StudentAwareDistillationFramework
@@ -149,6 +151,7 @@ def cache_teacher(
     config, _ = settings(config, **options)
     if not config.teacher_cache: raise RunError("teacher_cache is not given: name the folder to write.")
     quiet_libraries()
+    say(in_short(check_machine(), config.teacher_dtype))
     started, text = time.time(), prepare_text(config)
     framework = make_framework(config, text)
     score = measure(framework, watched('measuring the teacher', eval_batches(text['held_out'], framework, config.batch_size)), 'teacher')
@@ -201,9 +204,11 @@ def distill(
     "Check, pair, train, measure, report. On a folder whose run was cut off: go on."
     config, arguments = settings(config, training_arguments, **options)
     folder = Path(config.output_dir)
+    machine = check_machine()
     quiet_libraries()
     check_arguments(config, arguments)
     if finished := check_folder(config, arguments): return finished
+    say(in_short(machine, config.teacher_dtype))
     started = time.time()
     text = prepare_text(config)
     cache = open_cache(config, text)
