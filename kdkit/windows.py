@@ -327,8 +327,12 @@ class ConversationMaker(WindowMaker):
 
     def counts(self) -> Counter:
         "What became of all conversations that this maker has seen, also in an earlier run."
-        lines = [json.loads(line) for file in dict.fromkeys(self.notes) if os.path.exists(file) for line in dict(map(lambda text: (text.split(',')[0], text), Path(file).read_text(encoding='utf-8').splitlines())).values()]
-        return sum((Counter(note) for _, note in lines), Counter())
+        notes = {}
+        for file in filter(os.path.exists, self.notes):
+            for line in Path(file).read_text(encoding='utf-8').splitlines():
+                start, note = json.loads(line)
+                notes[file, start] = note  # work that was cut off and done again is noted twice
+        return sum(map(Counter, notes.values()), Counter())
 
 # %% ../nbs/20_windows.ipynb #4b91cbe6
 def mean_bytes(
