@@ -2,11 +2,13 @@
 # make test: everything that CI checks.
 # make families: every family of transformers that has a causal language model, small and random, through kdkit; half an hour.
 # make wheel: dist/kdkit-*.whl, with nothing but Python; for a machine without a network.
+# make faults: the long form of tests/faults (kills, damage, full disks) and of the alignment fuzzer; half an hour. make mutants: one line changed at a time, does a test notice?
+# make audit: the pinned versions against known vulnerabilities, with pip-audit in an environment of its own.
 # make newest: the fast tests with the newest versions that settings.ini allows.
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test fast families newest wheel export clean
+.PHONY: demo test fast families faults mutants audit newest wheel export clean
 
 demo: .venv/.installed
 	$(BIN)/kdkit demo
@@ -22,6 +24,19 @@ families: .venv/.installed-dev
 
 wheel:
 	$(PYTHON) scripts/backend.py dist
+
+faults: .venv/.installed-dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg $(BIN)/python -m pytest -q tests/faults tests/test_edges.py tests/test_door.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python tests/fuzz_align.py 25000
+
+mutants: .venv/.installed-dev
+	HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python tests/mutants.py 30
+
+audit: .venv/.installed
+	test -d .venv-audit || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable > .venv-audit/pins.txt
+	.venv-audit/bin/pip-audit --no-deps --disable-pip -r .venv-audit/pins.txt
 
 newest:
 	PYTHON="$(PYTHON)" bash scripts/newest
@@ -41,4 +56,4 @@ export: .venv/.installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest build dist *.egg-info runs/demo
+	rm -rf .venv .venv-newest .venv-audit build dist *.egg-info runs/demo

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['byte_alphabet', 'backend_json', 'spelling', 'tokenizer_kind', 'token_bytes', 'plain_backend', 'exact_ends',
            'combines', 'split_clusters', 'text_normalizer', 'independent_pieces', 'normalized_ends', 'located_ends',
-           'end_places', 'encode_bytes', 'shared_boundaries', 'plot_alignment']
+           'stretch_ends', 'broken_ends', 'end_places', 'encode_bytes', 'shared_boundaries', 'plot_alignment']
 
 # %% ../nbs/10_align.ipynb #7b97c4a8
 import json
@@ -80,7 +80,9 @@ def token_bytes(
         if state['model'].get('byte_fallback'):
             for byte in range(256):
                 if (index := vocab.get(f'<0x{byte:02X}>')) is not None: table[index] = bytes([byte])
-    for token in state['added_tokens']: table[token['id']] = None if token['special'] else token['content'].encode()
+    for token in state['added_tokens']:
+        content = token['content'] if kind == 'bytes' else token['content'].replace('\u2581', ' ')  # Gemma adds runs of them, and they write spaces
+        table[token['id']] = None if token['special'] else content.encode()
     for index in tokenizer.all_special_ids:
         if index < len(table): table[index] = None
     return [piece or None for piece in table][:vocab_size]
@@ -138,7 +140,7 @@ def text_normalizer(
     "What the tokenizer does to characters before it cuts: its normalizer, less prefixes and spelling."
     def parts(state): return [p for s in state['normalizers'] for p in parts(s)] if state['type'] == 'Sequence' else [state]
     normalizer = tokenizer.backend_tokenizer.normalizer
-    kept = [part for part in parts(json.loads(normalizer.__getstate__())) if part['type'] not in ('Prepend', 'ByteLevel')] if normalizer else []
+    kept = [part for part in parts(json.loads(normalizer.__getstate__())) if part['type'] not in ('Prepend', 'ByteLevel', 'Strip')] if normalizer else []
     bare = Tokenizer.from_str(json.dumps({'version': '1.0', 'added_tokens': [], 'model': {'type': 'BPE', 'vocab': {}, 'merges': []},
                                           'normalizer': {'type': 'Sequence', 'normalizers': kept}})).normalizer
     if tokenizer_kind(tokenizer) == 'bytes': return bare.normalize_str
@@ -182,6 +184,7 @@ def located_ends(
     pieces: list,   # bytes of each token, None for a control token
     offsets: list,  # (first, last + 1) character of each token, as the tokenizer says
     text: str,      # the original
+    normalize=None, # function from str to str; what it makes of the text may be written too
 ) -> np.ndarray:    # int64 ends, -1 where a token does not write what stands there
     "Ends of those tokens that do write what stands at their place in the text."
     ends, raw = np.full(len(pieces), -1), text.encode()
@@ -193,11 +196,47 @@ def located_ends(
         reach = max(reach, last) if groups[-1][0] != i else last
     for group in groups:
         if any(pieces[i] is None for i in group): continue
+        characters = slice(offsets[group[0]][0], max(offsets[i][1] for i in group))
         first, last = at[offsets[group[0]][0]], at[max(offsets[i][1] for i in group)]
         wrote = b''.join(pieces[i] for i in group)
         inner = last - len(wrote) + np.cumsum([len(pieces[i]) for i in group])
         if raw[:last].endswith(wrote) and wrote.endswith(raw[first:last]): ends[group] = inner  # also with a space before, which offsets leave out
         elif wrote == b' ' + raw[first:last]: ends[group] = np.maximum(inner, first)           # the tokenizer added the space
+        elif normalize and wrote in ((form := normalize(text[characters]).encode()), b' ' + form): ends[group[-1]] = last
+    return ends
+
+# %% ../nbs/10_align.ipynb #a11e0002
+def stretch_ends(
+    pieces: list,   # bytes of each token, None for one that writes nothing
+    text: str,      # that they were made of
+    normalize,      # function from str to str
+):                  # int64 ends; None where nothing explains what the tokens write
+    "Ends of tokens that write a text, or its normal form, perhaps without the white space around it."
+    if None in pieces: return None
+    written, lengths = b''.join(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces))
+    for part in dict.fromkeys((text, text.strip())):
+        lead = len(text[:text.index(part)].encode())
+        ends = exact_ends(written, lengths, part.encode())
+        if ends is None: ends = normalized_ends(written, lengths, part, normalize)
+        if ends is not None: return np.where(ends < 0, -1, ends + lead)
+
+# %% ../nbs/10_align.ipynb #a11e0003
+def broken_ends(
+    pieces: list,   # bytes of each token, None for one that writes nothing
+    offsets: list,  # (first, last + 1) character of each token
+    text: str,      # the original
+    normalize,      # function from str to str
+) -> np.ndarray:    # int64 ends, -1 where they cannot be known
+    "Ends of tokens where some of the text is lost: every stretch between two losses by itself."
+    ends, at = np.full(len(pieces), -1), np.cumsum([0] + [len(character.encode()) for character in text])
+    lost = [i for i, piece in enumerate(pieces) if piece is None]
+    for before, after in zip([-1, *lost], [*lost, len(pieces)]):
+        first, last = offsets[before][1] if before >= 0 else 0, offsets[after][0] if after < len(pieces) else len(text)
+        if after - before < 2 or last < first: continue
+        some, part = slice(before + 1, after), text[first:last]
+        found = stretch_ends(pieces[some], part, normalize)
+        if found is None: found = located_ends(pieces[some], [(a - first, b - first) for a, b in offsets[some]], part, normalize) if all(first <= a <= b <= last for a, b in offsets[some]) else np.full(after - before - 1, -1)
+        ends[some] = np.where(found < 0, -1, found + at[first])
     return ends
 
 # %% ../nbs/10_align.ipynb #817441a0
@@ -209,11 +248,9 @@ def end_places(
 ):                       # int64 ends, -1 for what was rewritten or lost; None where nothing explains the tokens
     "The byte at which every token ends."
     ends = None
-    if None not in pieces:
-        written, lengths = b''.join(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces))
-        ends = exact_ends(written, lengths, text.encode())
-        if ends is None: ends = normalized_ends(written, lengths, text, normalizer())
-    if ends is None and (where := offsets()) is not None: ends = located_ends(pieces, where, text)
+    if None not in pieces: ends = exact_ends(b''.join(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces)), text.encode())
+    if ends is None: ends = stretch_ends(pieces, text, normalizer())
+    if ends is None and (where := offsets()) is not None: ends = broken_ends(pieces, where, text, normalizer())
     return ends
 
 # %% ../nbs/10_align.ipynb #4cb2c34a

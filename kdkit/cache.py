@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'FORM', 'DTYPES', 'CacheError', 'rows_digest', 'weights_digest', 'tree_digest', 'keep_some', 'ask_teacher',
-           'write_cache', 'TeacherCache', 'CachedRows']
+           'shard_fault', 'write_cache', 'TeacherCache', 'CachedRows']
 
 # %% ../nbs/25_cache.ipynb #0d5173b8
 import hashlib
@@ -19,7 +19,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from .windows import PairCollator
-from .models import body, output_head
+from .checkpoints import differs, digest, sync, write_whole
+from .models import body, output_head, read_json
+from .progress import say, watched
 from .vocab import Continuations
 
 # %% ../nbs/25_cache.ipynb #610e3c4a
@@ -122,6 +124,16 @@ def ask_teacher(
 FORM = 3  # of the files, whose numbers are kept as
 DTYPES = dict(ids=None, log_probs=np.float16, tokens=np.float32, inside_ids=None, inside_log_probs=np.float16, inside_odds=np.float16, starts=np.int64, inside_starts=np.int64)  # None: as ids need
 
+# %% ../nbs/25_cache.ipynb #25cacf02
+def shard_fault(
+    folder: Path,
+    shard: int,    # its number
+) -> str:          # the rest of a sentence that begins with the folder's name; empty: it is whole
+    "Why a part of a cache cannot be trusted."
+    known = read_json(folder / f'{shard:05}.npz')
+    if len(known) != len(DTYPES): return f'lacks the mark of its part {shard}, or holds one that is damaged'
+    return differs(folder, known)
+
 # %% ../nbs/25_cache.ipynb #c6d32c08
 def write_cache(
     folder: str|Path,
@@ -143,12 +155,19 @@ def write_cache(
     key = dict(form=FORM, rows={side: rows_digest(rows, names) for side, names in SIDES.items()}, teacher=weights_digest(teacher), inside=tree_digest(inside), top_k=min(top_k, size), samples=samples, shard_rows=shard_rows)
     narrow = max(size, inside.vocab_size if inside else 0) <= 2**16
     began = folder / 'began.json'
-    if began.exists() and json.loads(began.read_text()) != key:
-        differs = ', '.join(k for k, v in key.items() if json.loads(began.read_text()).get(k) != v)
+    was = read_json(began)
+    if was and was != key:
+        differs = ', '.join(k for k, v in key.items() if was.get(k) != v)
         raise CacheError(f"{folder} holds what a teacher said about something else ({differs} differs): choose another folder, or delete it.")
-    began.write_text(json.dumps(key))
+    if began.exists() and not was:
+        say(f"WARNING: {folder} holds a damaged began.json, so nobody can tell whose answers it holds: the teacher is asked again")
+        for mark in folder.glob('*.npz'): mark.unlink()
+    write_whole(began, json.dumps(key))
     for shard, start in enumerate(range(0, len(rows), shard_rows)):
         path = folder / f'{shard:05}.npz'
+        if path.exists() and (why := shard_fault(folder, shard)):
+            say(f"WARNING: {folder} {why}: the teacher is asked about these windows again")
+            path.unlink()
         if not path.exists():
             part = [rows[i] for i in range(start, min(start + shard_rows, len(rows)))]
             said = []
@@ -159,10 +178,11 @@ def write_cache(
                 values = torch.cat([some[name] for some in said]).numpy()
                 if 'starts' in name: values = np.cumsum([0, *values])
                 np.save(folder / f'{shard:05}.{name}.npy', values.astype(dtype or (np.uint16 if narrow else np.uint32)))
-            path.with_suffix('.part').touch()
-            os.replace(path.with_suffix('.part'), path)  # the mark that all parts are whole
+            parts = [folder / f'{shard:05}.{name}.npy' for name in DTYPES]
+            for part in parts: sync(part)
+            write_whole(path, json.dumps({part.name: [part.stat().st_size, digest(part)] for part in parts}))  # the mark that all parts are whole, and what they are
         progress(min(start + shard_rows, len(rows)), len(rows))
-    (folder / 'cache.json').write_text(json.dumps(dict(key, n_rows=len(rows), **about)))
+    write_whole(folder / 'cache.json', json.dumps(dict(key, n_rows=len(rows), **about)))
     return folder
 
 # %% ../nbs/25_cache.ipynb #1788894e
@@ -173,8 +193,11 @@ class TeacherCache:
         if not (self.folder / 'cache.json').exists():
             why = 'is not finished: run kdkit cache-teacher again, it goes on' if (self.folder / 'began.json').exists() else 'holds no teacher cache: write one with kdkit cache-teacher'
             raise CacheError(f"{folder} {why}.")
-        self.about, self.shards = json.loads((self.folder / 'cache.json').read_text()), {}
+        self.about, self.shards = read_json(self.folder / 'cache.json'), {}
+        if not {'form', 'n_rows', 'shard_rows', 'rows', 'name'} <= set(self.about): raise CacheError(f"{folder} holds a damaged cache.json: run kdkit cache-teacher again, it goes on.")
         if self.about.get('form') != FORM: raise CacheError(f"{folder} was written by an earlier kdkit, in another form: delete it and run kdkit cache-teacher again.")
+        for shard in watched('checking the teacher cache', list(range(self.n_shards))):
+            if why := shard_fault(self.folder, shard): raise CacheError(f"{folder} {why}: run kdkit cache-teacher again with the same options, it makes this part anew.")
 
     def check(self,
         rows: Dataset,  # of pair_dataset, to be trained on

@@ -237,8 +237,8 @@ def help_text(
 def is_mistake(
     error: Exception,
 ) -> bool:  # True: the user can mend it
-    "Whether kdkit itself refused something, or the machine refused to write: no permission, no space."
-    if isinstance(error, OSError): return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+    "Whether kdkit itself refused something, or the machine refused a path: no permission, no space, nothing there."
+    if isinstance(error, OSError): return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT) or error.filename is not None
     if not isinstance(error, ValueError): return False
     if type(error).__module__.split('.')[0] == 'kdkit': return True
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -269,7 +269,8 @@ def answer(
         if {'-h', '--help'} & set(words): print(help_text(command)); return 0
         return COMMANDS[command](words) or 0
     except BrokenPipeError: raise  # nobody reads on: no mistake of anybody's
-    except KeyboardInterrupt: return complain('interrupted; the same command goes on from the last checkpoint.', 130)
+    except KeyboardInterrupt as error:  # of a run, or before there is one
+        return complain(str(error) or 'interrupted; the same command goes on from the last checkpoint.', getattr(error, 'exit_code', 130))
     except Exception as error:
         if is_mistake(error): return complain(error, 2)
         if isinstance(error, RuntimeError) and type(error).__module__.split('.')[0] == 'kdkit': return complain(error, 1)  # such as a run that diverged
@@ -278,7 +279,7 @@ def answer(
 # %% ../nbs/40_cli.ipynb #3d261a53
 def main(
     argv: list|None = None,  # None: the process's own
-) -> int:                    # 0: done, 1: it failed, 2: the user's mistake, 130: interrupted, 141: nobody reads on
+) -> int:                    # 0: done, 1: it failed, 2: the user's mistake, 130 or 143: interrupted, 141: nobody reads on
     "The program `kdkit`."
     try:
         code = answer((sys.argv[1:] if argv is None else argv) or ['-h'])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'KD_MAPS', 'KD_METHODS', 'BALANCES', 'AWARE_BY', 'DOCUMENT_FORMS', 'DIVERGENCES', 'ConfigError', 'option',
-           'nearest', 'DistillConfig', 'options_by_group', 'recipe_files', 'find_config', 'read_config_file']
+           'nearest', 'DistillConfig', 'options_by_group', 'no_aliases', 'recipe_files', 'find_config',
+           'read_config_file']
 
 # %% ../nbs/13_config.ipynb #96f91461
 import difflib
@@ -77,6 +78,10 @@ class DistillConfig:
     output_dir: str = option('runs/distilled', 'folder of this run: student, report, metrics, checkpoints')
     max_steps: int = option(-1, 'length of the run in optimizer steps; -1: num_epochs decides')
     num_epochs: float = option(1.0, 'length of the run in passes over the text, where max_steps is not given')
+    max_hours: float|None = option(None,
+        'end the run like any other before so many hours are over, from the call on, on Kaggle from the start of the session (unset: no limit, on Kaggle 11.5)')
+    resume_from: str|None = option(None, 'folder of this run from an earlier session: it is copied to output_dir and goes on there')
+    overwrite: bool = option(False, 'start over where output_dir holds a run; what that run has made is deleted')
     eval_dataset: str|None = option(None,
         'held-out text to measure on (unset: the validation split of the dataset or, without one, eval_fraction of its documents)', group='text')
     split: str = option('train', "split to train on, as datasets writes it: train, train_sft, train[:200000]")
@@ -168,6 +173,9 @@ class DistillConfig:
             value = getattr(self, name)
             number = not isinstance(value, float) or math.isfinite(value)
             if not (number and holds(value)): raise ConfigError(f"{name} is {value!r}, but it must be {rule}.")
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), str): demand(f.name, lambda x: '\0' not in x, 'text without a NUL character')
+        demand('output_dir', lambda x: x.strip(), 'the name of a folder')
         for name in RECIPES['default']: demand(f'alpha_{name}', lambda x: x >= 0, 'a weight of 0 or more')
         demand('kd_method', lambda x: x in KD_METHODS, 'one of ' + ', '.join(KD_METHODS))
         demand('balance', lambda x: x in BALANCES, 'one of ' + ', '.join(BALANCES))
@@ -201,6 +209,7 @@ class DistillConfig:
             for name, only in dict(inside_tokens=True, divergence='forward_kl', temperature=1.).items():
                 if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but soft_ends needs {name}={only!r}.")
             if self.kd_method not in ('auto', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} compares no classes, which soft_ends needs: choose a vocabulary map, or auto.")
+        demand('max_hours', lambda x: x is None or x > 0, 'above 0')
         demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
 
@@ -244,6 +253,17 @@ def options_by_group() -> dict:  # heading -> list of dataclass fields, in their
         groups.setdefault(heading, []).append(f)
     return groups
 
+# %% ../nbs/13_config.ipynb #5c1e0a02
+def no_aliases():  # a loader for yaml.load
+    "`yaml.SafeLoader` without aliases."
+    import yaml
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.composer.ComposerError(None, None, 'aliases (*name) are not allowed: write the value out', self.peek_event().start_mark)
+            return super().compose_node(parent, index)
+    return Plain
+
 # %% ../nbs/13_config.ipynb #d4b70bd2
 def recipe_files() -> dict:  # name -> Path
     "Configs that come with the package."
@@ -266,7 +286,8 @@ def read_config_file(
     "The mapping in a YAML or JSON file; ConfigError if there is none."
     path = find_config(path)
     import yaml  # JSON is YAML
-    try: values = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error: raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
+    if path.stat().st_size > 2**20: raise ConfigError(f"config file {str(path)!r} has {path.stat().st_size:,} bytes: it is no file of options.")
+    try: values = yaml.load(path.read_text(encoding='utf-8'), no_aliases())
+    except (yaml.YAMLError, ValueError, RecursionError) as error: raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict): raise ConfigError(f"config file {str(path)!r} holds a {type(values).__name__}, but it must map option names to values.")
     return values

@@ -10,7 +10,6 @@ __all__ = ['Name', 'looks_local', 'read_name', 'split_and_slice', 'are_lines', '
 # %% ../nbs/21_data.ipynb #d1a0c3e7
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -26,9 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, load_dataset, load_dataset_builder
 
+from .checkpoints import fault, whole_folder
 from .files import DataError, archives, data_files, local_rows, local_splits, openers, pick_split, prose, quiet, readers, split_words, text_only, told
 from .models import HubAway, HubError, ask_hub, hub_error
-from .progress import Progress, arriving
+from .progress import Progress, arriving, say
 from .windows import PairCollator, control_ids, pair_dataset  # the next step's names are found here too
 
 # %% ../nbs/21_data.ipynb #d1a0c3ea
@@ -367,14 +367,14 @@ def stream_head(
     "The first documents of a stream, from the disk where they were read before."
     key = hashlib.sha256(repr((stream.key, n_bytes)).encode()).hexdigest()[:32]
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / 'kdkit' / f'head-{key}'
-    if not folder.exists():
+    if why := fault(folder):
+        if folder.exists(): say(f'WARNING: {folder} {why}: it is made again')
         blocks, size = [], 0
         for block, _ in replace(stream, block_bytes=n_bytes).blocks():
             blocks.append(block)
             size += sum(map(len, block['text']))
             if size >= n_bytes: break
-        with quiet(): datasets.concatenate_datasets(blocks).save_to_disk(f'{folder}.part')
-        os.replace(f'{folder}.part', folder)
+        with quiet(), whole_folder(folder) as aside: datasets.concatenate_datasets(blocks).save_to_disk(str(aside))
     return datasets.load_from_disk(str(folder))
 
 # %% ../nbs/21_data.ipynb #d1a0c3fa

@@ -93,6 +93,8 @@ def settings(
     else:
         values = config
         if not isinstance(config, dict): values, call = read_config_file(config), f'key {{!r}} of {config}'
+        if values is not config and str(values.get('trust_remote_code')).lower() == 'true' and 'trust_remote_code' not in ours:
+            raise ConfigError(f"{config} sets trust_remote_code, which runs code that a model brings along, and a file cannot decide that: read that code, then give trust_remote_code yourself.")
         values, theirs = owner(common_name(values), call)
         chosen = DistillConfig.from_dict({**values, **ours})
     return chosen, {**read_training_arguments({**theirs, **more}, 'option {!r}'), **(training_arguments or {})}

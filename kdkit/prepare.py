@@ -19,10 +19,11 @@ import datasets
 from datasets import Dataset, concatenate_datasets
 
 from .align import token_bytes
+from .checkpoints import drop_damaged
 from .config import DistillConfig
 from .data import Corpus, TextStream, hold_out, read_corpus, read_name, splits_of, stream_head, without
 from .files import DataError, pick_split, quiet
-from .models import load_config, load_options, load_tokenizer
+from .models import load_config, load_options, load_tokenizer, read_json
 from .progress import Progress, say
 from .terms import build_map
 from .templates import ChatSide, TemplateError, control_texts, template_of
@@ -142,6 +143,9 @@ def pair_stream(
     with Progress('pairing the stream', enough, 'windows') as line:
         for n in count():
             file, mark = folder / f'{n:05}.arrow', folder / f'{n:05}.json'
+            if mark.exists():
+                blocks = None  # of what was made before, nothing is read again
+                if drop_damaged(file, say) or 'files' not in read_json(mark): mark.unlink()
             if not mark.exists():
                 blocks = blocks or stream.blocks(state)
                 block, state = next(blocks, (None, None))

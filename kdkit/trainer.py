@@ -12,6 +12,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from dataclasses import MISSING, fields
@@ -25,15 +26,18 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers import __version__ as transformers_version
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerState
 
+from .checkpoints import NoRoom, aside_of, checkpoints, fault, is_full, make_room, newest_whole, put_in_place, seal, thin_out, whole_folder
 from .config import ConfigError, DistillConfig, nearest
 from .controls import Controls
 from .evaluation import compute_perplexity
 from .framework import StudentAwareDistillationFramework
+from .interrupts import Clock, Interrupts
 from .metrics import MetricsFile, ProgressLine
 from .models import quietly
 from .dashboard import LiveDashboard, shows_widgets
+from .progress import folder_bytes, say
 from .signs import write_plan
 
 # %% ../nbs/35_trainer.ipynb #794b9571
@@ -113,6 +117,7 @@ def check_arguments(
         default = known[name].default if known[name].default is not MISSING else None
         if name in OURS:
             raise ConfigError(f"{name} belongs to the config: give it there{f' as {OURS[name]}' if OURS[name] != name else ''}.")
+        if isinstance(value, str) and '\0' in value: raise ConfigError(f"{name} holds a NUL character: leave it out.")
         if isinstance(value, float) and not math.isfinite(value): raise ConfigError(f"{name} is {value}, but it must be a finite number.")
         if name in LEAST and isinstance(value, (int, float)) and value < LEAST[name]:
             raise ConfigError(f"{name} is {value}, but it must be {'above 0' if name == 'save_steps' else f'{LEAST[name]} or more'}.")
@@ -233,12 +238,15 @@ class EarlyStopping(TrainerCallback, ExportableState):
         loss = metrics[self.metric]
         if loss < self.best_seen:
             self.best_seen = loss
-            if state.is_world_process_zero: model.save_student(os.path.join(args.output_dir, 'best'))
+            if state.is_world_process_zero:
+                with whole_folder(os.path.join(args.output_dir, 'best')) as folder: model.save_student(folder)
         if self(loss, state.global_step): control.should_training_stop = True
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         best = os.path.join(args.output_dir, 'best')
-        if os.path.isdir(best) and math.isfinite(self.best_seen): load_student(model, best)
+        if not math.isfinite(self.best_seen) or not os.path.isdir(best): return
+        if why := fault(best): say(f"WARNING: {best} {why}. The student of the last step is kept instead of the best one.")
+        else: load_student(model, best)
 
     def state(self):
         return dict(args=dict(patience=self.patience, min_delta=self.min_delta, warmup_steps=self.warmup_steps, metric=self.metric),
@@ -263,7 +271,7 @@ class FiniteSteps(TrainerCallback):
     "Skips steps whose gradient is not finite, counts them, and stops a run that does nothing else."
     def __init__(self, trainer: 'DistillationTrainer', max_skipped: int = 25):
         self.trainer, self.max_skipped = trainer, max_skipped
-        self.skipped, self.in_a_row, self._skip = 0, 0, False
+        self.skipped, self.in_a_row, self._skip, self.broken = 0, 0, False, []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         self._skip = False
@@ -276,12 +284,16 @@ class FiniteSteps(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         skipped = self._skip or self.trainer.accelerator.optimizer_step_was_skipped
         self.skipped, self.in_a_row = self.skipped + skipped, self.in_a_row + 1 if skipped else 0
+        broken = [name for name, value in self.trainer.meter.step.items() if name != 'loss' and not value.isfinite()] if skipped else []
+        if broken: self.broken = broken
+        if broken and self.skipped == self.in_a_row == 1: say(f"step {state.global_step} is skipped: {' and '.join(broken)} {'is' if len(broken) == 1 else 'are'} not finite")
         if not skipped: self.trainer.observe()
         self.trainer.meter.end_step(counts=not skipped)
         if self.in_a_row >= self.max_skipped:
             scaler = self.trainer.accelerator.scaler
             scale = f', although the loss scale went down to {scaler.get_scale():g}' if scaler is not None else ''
-            raise TrainingDiverged(f"the last {self.in_a_row} optimizer steps (to step {state.global_step}) had gradients that are not finite{scale}. "
+            losses = f" (so was the loss {' and '.join(self.broken)})" if self.broken else ''
+            raise TrainingDiverged(f"the last {self.in_a_row} optimizer steps (to step {state.global_step}) had gradients that are not finite{losses}{scale}. "
                                    f"Lower learning_rate (now {args.learning_rate:g}) or look for broken rows in the data; "
                                    f"{args.output_dir} keeps the last checkpoint.")
 
@@ -306,6 +318,16 @@ class Meter:
                 total, n = self.sums.get(name, (0, 0))
                 self.sums[name] = total + value, n + 1
         self.step = {}
+
+    def state(self) -> dict:  # numbers that JSON can hold
+        "What was added up since the last log line."
+        return dict(tokens=self.tokens, sums={name: [total.item(), n] for name, (total, n) in self.sums.items()}, weights={k: float(v) for k, v in self.weights.items()})
+
+    def restore(self, state, device):
+        "Go on adding up where a checkpoint stood."
+        self.reset()
+        self.tokens, self.weights = state['tokens'], state['weights']
+        self.sums = {name: (torch.tensor(total, device=device), n) for name, (total, n) in state['sums'].items()}
 
     def read(self) -> dict:  # flat: loss, losses/<name>, weights/<name>, tokens_per_second
         means = {name: (total / n).item() for name, (total, n) in self.sums.items()}
@@ -340,6 +362,9 @@ class DistillationTrainer(Trainer):
         callbacks: list|None = None,
         label: str = 'distilling',             # names the run on the screen
         live: bool|None = None,                # a dashboard instead of a line of text; None: in a notebook
+        run: str|None = None,                  # whose checkpoints these are; None: anybody's
+        interrupts: Interrupts|None = None,    # signals that end the training between two steps
+        clock: Clock|None = None,              # the time that is left
         **kwargs,                              # of transformers.Trainer
     ):
         config = framework.config
@@ -351,6 +376,8 @@ class DistillationTrainer(Trainer):
             folder, control = Path(args.output_dir), label == 'control'
             args.run_name = (args.run_name or (folder.parent if control else folder).name) + ('-control' if control else '')
         self.meter, self.controls, self.plan = Meter(), Controls(), dict(label=label)
+        self.run, self.interrupts, self.clock = run, interrupts or Interrupts(), clock or Clock()
+        self.cut_short, self.saved_at, self.aside = '', None, None  # why it ended before its time; step of the newest checkpoint; where one is being written
         super().__init__(framework, args, data_collator or framework.collator(), train_dataset, eval_dataset, **kwargs)
         for callback in (PrinterCallback, ProgressCallback): self.remove_callback(callback)
         self.finite_steps = FiniteSteps(self)
@@ -382,6 +409,58 @@ class DistillationTrainer(Trainer):
         losses = {name: loss for name, loss in self.meter.step.items() if name in self.model.terms}
         self.model.observe({name: self.accelerator.reduce(loss, 'sum') for name, loss in losses.items()} if self.args.world_size > 1 else losses)
 
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        "Train, or go on from a checkpoint; one that was saved when training was over is taken as it is."
+        self.cut_short = ''
+        if resume_from_checkpoint and self.is_end(resume_from_checkpoint): return self.take_up(resume_from_checkpoint)
+        with self.interrupts.listening(): return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def is_end(self,
+        checkpoint: str|Path,
+    ) -> bool:
+        "Whether training was over when it was saved: all steps taken, or stopped for good."
+        state = TrainerState.load_from_json(os.path.join(checkpoint, 'trainer_state.json'))
+        stopped = json.loads(Path(checkpoint, 'training.json').read_text())['stopped']
+        return state.global_step >= self.args.max_steps or stopped and state.max_steps == self.args.max_steps
+
+    def take_up(self,
+        checkpoint: str|Path,
+    ):
+        "End as the training did that saved this checkpoint: with its weights, or with the best ones where the config wants those."
+        self.state = TrainerState.load_from_json(os.path.join(checkpoint, 'trainer_state.json'))
+        self._load_from_checkpoint(checkpoint)
+        self._load_callback_state()
+        if self.args.load_best_model_at_end and (best := self.best_checkpoint()): self._load_best_model(best)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStopping): callback.on_train_end(self.args, self.state, self.control, model=self.model)
+
+    def best_checkpoint(self):
+        "Where the best checkpoint is now, also in a folder that was copied; None if it is not there."
+        best = Path(self.args.output_dir, f'checkpoint-{self.state.best_global_step}')
+        return str(best) if self.state.best_global_step and best.is_dir() and not fault(best, self.run) else None
+
+    def _init_training_state(self, *args, **kwargs):
+        with quietly(): begins = super()._init_training_state(*args, **kwargs)
+        self.state.best_model_checkpoint = self.best_checkpoint()
+        self.state.compute_steps(self.args, self.state.max_steps)  # the intervals of this command, not those of the checkpoint
+        return begins
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        "After each step; here a run ends before its last one, if it must."
+        why = self.must_end()
+        if why == 'time' and not (self.args.metric_for_best_model or self.model.config.early_stopping): self.control.should_evaluate = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        why = why or self.must_end()
+        if why: self.cut_short, self.control.should_training_stop = why, True
+        if why or self.interrupts.asked is not None and self.saved_at != self.state.global_step: self._save_checkpoint(self.model, None)
+
+    def must_end(self) -> str:  # signal, time or nothing
+        "Why training has to end now; all processes give the same answer."
+        if self.cut_short or self.control.should_training_stop: return ''
+        asked, over = self.interrupts.asked is not None, self.clock.is_over()
+        if self.args.world_size > 1: asked, over = self.accelerator.reduce(torch.tensor([asked, over], device=self.args.device).float(), 'sum').bool().tolist()
+        return 'signal' if asked else 'time' if over else ''
+
     def _inner_training_loop(self, *args, **kwargs):
         self.model.curriculum.total_steps = self.model.config.total_steps or self.args.max_steps
         if self.is_world_process_zero():
@@ -407,7 +486,7 @@ class DistillationTrainer(Trainer):
         "Language-model cross-entropy of the student on held-out text; nothing else decides what is better."
         rows = eval_dataset if eval_dataset is not None else self.eval_dataset
         loader = self.eval_loader(rows)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.clock.timed('evaluation'):
             scores = compute_perplexity(self.model.student_model, loader, end_id=self.model.student_end_id)
         metrics = {f'{metric_key_prefix}_{name}': scores[name] for name in ('bits_per_byte', 'nats_per_token', 'perplexity')}
         self.log(metrics)
@@ -424,27 +503,74 @@ class DistillationTrainer(Trainer):
         output_dir = output_dir or self.args.output_dir
         self.model.save_student(output_dir)
         self.model.save_projectors(os.path.join(output_dir, 'projectors.safetensors'))
-        Path(output_dir, 'multipliers.json').write_text(json.dumps(self.controls.multipliers))
-        Path(output_dir, 'magnitudes.json').write_text(json.dumps({name: size.item() for name, size in self.model.magnitudes.items()}))
+        more = dict(multipliers=self.controls.multipliers, magnitudes={name: size.item() for name, size in self.model.magnitudes.items()}, meter=self.meter.state(),
+                    skipped=[self.finite_steps.skipped, self.finite_steps.in_a_row], stopped=self.control.should_training_stop and not self.cut_short)
+        Path(output_dir, 'training.json').write_text(json.dumps(more))
+
+    def _get_output_dir(self, *args, **kwargs): return str(self.aside) if self.aside else super()._get_output_dir(*args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs):
-        super()._save_checkpoint(*args, **kwargs)
-        if self.args.should_save: Path(self.args.output_dir, f'checkpoint-{self.state.global_step}', 'complete').touch()
+        "Write a checkpoint aside, seal it, and put it into its place; older ones go when it is there, or before, where the disk has no room for both."
+        folder, writes = Path(self.args.output_dir, f'checkpoint-{self.state.global_step}'), self.args.should_save
+        if writes:
+            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+            make_room(self.args.output_dir, self.bytes_of_checkpoint(), (self.state.best_model_checkpoint,))
+        with self.clock.timed('saving'):
+            try: self.write_checkpoint(folder, *args, **kwargs)
+            except Exception as error:
+                if not is_full(error, self.args.output_dir): raise
+                last = newest_whole(self.args.output_dir, self.run)
+                raise NoRoom(f"the disk of {self.args.output_dir} has no room for a checkpoint ({self.bytes_of_checkpoint() / 1e6:,.1f} MB). Training ended at step {self.state.global_step:,}; "
+                             f"{f'{last.name} is whole' if last else 'there is no older checkpoint'}. Make room and run it again, it goes on from there; save_total_limit=1 needs less.") from error
+        self.saved_at = self.state.global_step
+        if writes: thin_out(self.args.output_dir, self.state.global_step, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def write_checkpoint(self, folder, *args, **kwargs):
+        "The library's checkpoint, sealed and in its place."
+        self.aside = aside_of(folder).with_name('.saving.part')
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+            written = self.aside / folder.name
+            if self.state.best_model_checkpoint == str(written): self.state.best_model_checkpoint = str(folder)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(written / 'trainer_state.json'))
+                put_in_place(seal(written, run=self.run, step=self.state.global_step), folder)
+            self.accelerator.wait_for_everyone()
+        finally:
+            if self.args.should_save: shutil.rmtree(self.aside, ignore_errors=True)
+            self.aside = None
+
+    def bytes_of_checkpoint(self) -> int:
+        "How much a checkpoint takes: as much as the last one, or else the weights, and twice as much for AdamW."
+        last = list(checkpoints(self.args.output_dir).values())[-1:]
+        trained = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return max([folder_bytes(folder) for folder in last] + [3 * trained if not last else 0])
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        load_student(self.model, resume_from_checkpoint)
-        self.model.load_projectors(os.path.join(resume_from_checkpoint, 'projectors.safetensors'))
-        self.controls.multipliers.update(json.loads(Path(resume_from_checkpoint, 'multipliers.json').read_text()))
-        sizes = json.loads(Path(resume_from_checkpoint, 'magnitudes.json').read_text())
-        self.model.magnitudes = {name: torch.tensor(size, device=self.model.device) for name, size in sizes.items()}
+        more = self.load_weights(resume_from_checkpoint)
+        self.controls.multipliers.update(more['multipliers'])
+        self.meter.restore(more['meter'], self.model.device)
+        self.finite_steps.skipped, self.finite_steps.in_a_row = more['skipped']
 
-    def _load_best_model(self):
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+    def load_weights(self, checkpoint) -> dict:  # what else training.json says
+        "Student, projectors, and the sizes that losses are balanced by."
+        load_student(self.model, checkpoint)
+        self.model.load_projectors(os.path.join(checkpoint, 'projectors.safetensors'))
+        more = json.loads(Path(checkpoint, 'training.json').read_text())
+        self.model.magnitudes = {name: torch.tensor(size, device=self.model.device) for name, size in more['magnitudes'].items()}
+        return more
+
+    def _load_best_model(self, best=None):
+        best = best or self.state.best_model_checkpoint
+        if why := fault(best, self.run): say(f"WARNING: {best}, the best checkpoint, {why}. The student of the last step is kept.")
+        else: self.load_weights(best)
 
 # %% ../nbs/35_trainer.ipynb #96971e6b
 def last_complete_checkpoint(
-    output_dir: str,  # of a run
-) -> str|None:        # the newest checkpoint that was written to its end
-    "Where to resume; a checkpoint whose writing was cut off is passed over."
-    steps = {int(p.parent.name.split('-')[-1]): str(p.parent) for p in Path(output_dir).glob('checkpoint-*/complete')}
-    return steps[max(steps)] if steps else None
+    output_dir: str|Path,   # of a run
+    run: str|None = None,   # whose it must be; None: anybody's
+) -> str|None:              # the newest checkpoint that is whole
+    "Where to resume; one whose writing was cut off, or whose files are not what they were, is passed over, and said so."
+    folder = newest_whole(output_dir, run, say)
+    return str(folder) if folder else None

@@ -25,8 +25,9 @@ import torch
 from datasets import Dataset
 
 from .align import encode_bytes, plain_backend, shared_boundaries, token_bytes
+from .checkpoints import drop_damaged, keep_sums
 from .files import DataError
-from .progress import Progress
+from .progress import Progress, say
 from .templates import ChatSide, Reading, shared_places
 from .vocab import VocabMap, gold_consistency
 
@@ -298,12 +299,15 @@ class WindowMaker:
         fingerprint = self.fingerprint(dataset._fingerprint)
         file = Path(file or Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / 'kdkit' / f'{fingerprint}.arrow')
         file.parent.mkdir(parents=True, exist_ok=True)
+        drop_damaged(file, say)
         size = int(np.clip(4e6 // max(mean_bytes(dataset), 1), 1, 1000))  # documents that are in memory at once, some 100 bytes a token
         notes = str(file.with_suffix('.notes'))
         self.notes.append(notes)
         make = partial(self.some, texts=dataset.select_columns(['text']).with_format('arrow'), size=size, ticks=ticks, notes=notes)
-        return Dataset.from_dict({'start': range(0, len(dataset), size)}).map(
+        windows = Dataset.from_dict({'start': range(0, len(dataset), size)}).map(
             make, batched=True, batch_size=1, remove_columns=['start'], new_fingerprint=fingerprint, cache_file_name=str(file), num_proc=num_proc, desc='Windows')
+        keep_sums(file)
+        return windows
 
 # %% ../nbs/20_windows.ipynb #ad3f393d
 class ConversationMaker(WindowMaker):

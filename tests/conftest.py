@@ -3,9 +3,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing here may depend on a network
 sys.path.insert(0, str(Path(__file__).parent))
+settings.register_profile('busy', deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a slow machine is no fault
+settings.load_profile('busy')
 from pairs import save_pair, save_text
 
 @pytest.fixture(scope='session')

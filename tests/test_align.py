@@ -1,8 +1,11 @@
 "Alignment against brute force, on awkward text and on many tokenizers."
+import inspect
 import itertools
+import random
 import unicodedata
 from functools import lru_cache
 
+import fuzz_align
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -121,3 +124,40 @@ def test_other_kinds_are_told_apart(model):
 def test_slow_tokenizers_are_refused():
     class Slow: pass
     with pytest.raises(ValueError, match='Slow is a slow tokenizer'): token_bytes(Slow())
+
+# -- under fire: tests/fuzz_align.py, its long form by `python tests/fuzz_align.py 100000` ---------------------------------
+
+@pytest.mark.parametrize('name', fuzz_align.names())
+def test_no_end_is_wrong_on_random_documents(name):
+    chance, unplaced, tokens = random.Random(name), 0, 0
+    for _ in range(25):
+        wrong, n, without, *_ = fuzz_align.misses(name, text := fuzz_align.document(chance))
+        assert not wrong, (text, wrong[:3])
+
+@pytest.mark.parametrize('name', fuzz_align.names())
+def test_every_token_writes_what_its_table_says(name):
+    assert not fuzz_align.wrong_bytes(name, 1 if name in fuzz_align.STYLES else 97)
+
+@pytest.mark.parametrize('name', [name for name in fuzz_align.names() if name not in ('no_fallback', 'unigram_nfkc_unk', 'unigram_collapse')])  # those have no token for many letters
+def test_nearly_every_token_of_real_text_has_an_end(name):
+    texts = [inspect.getdoc(thing) for thing in vars(inspect).values() if inspect.getdoc(thing)][:60]
+    ends = [ends for _, ends in encode_bytes(get_fuzzed(name), texts, fuzz_align.tokenizer_of(name)[1])]
+    assert sum((e < 0).sum() for e in ends) <= .001 * sum(map(len, ends)), name
+
+def get_fuzzed(name): return fuzz_align.tokenizer_of(name)[0]
+
+def test_runs_of_spaces_that_are_added_tokens_write_spaces():
+    "Gemma's: indented code is made of them."
+    tokenizer, table, _ = fuzz_align.tokenizer_of('gemma')
+    text = 'def f(x):\n    if x:\n        return x'
+    (ids, ends), = encode_bytes(tokenizer, [text], table)
+    assert b''.join(table[i] for i in ids) == text.encode() and (ends >= 0).all()
+    assert b'    ' in [table[i] for i in ids]
+    (ids, ends), = encode_bytes(tokenizer, ['a\u2581\u2581b'], table)  # the letter itself reads as two spaces there, and ends where it stands
+    assert ends[-1] == 8 and 7 in ends
+
+def test_the_text_between_two_unknown_letters_keeps_its_ends():
+    tokenizer, table, _ = fuzz_align.tokenizer_of('unigram_nfkc_unk')
+    text = 'the \ufb01le \U0001f600 and the \ufb01le \U0001f600 of it'
+    (ids, ends), = encode_bytes(tokenizer, [text], table)
+    assert (ends < 0).sum() == 2 and {10, text.encode().index(b' of') + 3, len(text.encode())} <= set(ends.tolist())

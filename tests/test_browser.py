@@ -76,7 +76,7 @@ def test_quickstart_can_be_watched_and_steered(tmp_path, shots, theme, subshells
         assert line['multipliers'] == dict(kd=.5) and line['weights']['kd'] == pytest.approx(.5 * read_metrics(run)[0]['weights']['kd'])
         # save and evaluate
         browser.button(page, 'Save now').click()
-        wait_for(lambda: any(run.glob('checkpoint-*/complete')))
+        wait_for(lambda: any(run.glob('checkpoint-*/manifest.json')))
         evals = sum('eval' in line for line in read_metrics(run))
         browser.button(page, 'Evaluate now').click()
         wait_for(lambda: sum('eval' in line for line in read_metrics(run)) > evals)
@@ -98,7 +98,7 @@ def test_quickstart_can_be_watched_and_steered(tmp_path, shots, theme, subshells
         page.screenshot(path=str(shots / f'{mood}_stopped.png'), full_page=True)
         browser.save_notebook(page)
     steps = last_step(run)
-    assert steps < 3000 and 'eval' in read_metrics(run)[-1] and (run / f'checkpoint-{steps}' / 'complete').exists()
+    assert steps < 3000 and 'eval' in read_metrics(run)[-1] and (run / f'checkpoint-{steps}' / 'manifest.json').exists()
     assert json.loads((run / 'report.json').read_text())['steps'] == steps
     from transformers import AutoModelForCausalLM
     assert AutoModelForCausalLM.from_pretrained(run / 'student').num_parameters() > 0

@@ -47,7 +47,7 @@ def test_save_and_evaluate_now(pair, tmp_path):
     trainer = trainer_of(pair, tmp_path)
     for step, act in ((2, trainer.controls.save), (5, trainer.controls.evaluate)): trainer.callback_handler.callbacks.insert(0, At(step, act))
     trainer.train()
-    assert (tmp_path / 'checkpoint-2' / 'complete').exists() and trainer.state.global_step == 8
+    assert (tmp_path / 'checkpoint-2' / 'manifest.json').exists() and trainer.state.global_step == 8
     assert 5 in [line['step'] for line in read_metrics(tmp_path) if 'eval' in line]
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from kdkit.checkpoints import seal
 from kdkit.config import DistillConfig
 from kdkit.metrics import read_metrics
 from kdkit.prepare import prepare_text
@@ -144,7 +145,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
     for step, complete in ((5, True), (10, False), (9, True)):
         folder = tmp_path / f'checkpoint-{step}'
         folder.mkdir()
-        if complete: (folder / 'complete').touch()
+        if complete: seal(folder)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / 'checkpoint-9')
 
 # -- steps that go wrong -----------------------------------------------------------------------------------------------
