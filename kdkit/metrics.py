@@ -176,6 +176,7 @@ GLOSSARY = {  # key of metrics.jsonl -> (meaning, unit)
     'losses.contrastive': ('InfoNCE between segments of a text', 'nats per segment'),
     'weights.*': ('weight of each loss at this step: alpha x schedule x multiplier', 'factor'),
     'multipliers.*': ('what a person made of a weight by a slider; missing where nothing was changed', 'factor'),
+    'teacher_lead': ('how much more the student spends on unseen text than the teacher: 0.1 is 10 % more; below 0 the teacher is worse', 'share'),
     'lr': ('learning rate', 'per step'),
     'grad_norm': ('norm of the gradient before it is clipped; null where it was not finite', 'nats'),
     'tokens_per_second': ('student tokens trained on since the last line', '1/s'),
@@ -192,7 +193,8 @@ def unknown_keys(
     line: dict,  # of metrics.jsonl
 ) -> list:       # of keys as in GLOSSARY that it does not explain
     "What a line says that the glossary does not know."
-    flat = [f'{key}.{name}' if isinstance(value, dict) else key for key, value in line.items() for name in (value if isinstance(value, dict) else [''])]
+    groups = {key: value if isinstance(value, dict) else {'': value} for key, value in line.items()}
+    flat = [f'{key}.{name}'.removesuffix('.') for key, group in groups.items() for name in group]
     return [key for key in flat if key not in GLOSSARY and key.split('.')[0] + '.*' not in GLOSSARY]
 
 # %% ../nbs/31_metrics.ipynb #dec848f8

@@ -61,7 +61,8 @@ def name_curves(
     places = [float(ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1]) for _, y, _ in ends]
     height = 72 * ax.figure.get_figheight() * ax.get_position().height  # in points
     for (label, _, colour), place in zip(ends, spread(places, 1.3 * size / height)):
-        ax.annotate(label, (1, place), xycoords='axes fraction', xytext=(6, 0), textcoords='offset points', va='center', color=colour, fontsize=size)
+        beside = dict(xycoords='axes fraction', xytext=(6, 0), textcoords='offset points', va='center')
+        ax.annotate(label, (1, place), color=colour, fontsize=size, **beside)
     return ax
 
 # %% ../nbs/32_pictures.ipynb #35c1e164
@@ -85,8 +86,10 @@ def svg(
     with matplotlib.rc_context({'svg.fonttype': 'none'}): figure.savefig(buffer, format='svg', transparent=True, metadata=dict(Date=None))
     text = buffer.getvalue()
     text = text[text.index('<svg'):].replace('#000000', 'currentColor')
-    text = re.sub(r'<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>', '', text, flags=re.S)  # the style would hold for the whole page
-    text = re.sub(r'font-family: [^;"]*', 'font-family: inherit', re.sub(r'font: ([\d.]+px) [^;"]*', r'font-size: \1; font-family: inherit', text))
+    for_the_whole_page = r'<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>'
+    text = re.sub(for_the_whole_page, '', text, flags=re.S)
+    text = re.sub(r'font: ([\d.]+px) [^;"]*', r'font-size: \1; font-family: inherit', text)
+    text = re.sub(r'font-family: [^;"]*', 'font-family: inherit', text)
     root = 'fill="currentColor" style="width:100%;height:auto;stroke-linejoin:round;stroke-linecap:butt"'
     head, rest = text.split('>', 1)
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', root, ' '.join(head.split())) + '>' + rest
@@ -136,7 +139,8 @@ def plot_losses(
         steps, values = series(metrics, 'losses', name)
         steps, values = steps[values > 0], values[values > 0]  # a logarithm has no place for 0
         if name in hidden or not len(values): continue
-        [line] = ax.plot(steps, smooth(values), **style_of(name), marker='o' if len(steps) == 1 else None, markersize=4, label=f'{name} ({UNITS[name]})' if name in UNITS else name)
+        label = f'{name} ({UNITS[name]})' if name in UNITS else name
+        [line] = ax.plot(steps, smooth(values), **style_of(name), marker='o' if len(steps) == 1 else None, markersize=4, label=label)
         ax.plot(steps, values, '.', color=line.get_color(), alpha=.25, markersize=3)
     ax.set(title='Every loss before its weight', xlabel='optimizer steps', ylabel='loss, logarithmic', yscale='log')
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -163,7 +167,8 @@ def shares(
     "How much of the loss that is minimised each loss makes up."
     lines = [line for line in metrics if line.get('losses') and line.get('weights')]
     names = list(dict.fromkeys(names_in(lines, 'losses')))
-    parts = np.array([[(line['losses'].get(name) or 0.) * (line['weights'].get(name) or 0.) for name in names] for line in lines], float).reshape(len(lines), len(names))
+    weighted = lambda line, name: (line['losses'].get(name) or 0.) * (line['weights'].get(name) or 0.)
+    parts = np.array([[weighted(line, name) for name in names] for line in lines], float).reshape(len(lines), len(names))
     parts = np.where(np.isfinite(parts), np.abs(parts), 0.)
     total = parts.sum(1, keepdims=True)
     parts = np.divide(parts, total, out=np.zeros_like(parts), where=total > 0)
@@ -208,7 +213,8 @@ def plot_scores(
 ) -> Axes:
     "Held-out bits per byte: student and control over the run, the teacher as the line to reach."
     ax = ax or new_axes()
-    before, runs = report.get('student_before'), dict(student=(metrics, report.get('student_after')), control=(control_metrics, report.get('control')))
+    before = report.get('student_before')
+    runs = dict(student=(metrics, report.get('student_after')), control=(control_metrics, report.get('control')))
     last = max([line['step'] for lines, _ in runs.values() for line in lines] or [1])
     for name, (lines, final) in runs.items():
         steps, values = series(lines, 'eval', 'bits_per_byte')
@@ -216,9 +222,11 @@ def plot_scores(
         elif before and len(steps) and steps[0] > 0: steps, values = np.r_[0, steps], np.r_[before['bits_per_byte'], values]
         if len(steps): ax.plot(steps, values, '.-' if len(steps) < 40 else '-', color=COLOURS[name], label=name)
     drawn = {line.get_label() for line in ax.lines}
-    levels = dict(before=(before, '-.'), control=('control' not in drawn and report.get('control'), ':'), teacher=(report.get('teacher'), '--'))
+    control = None if 'control' in drawn else report.get('control')
+    levels = dict(before=(before, '-.'), control=(control, ':'), teacher=(report.get('teacher'), '--'))
     for name, (score, dash) in levels.items():
-        if score: ax.axhline(score['bits_per_byte'], color=COLOURS[name], linestyle=dash, linewidth=1, label='before training' if name == 'before' else name)
+        label = 'before training' if name == 'before' else name
+        if score: ax.axhline(score['bits_per_byte'], color=COLOURS[name], linestyle=dash, linewidth=1, label=label)
     ax.set(title='Held-out text: lower is better', xlabel='optimizer steps', ylabel='bits per byte')
     return finish(from_0(ax, [*metrics, *control_metrics]))
 
@@ -263,7 +271,8 @@ def plot_next_tokens(
     for shift, name, probs in ((-.2, 'teacher', teacher_probs), (.2, 'student', student_probs)):
         ax.barh(rows + shift, probs[best], height=.38, color=COLOURS[name], label=name)
     ax.set(title='What comes next?', xlabel='probability', yticks=rows)
-    ax.set_yticklabels([visible(labels[i]) + (' ◂ the text' if labels[i] == true else '') for i in best], family='monospace', parse_math=False)
+    names = [visible(labels[i]) + (' ◂ the text' if labels[i] == true else '') for i in best]
+    ax.set_yticklabels(names, family='monospace', parse_math=False)
     ax.invert_yaxis()
     ax.legend(frameon=False)
     return ax
@@ -278,7 +287,8 @@ def plot_retention(
     for name, probs in ranks.items():
         probs = np.asarray(probs, float)
         ax.plot(np.arange(1, len(probs) + 1), probs, '.-', color=COLOURS[name], label='student before' if name == 'before' else name)
-    ax.set(title="Probability of the teacher's choices", xlabel="rank among the teacher's choices", ylabel='mean probability', xscale='log', yscale='log')
+    ax.set(title="Probability of the teacher's choices", xlabel="rank among the teacher's choices", ylabel='mean probability',
+           xscale='log', yscale='log')
     return finish(ax)
 
 # %% ../nbs/32_pictures.ipynb #651b825d
@@ -287,5 +297,6 @@ def continuation_table(
 ) -> str:           # HTML
     "What each model makes of the same beginnings."
     if not samples: return ''
-    cells = lambda kind, texts: '<tr>' + ''.join(f'<{kind} style="text-align:left;vertical-align:top">{html.escape(str(t))}</{kind}>' for t in texts) + '</tr>'
+    cell = lambda kind, text: f'<{kind} style="text-align:left;vertical-align:top">{html.escape(str(text))}</{kind}>'
+    cells = lambda kind, texts: '<tr>' + ''.join(cell(kind, text) for text in texts) + '</tr>'
     return '<table>' + cells('th', samples[0]) + ''.join(cells('td', sample.values()) for sample in samples) + '</table>'

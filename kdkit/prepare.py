@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAIR', 'RunError', 'read_sides', 'window_limits', 'read_texts', 'own_validation', 'head_of', 'text_to_measure',
            'windows_needed', 'pair_stream', 'pick_method', 'chat_sides', 'ends_of', 'about_conversations', 'example',
-           'typed_controls', 'prompts_of', 'choose_map', 'prepare_text', 'about_text']
+           'typed_controls', 'prompts_of', 'choose_map', 'prepare_text', 'shown_token', 'about_text']
 
 # %% ../nbs/24_prepare.ipynb #8beeeed9
 import json
@@ -315,6 +315,15 @@ def prepare_text(
     chat = dict(chat=sides, prompts=prompts_of(mixed, sides, limits)) if sides else dict(chat=None)
     return dict(train=windows, held_out=measured, tokenizers=tokenizers, **chosen, **chat)
 
+# %% ../nbs/24_prepare.ipynb #808b2da9
+def shown_token(
+    pair: dict,  # of inconsistent_tokens
+    side: str,   # student or teacher
+) -> str:
+    "A token so that it can be told from the other one: by its number where the two write the same, or no whole character."
+    alike = pair['student'] == pair['teacher'] or '\ufffd' in pair[side]
+    return repr(pair[side]) + (f" (token {pair['ids'][side == 'teacher']})" if alike and 'ids' in pair else '')
+
 # %% ../nbs/24_prepare.ipynb #53e0f618
 def about_text(
     text: dict,             # of prepare_text
@@ -322,10 +331,12 @@ def about_text(
 ) -> list:                  # of sentences, warnings last
     "What the text says about this pair."
     summary, method = text['summary'], text['method']
-    more = f", {summary['inside_tokens']:.1%} more lie inside a token of the teacher's" if summary.get('inside_tokens') else ''
-    says = [f"{summary['coverage']:.1%} of the student's tokens have an aligned partner{more}; vocabularies compared by {method}: {text['why']}"]
+    inside = summary.get('inside_tokens')
+    says = [f"the two models can be compared at {summary['coverage']:.1%} of the student's tokens, where both tokenizers have a boundary"
+            + (f", and inside the teacher's tokens at {inside:.1%} more" if inside else '') + f"; vocabularies are compared by {method}: {text['why']}"]
     share = summary['gold_consistency'].get(method, summary['gold_consistency'].get(text['vocab_map'].name))
-    worst = ', '.join(f"{pair['student']!r} for the teacher's {pair['teacher']!r} ({pair['times']} times)" for pair in summary['inconsistent'][:3])
+    worst = ', '.join(f"{shown_token(pair, 'student')} where the teacher has {shown_token(pair, 'teacher')} ({pair['times']} times)" for pair in summary['inconsistent'][:3])
     if share is not None and share < enough:
-        says.append(f"WARNING: only {share:.1%} of the true next tokens fall into one class; elsewhere the teacher speaks of another token: {worst}. mask_inconsistent=True leaves those places to the text.")
+        says.append(f"WARNING: at {1 - share:.1%} of these places the map joins the text's next token with another one of the teacher's, so the teacher speaks of something else: {worst}. "
+                    "mask_inconsistent=True trains on the text alone there.")
     return says

@@ -154,7 +154,9 @@ def write_model_card(
 ) -> Path:                  # of README.md
     "Write README.md with the metadata that the hub reads."
     names = {key: public_name(config[key]) for key in ('teacher_model', 'student_model', 'dataset')}
-    on_hub = [f'base_model: {config["student_model"]}'] if names['student_model'] == config['student_model'] else []
+    public = {key for key, name in names.items() if name == config[key]}  # others know them too
+    on_hub = [f'base_model: {config["student_model"]}'] * ('student_model' in public)
+    if 'dataset' in public: on_hub += ['datasets:', f"- {names['dataset'].split('[')[0].split(':')[0]}"]
     data = report.get('data') or {}
     same = f"{data['method']} ({data['why']})" if data.get('method') else config['kd_method']
     changed = {k: v for k, v in config.items() if k.startswith('alpha_') or k in ('recipe', 'divergence', 'temperature', 'max_length', 'batch_size',
@@ -171,6 +173,8 @@ def write_model_card(
              "model, tokenizer = AutoModelForCausalLM.from_pretrained('.'), AutoTokenizer.from_pretrained('.')\n" + ("prompt = tokenizer.apply_chat_template([dict(role='user', content='Hello!')], add_generation_prompt=True, return_tensors='pt', return_dict=True)\n"
              "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0, prompt['input_ids'].shape[1]:], skip_special_tokens=True))\n" if chat else '') + '```',
              '## Again', f'```bash\n{command}\n```', markdown_table([['versions', ''], *([k, str(v)] for k, v in (report.get('versions') or {}).items())])]
+    parts += ['## Licence', f"The weights derive from {names['student_model']}, whose licence holds for them too. The licences of {names['teacher_model']} "
+              f"and of {names['dataset']} may say more about models that were trained with them: look before you share this one."]
     path = Path(student_dir, 'README.md')
     path.write_text('\n\n'.join(parts) + '\n')
     return path

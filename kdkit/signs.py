@@ -90,18 +90,24 @@ def loss_signs(
             signs.append(Sign('gradient norm', f'{norms[-1]:.3g}', 'amber', f'More than ten times the usual {usual:.3g}. '
                               'The gradient is clipped, so nothing is lost; if it stays so, lower learning_rate.'))
         else: signs.append(Sign('gradient norm', f'{norms[-1]:.3g}'))
+    lead = recent(metrics, 'teacher_lead')
+    if len(lead) and np.isfinite(lead[-1]):
+        over = 'amber', ('The student predicts unseen text as well as its teacher by now, so only the text teaches it from here on. '
+                         'It may be time to stop, or to choose a better teacher.')
+        signs.append(Sign('teacher ahead by', f'{lead[-1]:.1%}', *(over if lead[-1] <= 0 else ())))
     scale = recent(metrics, 'loss_scale')
     if len(scale):
         tiny = scale[-1] < 1
-        signs.append(Sign('loss scale', f'{scale[-1]:g}', *(('red', 'Gradients overflow in fp16 at almost any scale: lower learning_rate.') if tiny else ())))
+        why = 'red', 'Gradients overflow in fp16 at almost any scale: lower learning_rate.'
+        signs.append(Sign('loss scale', f'{scale[-1]:g}', *(why if tiny else ())))
     if len(skipped) and skipped[-1]:
         share = skipped[-1] / max(metrics[-1]['step'], 1)
         many = 'amber', f'{share:.0%} of all steps had a gradient that is not finite and taught nothing: lower learning_rate.'
         signs.append(Sign('skipped steps', f'{skipped[-1]:.0f}', *(many if share > .02 else ())))
     if swallower := swallowing(metrics):
         name, share = swallower
-        signs.append(Sign('losses', f'{name} is {share:.0%} of the total', 'amber', f'{name} makes up {share:.0%} of the weighted sum of all losses, '
-                          'so the others hardly count. If that is not meant, lower its weight.'))
+        signs.append(Sign('losses', f'{name} is {share:.0%} of the total', 'amber',
+                          f'{name} makes up {share:.0%} of the weighted sum of all losses, so the others hardly count. If that is not meant, lower its weight.'))
     elif len(names_in(metrics, 'losses')) > 1: signs.append(Sign('losses', 'each below 80% of the total'))
     return signs
 
@@ -110,7 +116,8 @@ def scores_of(
     plan: dict,  # of read_plan
 ) -> dict:       # teacher, student_before, control: bits per byte, of those that were measured
     "What a student is measured against."
-    return {name: score['bits_per_byte'] for name, score in (plan.get('scores') or {}).items() if score and score.get('bits_per_byte') is not None}
+    scores = plan.get('scores') or {}
+    return {name: score['bits_per_byte'] for name, score in scores.items() if score and score.get('bits_per_byte') is not None}
 
 # %% ../nbs/33_signs.ipynb #451a1719
 def control_at(
@@ -151,8 +158,8 @@ def score_signs(
     elif len(bits) >= 4 and (np.diff(bits[-4:]) > 0).all():
         sign = 'amber', 'It got worse three times in a row. The student now learns its training text by heart: it may be time to stop.'
     elif len(lead) >= 3 and (lead[-3:] < 0).all():
-        sign = 'amber', (f'The control was better at the same step three times in a row, now by {-lead[-1]:.3f}: so far this teacher does not help on this text. '
-                         'A lower alpha_kd or a teacher that knows this kind of text better may.')
+        sign = 'amber', (f'The control was better at the same step three times in a row, now by {-lead[-1]:.3f}: '
+                         'so far this teacher does not help on this text. A lower alpha_kd or a teacher that knows this kind of text better may.')
     elif len(lead) and lead[-1] > 0 or not len(lead) and before is not None and now < before: sign = ('good',)
     return [Sign('held-out text', f'{now:.3f} bits per byte', *sign)]
 
@@ -163,7 +170,9 @@ def duration(
     "A time as people say it."
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f'{hours} h {minutes:02} min' if hours else f'{minutes} min {seconds:02} s' if 0 < minutes < 3 else f'{minutes} min' if minutes else f'{seconds} s'
+    if hours: return f'{hours} h {minutes:02} min'
+    if minutes >= 3: return f'{minutes} min'
+    return f'{minutes} min {seconds:02} s' if minutes else f'{seconds} s'
 
 # %% ../nbs/33_signs.ipynb #39028ba4
 def machine_signs(
@@ -184,8 +193,8 @@ def machine_signs(
         limit = plan.get('memory_limit_gb')
         full = limit and memory[-1] / limit
         level = 'ok' if not full or full <= .9 else 'amber' if full < .97 else 'red'
-        why = 'Nearly full. If it runs out: halve batch_size and double gradient_accumulation_steps, which trains the same.' if level != 'ok' else ''
-        signs.append(Sign('memory', f'{memory[-1]:.1f} GB' + (f' of {limit:.1f}' if limit else ''), level, why))
+        why = 'Nearly full. If it runs out: halve batch_size and double gradient_accumulation_steps, which trains the same.'
+        signs.append(Sign('memory', f'{memory[-1]:.1f} GB' + (f' of {limit:.1f}' if limit else ''), level, why if level != 'ok' else ''))
     if len(rate): signs.append(Sign('learning rate', f'{rate[-1]:.2e}'))
     coverage = plan.get('coverage')
     if coverage is not None:
@@ -246,21 +255,25 @@ def headline(
     step = max((line['step'] for line in metrics), default=0) if step is None else step
     total, is_control = plan.get('total_steps') or step, plan.get('label') == 'control'
     scores, (at, bits) = scores_of(plan), series(metrics, 'eval', 'bits_per_byte')
-    how = 'paused' if paused else does_it_learn(metrics, plan) if not over else f'done, {step:,} steps' if step >= total else f'stopped at step {step:,} of {total:,}'
+    ended = f'done, {step:,} steps' if step >= total else f'stopped at step {step:,} of {total:,}'
+    how = ended if over else 'paused' if paused else does_it_learn(metrics, plan)
     says = [f'{which_run(plan, control_metrics)}: {how}']
     if is_control and not over: says.append('The same student learns without a teacher first, to compare with')
     lead = ahead(metrics, control_metrics, plan)
     if not is_control and len(lead):
-        place = 'the control at the same step' if not over else 'the control' if at[-1] == series(control_metrics, 'eval', 'bits_per_byte')[0][-1] else 'the control at that step'
+        same_end = over and at[-1] == series(control_metrics, 'eval', 'bits_per_byte')[0][-1]
+        place = 'the control' if same_end else f"the control at {'that' if over else 'the same'} step"
         says.append(f"{abs(lead[-1]):.3f} bits per byte {'ahead of' if lead[-1] >= 0 else 'behind'} {place}")
         fair = (plan['scores'].get('control') or {}).get('steps') == step
         if over and fair and lead[-1] > 0 and scores.get('teacher', math.inf) < scores['control']:
-            says[-1] += f", {(scores['control'] - bits[-1]) / (scores['control'] - scores['teacher']):.0%} of the way from it to the teacher"
+            closed = (scores['control'] - bits[-1]) / (scores['control'] - scores['teacher'])
+            says[-1] += f", {closed:.0%} of the way from it to the teacher"
     elif not is_control and len(bits) and scores.get('student_before') is not None:
         change = scores['student_before'] - bits[-1]
         says.append(f"{abs(change):.3f} bits per byte {'better' if change >= 0 else 'worse'} than before training")
     if left is not None and not over:
-        says.append(f"{'at least ' * is_control}{duration(left)} left" + (' in all' if which_run(plan, control_metrics).endswith('2') else ''))
+        in_all = ' in all' if which_run(plan, control_metrics).endswith('2') else ''
+        says.append(f"{'at least ' * is_control}{duration(left)} left{in_all}")
     return '. '.join(sentence[0].upper() + sentence[1:] for sentence in says) + '.'
 
 # %% ../nbs/33_signs.ipynb #c22c7aad
@@ -275,7 +288,7 @@ def _measured_against(metrics, plan, control_metrics):
     known |= {label: scores[name] for name, label in dict(student_before='before', teacher='teacher').items() if name in scores}
     return ' · '.join(f'{label} {value:.3f}' for label, value in known.items())
 
-# %% ../nbs/33_signs.ipynb #71854eca
+# %% ../nbs/33_signs.ipynb #60050c22
 def big_numbers(
     metrics: list,               # lines of metrics.jsonl
     plan: dict,                  # of read_plan
@@ -285,11 +298,14 @@ def big_numbers(
 ) -> list:                       # of (number, what it is, what it is measured against, level)
     "What a person looks for first."
     signs = {sign.name: sign for sign in health(metrics, plan, step, control_metrics)}
-    held_out, speed, memory, total = signs.get('held-out text'), signs.get('speed'), signs.get('memory'), plan.get('total_steps') or step
-    numbers = [(held_out.value.split()[0] if held_out else '–', 'bits per byte of held-out text', _measured_against(metrics, plan, control_metrics), held_out.level if held_out else 'ok')]
+    held_out, memory = signs.get('held-out text'), signs.get('memory')
+    number = lambda sign: (sign.value.split()[0], sign.level) if sign else ('–', 'ok')
+    (bits, how_good), (speed, how_fast) = number(held_out), number(signs.get('speed'))
+    numbers = [(bits, 'bits per byte of held-out text', _measured_against(metrics, plan, control_metrics), how_good)]
     at_least = ' at least, the student included' if plan.get('label') == 'control' else ''
-    numbers.append((duration(left) if left is not None else '–', 'left' + at_least, signs['progress'].value, 'ok'))
-    numbers.append((speed.value.split()[0] if speed else '–', 'tokens per second', f'memory {memory.value}' if memory else '', speed.level if speed else 'ok'))
+    in_all = ' in all' if which_run(plan, control_metrics).endswith('2') else ''
+    numbers.append((duration(left) if left is not None else '–', 'left' + (at_least or in_all), signs['progress'].value, 'ok'))
+    numbers.append((speed, 'tokens per second', f'memory {memory.value}' if memory else '', how_fast))
     return numbers
 
 # %% ../nbs/33_signs.ipynb #5cc8a5dd
@@ -298,10 +314,11 @@ def numbers_html(
 ) -> str:
     "Large numbers side by side, below each other on a narrow page."
     def one(number, what, against, level):
-        colour = f"color:{LEVEL_COLOURS[level]}" if level in LEVEL_COLOURS else ''
-        return (f'<div style="flex:1 1 140px"><div style="font-size:1.9em;line-height:1.25;font-weight:600;{colour}">{html.escape(number)}</div>'
+        style = 'font-size:1.9em;line-height:1.25;font-weight:600' + (f';color:{LEVEL_COLOURS[level]}' if level in LEVEL_COLOURS else '')
+        return (f'<div style="flex:1 1 140px"><div style="{style}">{html.escape(number)}</div>'
                 f'<div>{html.escape(what)}</div><div style="opacity:.7;font-size:.92em">{html.escape(against)}</div></div>')
-    return '<div style="display:flex;flex-wrap:wrap;gap:10px 28px;line-height:1.45;margin:8px 0">' + ''.join(one(*n) for n in numbers) + '</div>'
+    row = 'display:flex;flex-wrap:wrap;gap:10px 28px;line-height:1.45;margin:8px 0'
+    return f'<div style="{row}">' + ''.join(one(*n) for n in numbers) + '</div>'
 
 # %% ../nbs/33_signs.ipynb #83166559
 def advice_html(
@@ -317,8 +334,8 @@ def signs_html(
     signs: list,  # of Sign
 ) -> str:
     "All signs as a list of names and values."
-    rows = ''.join(f'<div><span style="opacity:.7">{html.escape(sign.name)}</span> <b style="font-weight:600">{html.escape(sign.value)}</b></div>' for sign in signs)
-    return f'<div style="display:flex;flex-wrap:wrap;gap:4px 24px;line-height:1.5">{rows}</div>'
+    def one(sign): return f'<div><span style="opacity:.7">{html.escape(sign.name)}</span> <b style="font-weight:600">{html.escape(sign.value)}</b></div>'
+    return f'<div style="display:flex;flex-wrap:wrap;gap:4px 24px;line-height:1.5">{"".join(map(one, signs))}</div>'
 
 # %% ../nbs/33_signs.ipynb #b27f1168
 def bar_html(
@@ -328,7 +345,8 @@ def bar_html(
 ) -> str:
     "How far the whole call is: a bar for each of its runs."
     share = min(step / max(plan.get('total_steps') or step, 1), 1)
-    parts = [('control', share), ('student', 0)] if plan.get('label') == 'control' else [('control', 1), ('student', share)] if which_run(plan, control_metrics).endswith('2') else [('student', share)]
+    if plan.get('label') == 'control': parts = [('control', share), ('student', 0)]
+    else: parts = [('control', 1)] * which_run(plan, control_metrics).endswith('2') + [('student', share)]
     def one(name, done):
         return (f'<div title="{name}" style="flex:1;height:6px;border-radius:3px;overflow:hidden;background:rgba(128,128,128,.25)">'
                 f'<div style="width:{done:.1%};height:100%;background:{COLOURS[name]}"></div></div>')
@@ -348,7 +366,8 @@ def status_html(
     step = max((line['step'] for line in metrics), default=0) if step is None else step
     words = headline(metrics, plan, control_metrics, step, left, over, paused)
     first, _, rest = words.partition('. ')
-    head = f'<div style="font-size:1.2em;line-height:1.45"><b style="font-weight:600">{html.escape(first.rstrip("."))}.</b> {html.escape(rest)}</div>'
+    head = f'<b style="font-weight:600">{html.escape(first.rstrip("."))}.</b> {html.escape(rest)}'
+    head = f'<div style="font-size:1.2em;line-height:1.45">{head}</div>'
     signs, numbers = health(metrics, plan, step, control_metrics), big_numbers(metrics, plan, control_metrics, step, left)
     if over: numbers = [(number, what, against, level) for number, what, against, level in numbers if not what.startswith('left')]
     return head + bar_html(plan, step, control_metrics) + numbers_html(numbers) + advice_html(signs)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from .dashboard import LiveDashboard, dashboard_png, draw_scores, draw_weights, one_picture, shows_widgets, side_by_side, weights_move
 from .metrics import read_metrics, series, thin
-from .pictures import COLOURS, name_curves, plot_losses, plot_shares
+from .pictures import COLOURS, finish, name_curves, plot_losses, plot_shares
 from .signs import health, read_plan, scores_of, signs_html, status_html, write_plan
 
 # %% ../nbs/38_widgets.ipynb #6f58e970
@@ -34,7 +34,8 @@ class Replay:
 
     def read(self):
         "Read the folder again."
-        self.metrics, self.plan, self.control_metrics = read_metrics(self.folder), read_plan(self.folder), read_metrics(self.folder / 'control')
+        self.metrics, self.plan = read_metrics(self.folder), read_plan(self.folder)
+        self.control_metrics = read_metrics(self.folder / 'control')
         self.finished = (self.folder / 'report.json').exists()
         self.last = max((line['step'] for line in self.metrics), default=0)
 
@@ -54,7 +55,8 @@ class Replay:
         import ipywidgets as w
         wide = w.Layout(width='100%')
         self.status, self.pictures, self.numbers = (w.HTML(layout=wide) for _ in range(3))
-        self.slider = w.IntSlider(value=self.last, min=0, max=max(self.last, 1), description='up to step', layout=w.Layout(width='min(600px, 95%)'), continuous_update=False)
+        self.slider = w.IntSlider(value=self.last, min=0, max=max(self.last, 1), description='up to step', continuous_update=False,
+                                  layout=w.Layout(width='min(600px, 95%)'))
         self.slider.observe(self.go_to, 'value')
         more = w.Accordion([self.numbers], titles=('All numbers',), selected_index=None)
         self.draw()
@@ -70,7 +72,8 @@ class Replay:
     def draw(self):
         lines, plan, control = self.shown(), self.plan, self.control_metrics
         metrics = thin(lines)
-        draws = [lambda ax: draw_scores(metrics, plan, control, ax), lambda ax: plot_losses(metrics, ax), lambda ax: plot_shares(metrics, ax)]
+        draws = [lambda ax: draw_scores(metrics, plan, control, ax), lambda ax: plot_losses(metrics, ax),
+                 lambda ax: plot_shares(metrics, ax)]
         if weights_move(lines, plan): draws.append(lambda ax: draw_weights(metrics, plan, ax))
         self.status.value = status_html(lines, plan, control, over=self.over())
         self.pictures.value, self.numbers.value = side_by_side(*map(one_picture, draws)), signs_html(health(lines, plan, None, control))
@@ -120,11 +123,14 @@ def compare(
         steps, bits = series(run.metrics, 'eval', 'bits_per_byte')
         axes['scores'].plot(steps, bits, '.-', color=RUN_COLOURS[i], label=shown(name))
     for row in ('losses', 'shares'): share_limits(axes[f'{row} 0'], axes[f'{row} 1'])
+    for ax in (axes['losses 0'], axes['losses 1']):  # names stand where the curves end now
+        for name in list(ax.texts): name.remove()
+        name_curves(ax)
     for name, colour in dict(teacher=COLOURS['teacher'], control=COLOURS['control']).items():
         for score in {scores_of(run.plan)[name] for run in runs.values() if name in scores_of(run.plan)}:
             axes['scores'].axhline(score, color=colour, linestyle='--', linewidth=1, label=name)
     axes['scores'].set(title='Held-out text: lower is better', xlabel='optimizer steps', ylabel='bits per byte')
-    name_curves(axes['scores'])
+    finish(axes['scores'])
     return figure
 
 # %% ../nbs/38_widgets.ipynb #f77b13e6

@@ -497,9 +497,9 @@ def inconsistent_tokens(
     teacher_tokenizer,
     rows: int = 512,       # at most so many
     top: int = 8,          # of the commonest
-) -> list:                 # of dicts: student, teacher (what each token writes), times
+) -> list:                 # of dicts: student, teacher (what each token writes), times, ids (of the two tokens)
     "Where the map puts the true next tokens into different classes: there the teacher's advice is about another token."
     student_next, teacher_next = next_pairs(paired.select(range(min(rows, len(paired)))))
     differ = ~gold_consistency(vocab_map, student_next, teacher_next)
     common = Counter(zip(student_next[differ].tolist(), teacher_next[differ].tolist())).most_common(top)
-    return [dict(student=student_tokenizer.decode([s]), teacher=teacher_tokenizer.decode([t]), times=n) for (s, t), n in common]
+    return [dict(student=student_tokenizer.decode([s]), teacher=teacher_tokenizer.decode([t]), times=n, ids=(s, t)) for (s, t), n in common]

@@ -70,6 +70,37 @@ def test_clicks_come_in_while_the_cell_runs_and_cells_wait(client):
     assert text(client, '') == 'alive'  # no cell ran twice
 
 
+AGAIN = """
+import time
+from kdkit.controls import handle_widget_messages, speak_to
+print('running', flush=True)
+begin, again = time.monotonic(), None
+while again is None and time.monotonic() - begin < 20:
+    again = handle_widget_messages()
+    time.sleep(.02)
+speak_to(again)
+print('here', flush=True)
+"""
+
+
+def test_a_cell_that_is_run_again_speaks_to_the_new_request(client):
+    def run(code, cell):
+        content = dict(code=code, silent=False, store_history=True, user_expressions={}, allow_stdin=False, stop_on_error=True)
+        message = client.session.msg('execute_request', content, metadata=dict(cellId=cell))
+        client.shell_channel.send(message)
+        return message['header']['msg_id']
+    run(AGAIN, 'a')
+    assert text(client, 'running') == 'running'
+    run("print('other', flush=True)", 'b')
+    second = run("print('over', flush=True)", 'a')
+    parents = {}
+    while len(parents) < 3:
+        message = client.get_iopub_msg(timeout=30)
+        assert message['msg_type'] != 'error', message['content']
+        if message['msg_type'] == 'stream': parents[message['content']['text'].strip()] = message['parent_header']['msg_id']
+    assert list(parents) == ['here', 'other', 'over'] and parents['here'] == parents['over'] == second
+
+
 def test_an_interrupt_still_ends_the_cell(client):
     client.execute(LISTENS, stop_on_error=False)  # otherwise what comes right after an error is dropped
     text(client, 'comm')

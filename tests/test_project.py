@@ -65,12 +65,14 @@ assert set(kdkit._homes) == set({sorted(SURFACE)!r})
 
 
 def test_help_is_a_page():
-    done = subprocess.run([sys.executable, '-c', 'import kdkit; help(kdkit)'], cwd=ROOT, timeout=120, capture_output=True, text=True, env={**os.environ, 'PAGER': 'cat', 'MANPAGER': 'cat'})
+    done = subprocess.run([sys.executable, '-c', 'import kdkit; help(kdkit)'], cwd=ROOT, timeout=120, capture_output=True, text=True,
+                          env={**os.environ, 'PAGER': 'cat', 'MANPAGER': 'cat'})
     assert 'distill(config)' in done.stdout and done.stdout.count('\n') < 120, done.stdout + done.stderr
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():
-    done = subprocess.run([sys.executable, '-c', 'import kdkit; assert not hasattr(kdkit, "distil")\nfrom kdkit import distil'], cwd=ROOT, timeout=60, capture_output=True, text=True)
+    code = 'import kdkit; assert not hasattr(kdkit, "distil")\nfrom kdkit import distil'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, timeout=60, capture_output=True, text=True)
     assert done.returncode == 1 and 'ImportError' in done.stderr
 
 

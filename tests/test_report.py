@@ -87,8 +87,8 @@ def test_both_kinds_of_worse_are_said():
 
 
 @pytest.mark.parametrize('numbers, says', [
-    (dict(after=2.7, teacher=2.), 'train longer'), (dict(after=2.7, teacher=2.59), 'choose another teacher'), (dict(after=5.5, control=None), 'Lower learning_rate'),
-    (dict(control=None), 'train with control=True')])
+    (dict(after=2.7, teacher=2.), 'train longer'), (dict(after=2.7, teacher=2.59), 'choose another teacher'),
+    (dict(after=5.5, control=None), 'Lower learning_rate'), (dict(control=None), 'train with control=True')])
 def test_what_to_do_is_said(numbers, says):
     assert says in summary_table(report(**numbers))
 
@@ -114,3 +114,16 @@ def test_the_folder_is_whole(tmp_path, curriculum):
 
 def test_a_run_without_metrics_still_has_a_report(tmp_path):
     assert write_report(tmp_path / 'new', report(control=None)).exists()
+
+
+@pytest.mark.parametrize('dataset, named', [
+    ('roneneldan/TinyStories[train[:100]]', ['roneneldan/TinyStories']), ('Salesforce/wikitext:wikitext-103-raw-v1', ['Salesforce/wikitext']), ('/data/my.txt', None)])
+def test_the_hub_reads_the_model_card(tmp_path, dataset, named):
+    from huggingface_hub import ModelCard
+
+    from kdkit.config import DistillConfig
+    from kdkit.report import write_model_card
+    config = DistillConfig(teacher_model='big/teacher', student_model='small/student', dataset=dataset)
+    card = ModelCard.load(write_model_card(tmp_path, dict(report(), steps=9), config.to_dict()))
+    assert card.data.base_model == 'small/student' and card.data.datasets == named and card.data.library_name == 'transformers'
+    assert '## Licence' in card.text and 'big/teacher' in card.text and str(tmp_path) not in card.text
