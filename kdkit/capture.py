@@ -197,8 +197,9 @@ def span_of_tokens(
 def span_attention(
     rows_at: Callable,  # positions [batch, rows] -> [batch, heads, rows, tokens], of one layer
     positions: Tensor,  # [batch, P] shared boundaries of this model; -1 is padding
-) -> Tensor:            # [batch, heads, P, P] probabilities: row p over the spans up to p
+    some: slice = slice(None),  # of the boundaries, whose rows are wanted
+) -> Tensor:            # [batch, heads, P or fewer, P] probabilities: row p over the spans up to p
     "Attention of the tokens at shared boundaries over the spans between them."
-    rows = rows_at(positions.clamp_min(0))
+    rows = rows_at(positions[:, some].clamp_min(0))
     spans = sum_over_spans(rows, span_of_tokens(positions, rows.shape[-1]), positions.shape[1])
     return spans / spans.sum(-1, keepdim=True).clamp_min(torch.finfo(spans.dtype).tiny)

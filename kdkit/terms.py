@@ -11,11 +11,12 @@ __all__ = ['at_positions', 'next_tokens', 'aligned_mask', 'comparison', 'against
 # %% ../nbs/17_terms.ipynb #a9ace24d
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .align import token_bytes
 from .config import KD_MAPS
@@ -377,19 +378,24 @@ class FeatureTerm(Term):
 # %% ../nbs/17_terms.ipynb #7e7f61f9
 class AttentionTerm(Term):
     "KL of attention rows over shared spans of text, per aligned position, averaged over heads and layer pairs."
-    name, sums = 'attention', ()
+    name, sums, numbers = 'attention', (), 2**20  # of both models' maps that exist at a time, each some five times over
     def __init__(self, pairs: list, teacher_heads: int, student_heads: int):
         super().__init__()
         self.student_attention, self.teacher_attention = zip(*pairs)
         self.transfer = nn.ModuleList(AttentionTransferModule(teacher_heads, student_heads) for _ in pairs)
 
     def forward(self, signals):
-        total = 0.
-        for here, there, transfer in zip(self.student_attention, self.teacher_attention, self.transfer):
-            student = span_attention(signals.student_attention[here], signals.student_positions)
-            teacher = span_attention(signals.teacher_attention[there], signals.teacher_positions)
-            total = total + transfer(student, teacher)[signals.aligned].sum()
-        return total / len(self.transfer)
+        places, aligned = (signals.student_positions, signals.teacher_positions), signals.aligned
+        def compare(student, teacher, transfer, some):
+            maps = (span_attention(rows_at, positions, some) for rows_at, positions in zip((student, teacher), places))
+            return transfer(*maps)[aligned[:, some]].sum()
+        columns = len(aligned) * sum(states.shape[1] * heads for states, heads in zip((signals.student_states, signals.teacher_states), self.transfer[0].mixing_logits.shape))
+        n = max(1, self.numbers // columns)
+        blocks = [slice(start, start + n) for start in range(0, aligned.shape[1], n)]
+        once = compare if len(blocks) == 1 else partial(checkpoint, compare, use_reentrant=False, preserve_rng_state=False)  # a block's maps are gone before the next
+        parts = [once(signals.student_attention[here], signals.teacher_attention[there], transfer, some)
+                 for here, there, transfer in zip(self.student_attention, self.teacher_attention, self.transfer) for some in blocks]
+        return sum(parts) / len(self.transfer)
 
 # %% ../nbs/17_terms.ipynb #236fb502
 class LayerwiseTerm(Term):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .align import backend_json, byte_alphabet, token_bytes, tokenizer_kind
+from .align import backend_json, byte_alphabet, remembered, token_bytes, tokenizer_kind
 from .losses import widen
 
 # %% ../nbs/11_vocab.ipynb #d41db433
@@ -119,6 +119,7 @@ def gold_consistency(
     return vocab_map.student_class(student_next) == vocab_map.teacher_class(teacher_next)
 
 # %% ../nbs/11_vocab.ipynb #a394e70a
+@remembered
 def same_tokenizer(
     a,  # fast tokenizers
     b,
@@ -173,12 +174,13 @@ def inside_text(
     "The tokenizer as it works in the middle of a text: no space put in front, no control tokens."
     def strip(part):
         if not isinstance(part, dict): return part
+        part = dict(part)
         for key in ('normalizers', 'pretokenizers'):
             if key in part: part[key] = [strip(p) for p in part[key] if p['type'] != 'Prepend']
         if part['type'] == 'Metaspace': part['prepend_scheme'] = 'never'
         if part['type'] == 'ByteLevel': part['add_prefix_space'] = False
         return None if part['type'] == 'Prepend' else part
-    state = backend_json(tokenizer)
+    state = dict(backend_json(tokenizer))
     state.update(normalizer=strip(state['normalizer']), pre_tokenizer=strip(state['pre_tokenizer']), post_processor=None,
                  truncation=None, padding=None)
     copy = Tokenizer.from_str(json.dumps(state))
@@ -213,6 +215,7 @@ def spellings(
     return [result[piece] for piece in pieces]
 
 # %% ../nbs/11_vocab.ipynb #e9367bf1
+@remembered
 def teacher_spellings(
     student_tokenizer,
     teacher_tokenizer,
@@ -225,6 +228,7 @@ def teacher_spellings(
     return [next(written) if piece else [] for piece in teacher]
 
 # %% ../nbs/11_vocab.ipynb #8ea5f23f
+@remembered
 def first_token_map(
     student_tokenizer,
     teacher_tokenizer,
@@ -239,6 +243,7 @@ def first_token_map(
     return VocabMap('first_token', student_vocab_size, None, torch.tensor(index))
 
 # %% ../nbs/11_vocab.ipynb #e320fe2d
+@remembered
 def common_prefix_map(
     student_tokenizer,
     teacher_tokenizer,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['whole_bytes', 'control_ids', 'one_stream', 'cut_greedily', 'too_short', 'cut_windows', 'list_column', 'pair_batch',
-           'cut_conversation', 'whole_readings', 'share_windows', 'pair_conversations', 'tokenizer_digest',
-           'WindowMaker', 'ConversationMaker', 'mean_bytes', 'pair_dataset', 'pair_enough', 'counting', 'in_spans',
-           'PairCollator', 'learnt_pairs', 'next_pairs', 'alignment_summary', 'inside_share', 'inconsistent_tokens']
+           'cut_conversation', 'whole_readings', 'share_windows', 'pair_conversations', 'WindowMaker',
+           'ConversationMaker', 'mean_bytes', 'pair_dataset', 'pair_enough', 'counting', 'in_spans', 'PairCollator',
+           'learnt_pairs', 'next_pairs', 'alignment_summary', 'inside_share', 'inconsistent_tokens']
 
 # %% ../nbs/20_windows.ipynb #723439c7
 import hashlib
@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
-from .align import encode_bytes, plain_backend, shared_boundaries, token_bytes
+from .align import encode_bytes, shared_boundaries, token_bytes, tokenizer_digest
 from .checkpoints import drop_damaged, keep_sums
 from .files import DataError
 from .progress import Progress, say
@@ -121,11 +121,12 @@ def cut_windows(
 
 # %% ../nbs/20_windows.ipynb #1fb86667
 def list_column(
-    rows: list,  # int arrays
+    rows: list,           # int arrays
+    below: int = 2**31,   # every number in them, so that they take no more room than they need
 ) -> pa.ListArray:
     "A column of lists."
     offsets = np.cumsum([0] + [len(row) for row in rows])
-    values = np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32)
+    values = np.concatenate([np.empty(0, np.int32), *rows]).astype(np.uint16 if below <= 2**16 else np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
 
 # %% ../nbs/20_windows.ipynb #2403220b
@@ -142,11 +143,12 @@ def pair_batch(
     encoded = [encode_bytes(tokenizer, texts, pieces) for tokenizer, pieces in zip(tokenizers, tables)]
     windows = cut_windows(texts, encoded, controls, limits, pack) if texts else []
     ids, positions, n_bytes = zip(*windows) if windows else ([], [], [])
-    columns = {'input_ids': list_column([row[0] for row in ids])}
+    sizes = [max(len(pieces), *(index + 1 for index in control if index is not None)) for pieces, control in zip(tables, controls)]
+    columns = {'input_ids': list_column([row[0] for row in ids], sizes[0])}
     if len(tokenizers) > 1:
-        columns['teacher_input_ids'] = list_column([row[1] for row in ids])
-        columns['student_positions'] = list_column([row[0] for row in positions])
-        columns['teacher_positions'] = list_column([row[1] for row in positions])
+        columns['teacher_input_ids'] = list_column([row[1] for row in ids], sizes[1])
+        columns['student_positions'] = list_column([row[0] for row in positions], limits[0])
+        columns['teacher_positions'] = list_column([row[1] for row in positions], limits[1])
     return pa.table(columns | {'n_bytes': pa.array(n_bytes, pa.int64())})
 
 # %% ../nbs/20_windows.ipynb #841f34eb
@@ -243,13 +245,6 @@ def pair_conversations(
         for total, some in zip(n_bytes, spoken): total.append(some)
     return pa.table({name: list_column(rows[name]) for name in names} | {'n_bytes': pa.array(n_bytes[0], pa.int64()), 'teacher_n_bytes': pa.array(n_bytes[1], pa.int64())}), note
 
-# %% ../nbs/20_windows.ipynb #4b91cbe4
-def tokenizer_digest(
-    tokenizer,  # fast
-) -> str:
-    "The same for tokenizers that do the same, however often they were used."
-    with plain_backend(tokenizer) as backend: return hashlib.sha256(backend.to_str().encode()).hexdigest()
-
 # %% ../nbs/20_windows.ipynb #4b91cbe5
 class WindowMaker:
     "Makes windows of documents, for one pair of tokenizers and one length."
@@ -267,7 +262,7 @@ class WindowMaker:
         self.controls = [control or control_ids(tokenizer) for tokenizer, control in zip(self.tokenizers, (student_control, teacher_control))]
         self.limits, self.pack, self.notes = [max_length, teacher_max_length or 2 * max_length][:len(self.tokenizers)], pack, []
         if min(self.limits) < 2: raise DataError(f"windows of {min(self.limits)} tokens hold no text: a start token and one more make 2.")
-        self.tables, version = [token_bytes(tokenizer) for tokenizer in self.tokenizers], 2  # raise it when the same recipe begins to give other windows
+        self.tables, version = [token_bytes(tokenizer) for tokenizer in self.tokenizers], 3  # raise it when the same recipe begins to give other windows
         self.recipe = [version, [tokenizer_digest(tokenizer) for tokenizer in self.tokenizers], self.controls, self.limits, self.pack]
 
     def fingerprint(self, text) -> str:
