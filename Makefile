@@ -1,6 +1,7 @@
 # make demo: a teacher with one tokenizer teaches a student with another, offline, in a few minutes.
 # make test: everything that CI checks.
 # make families: every family of transformers that has a causal language model, small and random, through kdkit; half an hour.
+# make floors: the fast tests with the oldest versions that settings.ini allows.
 # make wheel: dist/kdkit-*.whl, with nothing but Python; for a machine without a network.
 # make faults: the long form of tests/faults (kills, damage, full disks) and of the alignment fuzzer; half an hour. make mutants: one line changed at a time, does a test notice?
 # make audit: the pinned versions against known vulnerabilities, with pip-audit in an environment of its own.
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test fast families faults mutants audit newest wheel export clean
+.PHONY: demo test fast families floors faults mutants audit newest wheel export clean
 
 demo: .venv/.installed
 	$(BIN)/kdkit demo
@@ -21,6 +22,9 @@ fast: .venv/.installed-dev
 
 families: .venv/.installed-dev
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python tests/families.py
+
+floors:
+	PYTHON="$(PYTHON)" bash scripts/floors
 
 wheel:
 	$(PYTHON) scripts/backend.py dist
@@ -56,4 +60,4 @@ export: .venv/.installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-audit build dist *.egg-info runs/demo
+	rm -rf .venv .venv-newest .venv-floors .venv-audit build dist *.egg-info runs/demo

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FLAGS', 'EVAL_OPTIONS', 'FIXED', 'DEMO_OPTIONS', 'WRITE_OPTIONS', 'WRITE_OWN', 'COMMANDS', 'USAGE', 'split_options',
            'read_options', 'check_names', 'say_report', 'train', 'check_together', 'only', 'evaluate', 'demo', 'doctor',
-           'compare', 'cache_teacher', 'write', 'option_lines', 'help_text', 'is_mistake', 'complain', 'answer', 'main']
+           'compare', 'cache_teacher', 'write', 'kaggle', 'option_lines', 'help_text', 'is_mistake', 'complain',
+           'answer', 'main']
 
 # %% ../nbs/40_cli.ipynb #f70c8001
 import errno
@@ -191,11 +192,22 @@ def write(words: list):
     left = ', '.join(f'{said[name]:,} {what}' for name, what in (('unfinished', 'that were not over left out'), ('refused', 'prompts refused by the template or too long')) if said[name])
     print(f"{said['answers']:,} answers to {said['prompts']:,} prompts are in {said['path']}{f' ({left})' * bool(left)}; kdkit train --dataset {said['path']} learns from them.")
 
+# %% ../nbs/40_cli.ipynb #f6004fb9
+def kaggle(words: list) -> int:
+    "hand the notebook for Kaggle to Kaggle: kdkit kaggle push"
+    others, given = split_options(words)
+    if others != ['push']: raise ConfigError(f"kdkit kaggle takes one word, push{f', and not {chr(32).join(others)!r}' if others else ''}: {USAGE['kaggle']}")
+    known = dict(user='user', title='title', dataset='datasets', model='models')
+    for name in given:
+        if name not in known: raise ConfigError(f"option --{name} is unknown.{nearest(name, known)}")
+    from kdkit.kaggle import push
+    return push(**{known[name]: values if known[name].endswith('s') else one_value(name, values) for name, values in given.items()})
+
 # %% ../nbs/40_cli.ipynb #308935ee
-COMMANDS = {'doctor': doctor, 'demo': demo, 'train': train, 'eval': evaluate, 'compare': compare, 'cache-teacher': cache_teacher, 'write': write}
+COMMANDS = {'doctor': doctor, 'demo': demo, 'train': train, 'eval': evaluate, 'compare': compare, 'cache-teacher': cache_teacher, 'kaggle': kaggle, 'write': write}
 
 # %% ../nbs/40_cli.ipynb #4df92035
-USAGE = {'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR [--cache_top_k N] [--cache_samples N] [--option value ...]'} | dict(doctor='kdkit doctor [config.yaml or recipe] [--output_dir DIR] [--option value ...]', demo='kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
+USAGE = {'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR [--cache_top_k N] [--cache_samples N] [--option value ...]'} | dict(kaggle='kdkit kaggle push [--user NAME] [--title TITLE] [--dataset OWNER/NAME ...] [--model OWNER/MODEL/FRAMEWORK/VARIATION/VERSION ...]', doctor='kdkit doctor [config.yaml or recipe] [--output_dir DIR] [--option value ...]', demo='kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
              train='kdkit train [config.yaml or recipe] --teacher_model NAME --student_model NAME --dataset NAME [--option value ...]',
              eval='kdkit eval --student_model NAME --dataset NAME [--teacher_model NAME] [--option value ...]',
              compare='kdkit compare RUN RUN [RUN ...]',
@@ -223,7 +235,7 @@ def help_text(
     if command is None:
         return '\n'.join(['usage: kdkit COMMAND [--option value ...]', '', *(f'  {name:<13} {call.__doc__}' for name, call in COMMANDS.items()),
                           '', '  kdkit COMMAND -h lists its options'])
-    names = dict(demo=DEMO_OPTIONS, eval=EVAL_OPTIONS, write=WRITE_OPTIONS, compare=()).get(command, {f.name for f in fields(DistillConfig)})
+    names = dict(demo=DEMO_OPTIONS, eval=EVAL_OPTIONS, write=WRITE_OPTIONS, compare=(), kaggle=()).get(command, {f.name for f in fields(DistillConfig)})
     lines = [f'usage: {USAGE[command]}', '', f'{COMMANDS[command].__doc__}', *option_lines(names)]
     if command == 'write': lines += ['', 'writing:', *(f"  --{name:<27} {what} [{default}]" for name, (default, what) in WRITE_OWN.items())]
     if command == 'train':

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, load_dataset, load_dataset_builder
 
 from .checkpoints import fault, whole_folder
-from .files import DataError, archives, data_files, local_rows, local_splits, openers, pick_split, prose, quiet, readers, split_words, text_only, told
+from .files import DataError, archives, data_files, first_rows, local_rows, local_splits, openers, pick_split, prose, quiet, readers, split_words, text_only, told
 from .models import HubAway, HubError, ask_hub, hub_error
 from .progress import Progress, arriving, say
 from .windows import PairCollator, control_ids, pair_dataset  # the next step's names are found here too
@@ -300,7 +300,7 @@ def read_corpus(
         if name.local: rows, said = local_rows(name.local, word + part, text_column, cache_dir, documents_by, streaming, format)
         else: rows, said = hub_rows(name, word, part, text_column, cache_dir, revision, streaming, format)
         chat = 'wrong' in (rows.column_names or ())
-        with told(spec): head = [row['text'] for row in rows.take(1000)]
+        with told(spec): head = [row['text'] for row in first_rows(rows, 1000)]
         lines = are_lines(head)
         if lines: said.append('its rows are lines, joined to documents')
         if streaming:

@@ -177,13 +177,11 @@ def asks_for_grouped_mm() -> bool:
     return not hasattr(moe, 'grouped_mm_experts_forward') or hasattr(moe, '_can_use_grouped_mm')
 
 def pick_experts(
-    gpu: Gpu|None,
     asks: bool,     # of asks_for_grouped_mm
 ) -> tuple:         # (experts_implementation for from_pretrained, or None for the library's choice; why)
     "How a mixture of experts is computed."
-    if gpu is None or gpu.capability >= (8, 0): return None, 'the library chooses, and the device can do all of it'
-    if asks: return None, 'the library asks the card, and takes another way where it has no grouped product'
-    return 'eager', 'the card has no grouped product, and this transformers would choose it without asking'
+    if asks: return None, 'the library asks card and dtype, and takes another way where there is no grouped product'
+    return 'eager', 'this transformers would choose the grouped product without asking card or dtype, and it fails before capability 8 and under autocast'
 
 # %% ../nbs/07_devices.ipynb #116bab19
 def idle_gpus(

@@ -63,7 +63,7 @@ def about_device(
     if dtype == torch.bfloat16 and not has_bf16(gpu): found.append(Finding('precision', 'warning', said, 'leave teacher_dtype out: emulated bf16 is slow'))
     else: found.append(Finding('precision', 'ok', said))
     found.append(Finding('attention', 'ok', f"scaled_dot_product_attention runs {', '.join(attention_kernels(gpu))} kernels"))
-    experts, why = pick_experts(gpu, asks_for_grouped_mm())
+    experts, why = pick_experts(asks_for_grouped_mm())
     found.append(Finding('experts', 'ok', f"{f'experts_implementation={experts!r} for a mixture of experts' if experts else 'a mixture of experts runs'}: {why}"))
     idle, remedy = idle_gpus(machine)
     return found + ([Finding('second GPU', 'warning', idle, remedy)] if idle else [])

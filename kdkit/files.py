@@ -6,9 +6,9 @@
 __all__ = ['readers', 'prose', 'openers', 'archives', 'descriptions', 'papers', 'split_words', 'marks', 'text_names',
            'conversations', 'few_words', 'DataError', 'told', 'quiet', 'reader_of', 'describes', 'data_files',
            'split_named', 'pick_split', 'encoding_of', 'read_head', 'file_encoding', 'form_of', 'cut_documents',
-           'pick_text_column', 'json_field', 'reader_options', 'text_only', 'holds_rows', 'files_of_split',
-           'local_splits', 'files_to_read', 'read_alike', 'cut_batch', 'local_rows', 'about_files', 'cut_slice',
-           'saved_rows']
+           'pick_text_column', 'json_field', 'reader_options', 'first_rows', 'text_only', 'holds_rows',
+           'files_of_split', 'local_splits', 'files_to_read', 'read_alike', 'cut_batch', 'local_rows', 'about_files',
+           'cut_slice', 'saved_rows']
 
 # %% ../nbs/19_files.ipynb #f1000003
 import bz2
@@ -270,6 +270,14 @@ def reader_options(
     strings = datasets.Features({str(column): datasets.Value('string') for column in columns})
     return dict(encoding=encoding, sep=separator, na_filter=False, features=strings)
 
+# %% ../nbs/19_files.ipynb #b5b5139a
+def first_rows(
+    rows,         # Dataset or IterableDataset
+    n: int,
+):                # an iterable of dicts
+    "The first rows, fewer where there are fewer: `take` of a short Dataset fails before datasets 5."
+    return rows.select(range(min(n, len(rows)))) if isinstance(rows, Dataset) else rows.take(n)
+
 # %% ../nbs/19_files.ipynb #f1000028
 def text_only(
     rows,                   # Dataset or IterableDataset
@@ -279,7 +287,7 @@ def text_only(
 ) -> tuple:                 # (the same with one column text of large strings, name of that column before)
     "The text of a table. Conversations are JSON, with a column beside it that says what is wrong with one."
     with told(name):
-        head = list(rows.take(1000))
+        head = list(first_rows(rows, 1000))
         columns = rows.column_names or list(head[0] if head else ())
         chat = None if text_column or format == 'text' else chat_form(columns, head, format != 'prompts')
         if format in CHAT_FORMS and chat != format:

@@ -395,6 +395,11 @@ class LinearPass:
             logits.mul_(head.cap)
         return logits
 
+    def steepness(self):
+        "How many powers of two a slope of 16 must be smaller, so that the states' gradient, at most 32 times the largest weight, does not leave fp16."
+        if self.weight.dtype != torch.float16 or multiplies_wide(self.weight.device): return 0
+        return (self.weight.abs().amax().float().clamp_min(1e-30).log2().ceil() - 10).clamp_min(0)
+
     def back(self, slope):
         "Add to the parameters' gradients; the states' are returned, at least fp32."
         if self.head.cap: slope.mul_(self.bent.square_().neg_().add_(1))
@@ -409,6 +414,8 @@ class AnyPass:
     def __init__(self, head: Head, dtype: torch.dtype, buffers: Buffers):
         self.head, self.dtype, self.buffers = head, dtype, buffers
         self.gradients = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in head.trained]
+
+    def steepness(self): return 0  # autograd's products are its own
 
     def logits(self, states, gradients):
         half = self.dtype in (torch.float16, torch.bfloat16)
@@ -455,7 +462,7 @@ def one_pass(
     pushed = torch.empty(states.shape, **wide) if gradients else None
     plain, taught = plain.to(**wide), taught.to(**wide)
     largest = torch.cat([plain, taught]).abs().max() if len(plain) else plain.sum()
-    scale = torch.exp2(4 - largest.clamp_min(1e-30).log2().ceil()) if dtype in (torch.float16, torch.bfloat16) else torch.ones_like(largest)
+    scale = torch.exp2(4 - largest.clamp_min(1e-30).log2().ceil() - way.steepness()) if dtype in (torch.float16, torch.bfloat16) else torch.ones_like(largest)
     plain, taught = plain * scale, taught * scale
     for begin in range(0, len(states), chunk):
         end, last = min(begin + chunk, len(states)), min(begin + chunk, n_compared)

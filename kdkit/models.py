@@ -29,7 +29,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .config import DistillConfig
-from .devices import asks_for_grouped_mm, look, pick_experts, pick_teacher_dtype
+from .devices import asks_for_grouped_mm, pick_experts, pick_teacher_dtype
 from .fused import Head
 from .progress import Progress, arriving, folder_bytes
 
@@ -439,7 +439,7 @@ def load_causal_lm(
     "A checked causal language model; ModelError if it cannot be loaded, is not whole or does not read from left to right."
     source = find_model(name, role, **options)
     config = read_config(source)
-    experts = pick_experts(look().gpu, asks=False)[0] if has_experts(config) and not asks_for_grouped_mm() else None
+    experts = pick_experts(asks_for_grouped_mm())[0] if has_experts(config) else None
     def load(**more):
         if experts: more['experts_implementation'] = experts
         return AutoModelForCausalLM.from_pretrained(source.name, config=config, dtype=dtype, output_loading_info=True,

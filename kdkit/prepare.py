@@ -19,7 +19,7 @@ import datasets
 from datasets import Dataset, concatenate_datasets
 
 from .align import token_bytes
-from .checkpoints import drop_damaged
+from .checkpoints import drop_damaged, write_whole
 from .config import DistillConfig
 from .data import Corpus, TextStream, hold_out, read_corpus, read_name, splits_of, stream_head, without
 from .files import DataError, pick_split, quiet
@@ -153,8 +153,7 @@ def pair_stream(
                 if len(block): make(block, num_proc, cache_dir, file)
                 folder.mkdir(parents=True, exist_ok=True)
                 made = sorted(path.name for path in folder.glob(f'{n:05}*.arrow'))  # several processes write a file each
-                mark.with_suffix('.part').write_text(json.dumps(dict(state=state, files=made)))
-                os.replace(mark.with_suffix('.part'), mark)
+                write_whole(mark, json.dumps(dict(state=state, files=made)))
             about = json.loads(mark.read_text())
             state, parts = about['state'], parts + [Dataset.from_file(str(folder / name)) for name in about['files']]
             if line.to(sum(map(len, parts))).done >= enough: break

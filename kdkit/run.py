@@ -28,7 +28,7 @@ from transformers.utils import logging as hf_logging
 from .cache import SIDES, CachedRows, TeacherCache, rows_digest, write_cache
 from .checkpoints import MANIFEST, NoRoom, contents, differs, is_full, newest_whole, whole_folder
 from .config import DistillConfig
-from .devices import in_short
+from .devices import in_short, look
 from .doctor import check_machine
 from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
 from .evaluation import about_answers, eval_batches, measure, retention, samples
@@ -193,6 +193,7 @@ class Run:
     def pair(self):
         "The text of both sides, and the framework. Whatever is wrong with names, text or models shows here, before anything is written."
         config = self.config
+        say(in_short(look(), config.teacher_dtype))
         self.text = prepare_text(config)
         self.steps = count_steps(config, len(self.text['train']))
         paired = dict(train=text_digest(self.text['train']), held_out=text_digest(self.text['held_out']), steps=self.steps,
@@ -353,6 +354,7 @@ def distill(
 ) -> dict:                                 # the report
     "Check, pair, train, measure, report. On a folder whose run was cut off: go on."
     config, arguments = settings(config, training_arguments, **options)
+    check_machine()
     quiet_libraries()
     check_arguments(config, arguments)
     with Interrupts() as interrupts:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .checkpoints import write_whole
 from .metrics import NUMBER, NUMBERS, TEXT, names_in, series, sift
 from .pictures import COLOURS, swallowing
 
@@ -40,7 +41,7 @@ def write_plan(
 ):
     "Write plan.json."
     Path(run_dir).mkdir(parents=True, exist_ok=True)
-    Path(run_dir, 'plan.json').write_text(json.dumps(plan) + '\n')
+    write_whole(Path(run_dir, 'plan.json'), json.dumps(plan) + '\n')
 
 # %% ../nbs/33_signs.ipynb #8dd3e744
 @dataclass

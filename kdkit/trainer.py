@@ -31,6 +31,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from .checkpoints import NoRoom, aside_of, checkpoints, fault, is_full, make_room, newest_whole, put_in_place, seal, thin_out, whole_folder
 from .config import ConfigError, DistillConfig, nearest
 from .controls import Controls
+from .estimate import Estimate
 from .evaluation import compute_perplexity
 from .framework import StudentAwareDistillationFramework
 from .interrupts import Clock, Interrupts
@@ -375,6 +376,7 @@ class DistillationTrainer(Trainer):
         if args.report_to:
             folder, control = Path(args.output_dir), label == 'control'
             args.run_name = (args.run_name or (folder.parent if control else folder).name) + ('-control' if control else '')
+        self.eval_seconds = 0.  # of the last evaluation
         self.meter, self.controls, self.plan = Meter(), Controls(), dict(label=label)
         self.run, self.interrupts, self.clock = run, interrupts or Interrupts(), clock or Clock()
         self.cut_short, self.saved_at, self.aside = '', None, None  # why it ended before its time; step of the newest checkpoint; where one is being written
@@ -382,7 +384,7 @@ class DistillationTrainer(Trainer):
         for callback in (PrinterCallback, ProgressCallback): self.remove_callback(callback)
         self.finite_steps = FiniteSteps(self)
         self.dashboard = LiveDashboard(self.controls) if (shows_widgets() if live is None else live) else None
-        ours = [self.finite_steps, self.controls, MetricsFile(Path(args.output_dir) / 'metrics.jsonl'), self.dashboard or ProgressLine(label)]
+        ours = [self.finite_steps, self.controls, MetricsFile(Path(args.output_dir) / 'metrics.jsonl'), Estimate(self, label == 'control'), self.dashboard or ProgressLine(label)]
         if config.early_stopping: ours.append(EarlyStopping(config.patience, config.min_delta, config.early_stopping_warmup))
         for callback in ours + (callbacks or []): self.add_callback(callback)
 
@@ -485,9 +487,10 @@ class DistillationTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval'):
         "Language-model cross-entropy of the student on held-out text; nothing else decides what is better."
         rows = eval_dataset if eval_dataset is not None else self.eval_dataset
-        loader = self.eval_loader(rows)
+        loader, began = self.eval_loader(rows), time.perf_counter()
         with self.accelerator.autocast(), self.clock.timed('evaluation'):
             scores = compute_perplexity(self.model.student_model, loader, end_id=self.model.student_end_id)
+        self.eval_seconds = time.perf_counter() - began
         metrics = {f'{metric_key_prefix}_{name}': scores[name] for name in ('bits_per_byte', 'nats_per_token', 'perplexity')}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -497,4 +497,4 @@ def inconsistent_tokens(
     student_next, teacher_next = next_pairs(paired.select(range(min(rows, len(paired)))))
     differ = ~gold_consistency(vocab_map, student_next, teacher_next)
     common = Counter(zip(student_next[differ].tolist(), teacher_next[differ].tolist())).most_common(top)
-    return [dict(student=student_tokenizer.decode([s]), teacher=teacher_tokenizer.decode([t]), times=n, ids=(s, t)) for (s, t), n in common]
+    return [dict(student=student_tokenizer.decode([s]), teacher=teacher_tokenizer.decode([t]), times=n, ids=[s, t]) for (s, t), n in common]
