@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .share import TeacherLead
+
 # %% ../nbs/12_curriculum.ipynb #87c3cb25
 def constant() -> Callable:  # progress -> 1
     "Full weight from the first step to the last."
@@ -52,13 +54,14 @@ def default_schedules() -> dict:  # name of a loss -> schedule
 class Curriculum:
     "Weights of all losses over a run."
     def __init__(self,
-        alphas: dict,                    # name -> weight at full schedule
+        alphas: dict,                    # name -> weight at full schedule; None: the teacher's share, and for lm the rest of 1
         schedules: dict|None = None,     # name -> schedule; None: the default ones; a loss without one is constant
         total_steps: int|None = None,    # optimizer steps of the run; the trainer fills it in
         use_curriculum: bool = True,     # False: every loss at its alpha throughout
     ):
         self.alphas, self.total_steps, self.use_curriculum = dict(alphas), total_steps, use_curriculum
         self.multipliers = {}  # name -> factor, what a person adds to the plan while it runs
+        self.lead = TeacherLead()  # whose share the losses without an alpha follow
         self.schedules = default_schedules() if schedules is None else dict(schedules)
 
     def factor(self,
@@ -69,13 +72,26 @@ class Curriculum:
         if not self.use_curriculum or name == 'lm': return 1.
         return float(self.schedules.get(name, constant())(min(max(progress, 0.), 1.)))
 
+    def alpha(self,
+        name: str,  # of a loss
+    ) -> float:     # its weight at full schedule, now
+        "What is given, or what the teacher's share makes of it."
+        alpha = self.alphas[name]
+        if alpha is None: return 1 - self.lead.share if name == 'lm' else self.lead.share
+        return alpha
+
     def weight(self,
         step: int,   # optimizer steps taken
         name: str,   # of a loss
     ) -> float:      # alpha times factor, times what a person made of it
-        "Weight of a loss at that step."
+        "Weight of a loss at that step; where it follows the teacher's lead, as far as that is known now."
         if name not in self.alphas: raise KeyError(f"no loss is called {name!r}: choose one of {', '.join(self.alphas)}.")
-        return self.alphas[name] * self.factor(step / self.total_steps if self.total_steps else 0., name) * self.multipliers.get(name, 1.)
+        return self.alpha(name) * self.factor(step / self.total_steps if self.total_steps else 0., name) * self.multipliers.get(name, 1.)
+
+    @property
+    def follows(self) -> list:  # names of losses
+        "Which weights only the run will tell."
+        return [name for name, alpha in self.alphas.items() if alpha is None]
 
     def weights(self,
         step: int,  # optimizer steps taken
@@ -85,10 +101,11 @@ class Curriculum:
 
     def plan(self,
         points: int = 201,  # from the first step to the last
-    ) -> dict:              # total_steps, and weights: name -> list of that many
+    ) -> dict:              # total_steps; weights: name -> list of that many; follows: names of losses whose weights only the run will tell
         "The planned weights as numbers, for a file or a picture; a loss without weight is left out."
         progress = np.linspace(0, 1, points)
-        return dict(total_steps=self.total_steps, weights={name: [alpha * self.factor(p, name) for p in progress] for name, alpha in self.alphas.items() if alpha})
+        return dict(total_steps=self.total_steps, follows=self.follows,
+                    weights={name: [alpha * self.factor(p, name) for p in progress] for name, alpha in self.alphas.items() if alpha})
 
 # %% ../nbs/12_curriculum.ipynb #9b842eb6
 LOSS_STYLES = dict(  # one colour and dash a loss in all pictures, none of them a model's; losses that share a schedule differ in both
@@ -102,6 +119,7 @@ def plot_curriculum(
     ax=None,                     # matplotlib axes; None: a new figure's
     step: int|None = None,       # marks now
     weights: dict|None = None,   # name -> weight that a loss really has now
+    so_far: dict|None = None,    # name -> (steps, weights) of losses that follow the teacher's lead, which nobody could plan
 ):                               # the axes
     "Every loss's planned weight over the run."
     if ax is None:
@@ -111,6 +129,7 @@ def plot_curriculum(
     for name, planned in plan['weights'].items():
         [line] = ax.plot(np.linspace(0, plan['total_steps'] or 1, len(planned)), planned, label=name, **LOSS_STYLES.get(name, {}))
         if step is not None and name in (weights or {}): ax.plot(step, weights[name], 'o', color=line.get_color(), clip_on=False)
+    for name, (steps, values) in (so_far or {}).items(): ax.plot(steps, values, label=name, **LOSS_STYLES.get(name, {}))
     if step is not None: ax.axvline(step, color='0.5', linewidth=1)
     ax.set(title='Planned weight of each loss', xlabel='optimizer steps' if plan['total_steps'] else 'progress', ylabel='weight', ylim=(0, None))
     ax.legend(frameon=False)

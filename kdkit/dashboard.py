@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from .controls import Controls, handle_widget_messages, now_and_then, running_kernel, say_busy, speak_to
-from .curriculum import plot_curriculum
 from .metrics import metrics_line, names_in, read_metrics, thin
-from .pictures import INK, finish, plot_losses, plot_scores, plot_shares, plot_weights, png, svg
+from .pictures import INK, plot_losses, plot_plan, plot_scores, plot_shares, png, svg
 from .signs import LEVEL_COLOURS, headline, health, latest, read_plan, signs_html, status_html
 
 # %% ../nbs/34_dashboard.ipynb #dd16234e
@@ -28,9 +27,9 @@ def weights_move(
     metrics: list,  # lines of metrics.jsonl
     plan: dict,     # of read_plan
 ) -> bool:
-    "Whether a weight changes over the run, as planned or by hand."
+    "Whether a weight changes over the run, as planned, as the teacher's lead does, or by hand."
     planned = any(max(values) - min(values) > 1e-9 for values in (plan.get('weights') or {}).values() if len(values))
-    return planned or any(line.get('multipliers') for line in metrics)
+    return bool(plan.get('follows')) or planned or any(line.get('multipliers') for line in metrics)
 
 # %% ../nbs/34_dashboard.ipynb #b32adbf4
 def draw_scores(metrics, plan, control_metrics, ax):
@@ -41,9 +40,7 @@ def draw_scores(metrics, plan, control_metrics, ax):
 def draw_weights(metrics, plan, ax):
     "The weights as planned, with a mark at now, or as they were."
     last = next((line for line in reversed(metrics) if line.get('weights')), None)
-    if not plan.get('weights'): return plot_weights(metrics, ax)
-    plot_curriculum(plan, ax, last and last['step'], last and last['weights']).get_legend().remove()
-    return finish(ax)
+    return plot_plan(plan, metrics, ax, step=last and last['step'], weights=last and last['weights'])
 
 # %% ../nbs/34_dashboard.ipynb #11cc28f0
 def one_picture(
@@ -199,7 +196,7 @@ class LiveDashboard(TrainerCallback):
             result = w.FloatSlider(value=now, min=0, max=3, step=.05, description=name, continuous_update=False)
             result.observe(lambda change: self.controls.reweigh(name, change['new']), 'value')
             return result
-        names = list(self.plan.get('weights') or {})
+        names = [*(self.plan.get('follows') or ()), *(self.plan.get('weights') or {})]
         words = w.HTML('<div style="line-height:1.45">A number multiplies the weight that is planned for a loss, from the next step: '
                        '1 as planned, 0 without it.</div>')
         if self.controls is None: return [w.HBox([toggle(name)]) for name in names]

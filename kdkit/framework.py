@@ -22,9 +22,9 @@ from .heads import Columns, Comparing, Followers, Listening, Reading, Teaching, 
 from .models import (AbsentModel, ModelError, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
-from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals,
+from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
-                         shared_tokens, span_answers)
+                         same_text, shared_tokens, span_answers)
 from .vocab import VocabMap, boundaries, gold_consistency, spelling_matrix
 from .windows import PairCollator, control_ids
 
@@ -36,7 +36,7 @@ def build_terms(
     opens: Tensor|None = None, # teacher tokens that begin a new word, for spans
 ) -> dict:                     # name -> Term, in the order in which they are reported
     "The terms that the config gives weight to; lm always."
-    inside = any(getattr(config, f'alpha_{name}') > 0 for name in ('feature', 'attention', 'layerwise', 'contrastive'))
+    inside = any(config.uses(name) for name in ('feature', 'attention', 'layerwise', 'contrastive'))
     s, t = (anatomy(model) for model in (student, teacher)) if inside else (None, None)  # tried on the models: no config says it in every family
     pairs = layer_pairs(s.layers, t.layers) if inside else []
     kd = lambda: SpanTerm(likely=config.span_likely, opens=opens) if config.kd_method == 'span' else KnowledgeTerm(config.aware_by if config.student_aware else None, config.aware_share)
@@ -47,7 +47,7 @@ def build_terms(
                   feature=lambda: FeatureTerm(t.width, s.width), attention=attention,
                   layerwise=lambda: LayerwiseTerm(pairs, t.layer_width, s.layer_width),
                   contrastive=lambda: ContrastiveTerm(t.width, s.width, config.contrastive_segments, config.contrastive_temperature))
-    return dict(lm=LanguageModelTerm(), **{name: make() for name, make in makers.items() if getattr(config, f'alpha_{name}') > 0})
+    return dict(lm=LanguageModelTerm(), **{name: make() for name, make in makers.items() if config.uses(name)})
 
 # %% ../nbs/22_framework.ipynb #1f477377
 class StudentAwareDistillationFramework(nn.Module):
@@ -84,6 +84,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.curriculum = Curriculum({name: getattr(config, f'alpha_{name}') for name in self.terms}, default_schedules(),
                                      config.total_steps, config.use_curriculum)
         self.step = 0  # optimizer steps taken; the trainer counts
+        self.listens = True  # also to a teacher without a share: its lead may come back; the trainer says when
         self.magnitudes = {}  # name -> 0-dim, moving average of a loss; the trainer observes
         self._hold(teacher_model=teacher.eval().requires_grad_(False), vocab_map=vocab_map, chat=None)
         shared = shared_tokens(self.student_tokenizer, self.teacher_tokenizer)
@@ -245,6 +246,17 @@ class StudentAwareDistillationFramework(nn.Module):
         "Positions whose logits of both models make about 2**25 numbers, 128 MB in fp32."
         return max(1, 2**25 // sum(m.get_output_embeddings().weight.shape[0] for m in (self.student_model, self.teacher_model)))
 
+    def common_nats(self,
+        signals: Signals,
+        covered: Tensor,  # [batch, S] bool, positions that are compared
+        hears: Listener|None = None,
+    ) -> Tensor|None:     # [2]: the student's, the teacher's; None: nobody follows it, or the teacher was not asked
+        "What both models spend on the same text of this batch."
+        if hears: signals.teacher_nats = hears.nats
+        if not self.curriculum.follows or signals.teacher_nats is None: return None
+        positions = signals.student_positions, signals.teacher_positions
+        return same_text(signals.nats.of_tokens(covered), signals.teacher_nats, signals.labels != -100, positions, signals.aligned)
+
     def teacher_head(self):
         "Teacher states -> logits: its own head's, or through the projector into the student's vocabulary."
         return self.logit_projector if self.config.kd_method == 'projector' else output_head(self.teacher_model)
@@ -254,12 +266,13 @@ class StudentAwareDistillationFramework(nn.Module):
         units: dict|None = None,        # name -> count over the whole optimizer step; None: this batch's own
         step: int|None = None,          # optimizer steps taken, for the curriculum; None: self.step
         **batch,                        # the rest of a collated batch
-    ) -> dict:                          # loss: 0-dim; losses: name -> 0-dim raw mean; weights: name -> float
+    ) -> dict:                          # loss: 0-dim; losses: name -> 0-dim raw mean; weights: name -> float; common_nats: of `common_nats`
         "The weighted loss, every raw loss that has weight now, and the weights."
         batch = self.complete(dict(batch, input_ids=input_ids))
         labels = batch['labels']
         weights = {name: self.get_curriculum_weight(self.step if step is None else step, name) for name in self.terms}
-        active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name == 'lm'}
+        shown = {'lm', *self.curriculum.follows} if self.listens else {'lm'}  # also without weight
+        active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name in shown}
         said, tokens = batch.get('teacher_said'), batch.get('teacher_tokens')  # by a teacher that is not asked again
         weights = {name: weight * self.balance(name) for name, weight in weights.items()}
         asking = [term for term in active.values() if said is tokens is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
@@ -276,34 +289,38 @@ class StudentAwareDistillationFramework(nn.Module):
             signals.student_states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
 
         kd = self.knowledge if 'kd' in active else None
+        hears = Listener(batch['teacher_input_ids']) if kd and said is None and self.curriculum.follows and self.config.kd_method != 'projector' else None
         factors = {name: weights[name] / units[name].clamp(min=1).double() for name in active}
         heads = output_head(self.student_model), signals.student_states, labels
         if summed := all(term.sums is not None for term in active.values()):  # then the gradient is made on the way
             parts = [sum(factors[name] for name, term in active.items() if part in term.sums) for part in ('covered', 'rest', 'compared')]
-            loss, signals.nats = fused_heads(*heads, parts, self.teaching(signals, batch) if kd else None, partner >= 0, self.chunk, self.buffers)
+            loss, signals.nats = fused_heads(*heads, parts, self.teaching(signals, batch, hears) if kd else None, partner >= 0, self.chunk, self.buffers)
+            common = self.common_nats(signals, partner >= 0, hears)
         else:
-            compare = self.naive_comparison(signals, batch) if kd else None
+            compare = self.naive_comparison(signals, batch, hears) if kd else None
             loss, signals.nats = 0., read_heads(*heads, compare, partner >= 0, kd is not None and kd.select_by == 'entropy', self.chunk)
+            common = self.common_nats(signals, partner >= 0, hears)
             if kd: signals.nats = kd.narrow(signals.nats, partner >= 0)
         with torch.autocast(self.device.type, enabled=False):  # means and distances are fp32 business
             losses = {name: term(signals) / units[name].clamp(min=1) for name, term in active.items()}
         return dict(loss=loss + sum(weights[name] * value for name, value in losses.items() if not (summed and active[name].sums)),
-                    losses={name: value.detach() for name, value in losses.items()}, weights=weights)
+                    losses={name: value.detach() for name, value in losses.items()}, weights=weights, common_nats=common)
 
     def teaching(self,
         signals: Signals,
         batch: dict,       # complete
+        hears: Listener|None = None,
     ) -> Teaching:
         "What the student's distributions are compared with: a teacher that has read the batch, or what one said before."
         where = batch['partner'], batch['node']
         if batch.get('teacher_said') is not None: return Reading(self.vocab_map, self.columns, self.answers(batch), where[1], self.config.asks_ends)
         heard = self.teacher_head(), signals.teacher_states, *where
-        if self.pull is None: return Comparing(against_teacher(self.compare, *heard))
-        return Listening(self.pull, self.columns, *heard, self.followers, self.config.asks_ends)
+        if self.pull is None: return Comparing(against_teacher(self.compare, *heard, hears))
+        return Listening(self.pull, self.columns, *heard, self.followers, self.config.asks_ends, hears)
 
-    def naive_comparison(self, signals, batch):
+    def naive_comparison(self, signals, batch, hears=None):
         "The same as a function of log-probabilities, whose gradient autograd finds."
-        if batch.get('teacher_said') is None: return against_teacher(self.compare, self.teacher_head(), signals.teacher_states, batch['partner'], batch['node'])
+        if batch.get('teacher_said') is None: return against_teacher(self.compare, self.teacher_head(), signals.teacher_states, batch['partner'], batch['node'], hears)
         answers, node = self.answers(batch), batch['node']
         return lambda log_probs, row, at: self.compare_cached(log_probs, answers[row, at], node[row, at])
 

@@ -103,9 +103,10 @@ class Listening(Teaching):
         node: Tensor,                      # [batch, S], of `Continuations.find`
         followers: Followers|None = None,  # None: nothing inside tokens
         soft_ends: bool = False,           # whether the teacher's token ends is what the teacher says
+        hears: Callable|None = None,       # (positions in the flat batch, logits there) of all that the teacher is asked
     ):
         self.pull, self.columns, self.head, self.states, self.partner, self.node = pull, columns, head, states, partner, node
-        self.followers, self.soft_ends = followers, soft_ends
+        self.followers, self.soft_ends, self.hears = followers, soft_ends, hears
 
     def lists(self, row, at): return self.node[row, at] > 0
 
@@ -120,7 +121,9 @@ class Listening(Teaching):
         here = whole[place.clamp(max=n_whole - 1)] == before if n_whole else torch.zeros_like(before, dtype=torch.bool)
         extra, which = before[~here].unique(return_inverse=True)
         place = place.masked_scatter(~here, which + n_whole)
-        logits = head_logits(self.head, self.states.flatten(0, 1)[torch.cat([whole, extra])], buffers, 'teacher_logits')
+        asked = torch.cat([whole, extra])
+        logits = head_logits(self.head, self.states.flatten(0, 1)[asked], buffers, 'teacher_logits')
+        if self.hears: self.hears(asked, logits)
         if not len(asks): return lambda i, k, log_probs, buffers: self.pull(log_probs, logits[i:k], buffers)
         entry, event, probs, odds = self.followers.answers(logits, place, node[asks].abs())
         if self.soft_ends: probs = probs * odds.sigmoid()[entry]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'UNITS', 'INK', 'new_axes', 'spread', 'name_curves', 'finish', 'svg', 'png', 'from_0', 'style_of',
-           'plot_losses', 'plot_weights', 'shares', 'plot_shares', 'swallowing', 'plot_scores', 'plot_gap', 'visible',
-           'plot_next_tokens', 'plot_retention', 'continuation_table']
+           'plot_losses', 'plot_weights', 'plot_plan', 'shares', 'plot_shares', 'swallowing', 'plot_scores', 'plot_gap',
+           'visible', 'plot_next_tokens', 'plot_retention', 'continuation_table']
 
 # %% ../nbs/32_pictures.ipynb #a00cce23
 import html
@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from .curriculum import LOSS_STYLES
+from .curriculum import LOSS_STYLES, plot_curriculum
 from .metrics import names_in, series, smooth
 
 # %% ../nbs/32_pictures.ipynb #b41033c2
@@ -157,7 +157,20 @@ def plot_weights(
     "The weight that each loss really had; `plot_curriculum` shows the plan."
     ax = ax or new_axes()
     for name in names_in(metrics, 'weights'): ax.plot(*series(metrics, 'weights', name), **style_of(name), label=name)
-    ax.set(title='Weight of each loss', xlabel='optimizer steps', ylabel='weight')
+    ax.set(title='Weight of each loss', xlabel='optimizer steps', ylabel='weight', ylim=(0, None))
+    return finish(ax)
+
+# %% ../nbs/32_pictures.ipynb #32a00001
+def plot_plan(
+    plan: dict,           # of `Curriculum.plan`
+    metrics: list,        # lines of metrics.jsonl
+    ax: Axes|None = None, # None: a new figure's
+    **now,                # step and weights, of `plot_curriculum`
+) -> Axes:
+    "The weights as planned, and so far those that follow the teacher's lead; without a plan, the weights that each loss really had."
+    if not plan.get('weights'): return plot_weights(metrics, ax)
+    ax = plot_curriculum(plan, ax or new_axes(), so_far={name: series(metrics, 'weights', name) for name in plan.get('follows') or ()}, **now)
+    ax.get_legend().remove()
     return finish(ax)
 
 # %% ../nbs/32_pictures.ipynb #33585bdf

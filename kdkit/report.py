@@ -15,9 +15,9 @@ from pathlib import Path
 
 from .checkpoints import write_whole
 from .config import ConfigError, read_config_file
-from .curriculum import Curriculum, plot_curriculum
+from .curriculum import Curriculum
 from .metrics import NUMBER, NUMBERS, TEXT, read_metrics, sift
-from .pictures import plot_losses, plot_scores, plot_weights
+from .pictures import plot_losses, plot_plan, plot_scores
 
 # %% ../nbs/36_report.ipynb #13177631
 def gap_closed(
@@ -137,7 +137,7 @@ def write_report(
     read = lambda path: read_metrics(path) if path.exists() else []
     metrics, control = read(folder / 'metrics.jsonl'), read(folder / 'control' / 'metrics.jsonl')
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = dict(bits_per_byte=plot_scores(report, metrics, control), losses=plot_losses(metrics), curriculum=plot_curriculum(curriculum) if curriculum else plot_weights(metrics))
+    pictures = dict(bits_per_byte=plot_scores(report, metrics, control), losses=plot_losses(metrics), curriculum=plot_plan(curriculum.plan() if curriculum else {}, metrics))
     for name, ax in pictures.items(): write_whole(folder / f'{name}.png', png_of(ax.figure))
     facts = [(k, report[k]) for k in ('seed', 'device', 'dtype', 'seconds') if report.get(k) is not None]
     facts += [(f'{group}: {k}', v) for group in ('data', 'versions') for k, v in (report.get(group) or {}).items() if not isinstance(v, (dict, list))]

@@ -40,8 +40,9 @@ from .options import settings
 from .prepare import RunError, about_text, prepare_text
 from .progress import Progress, say, watched
 from .report import gap_closed, read_report, write_model_card, write_report
+from .share import worth_distilling
 from .terms import opening_tokens
-from .trainer import DistillationTrainer, check_arguments, last_complete_checkpoint, load_student, training_arguments
+from .trainer import DistillationTrainer, check_arguments, pick_learning_rate, last_complete_checkpoint, load_student, training_arguments
 
 # %% ../nbs/37_run.ipynb #f059bc16
 def count_steps(
@@ -147,7 +148,7 @@ def open_cache(
     cache = TeacherCache(config.teacher_cache)
     inside = text['vocab_map'].inside
     cache.check(text['train'], config.teacher_model, inside, text['held_out'])
-    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', *['teacher_inside'] * (inside is not None)))
+    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', 'teacher_tokens', *['teacher_inside'] * (inside is not None)))
     cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher')))
     return cache
 
@@ -171,6 +172,7 @@ class Run:
         self.config, self.arguments, self.interrupts = config, arguments, interrupts
         self.folder, self.first = Path(config.output_dir), int(os.environ.get('RANK', 0)) == 0
         self.asked, self.steps = [config.max_steps, config.num_epochs], None  # how many steps that makes is known when the text is paired
+        self.rate = config.learning_rate  # unset: the student's score before training decides
         self.clock = Clock(deadline(config.max_hours, time.time()))
 
     def go(self) -> dict:  # the report
@@ -240,6 +242,12 @@ class Run:
                           retention_before=None if self.cache else retention(self.framework, watched('comparing the two', self.batches)),
                           answers=dict(teacher=self.cache.about.get('answers') if self.cache else ask(self.framework, self.text, 'teacher'), student_before=ask(self.framework, self.text)))
             self.stages.mark('measured', **scores)
+        bits = [self.stages['measured'][side]['bits_per_byte'] for side in ('teacher', 'student_before')]
+        self.framework.curriculum.lead.begin(*bits)
+        say(worth_distilling(*bits, self.config.follows_lead))
+        if self.config.learning_rate is None:
+            self.rate, why = pick_learning_rate(self.stages['measured']['student_before'], self.framework.student_model.get_output_embeddings().weight.shape[0])
+            say(f"learning rate {self.rate:g}, since {why}")
         self.clock.reserve = 1.2 * self.stages['measured'].get('seconds', 0.)  # measuring at the end takes as long
 
     # -- control trained, trained --------------------------------------------------------------------------------
@@ -266,7 +274,7 @@ class Run:
         if self.is_trained(name) and 'score' in self.stages[name]: return
         if self.is_trained(name): load_student(framework, self.student_dir(name))
         else:
-            trainer = make_trainer(framework, self.arguments, self.text, folder, label, dict(run=key, interrupts=self.interrupts, clock=clock), **plan)
+            trainer = make_trainer(framework, {**self.arguments, 'learning_rate': self.rate}, self.text, folder, label, dict(run=key, interrupts=self.interrupts, clock=clock), **plan)
             trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder, key))
             self.interrupts.check(f'saved at step {trainer.state.global_step:,}')
             ended = 'time' if trainer.cut_short else 'done' if trainer.state.global_step >= self.steps else 'stopped'
@@ -313,13 +321,13 @@ class Run:
         report['gap_closed'] = gap_closed(*bits.values()) if fair else None
         where = dict(device=str(self.framework.device), dtype=str(self.framework.teacher_model.dtype).removeprefix('torch.'), dtype_reason=self.framework.teacher_dtype_reason)
         report.update(data=dict(text['summary'], chat=text['chat'] is not None, method=text['method'], why=text['why'], train_windows=len(text['train']), eval_windows=len(text['held_out'])),
-                      versions=versions(), seed=config.seed, **where, steps=trained['steps'], skipped_steps=trained['skipped'], seconds=self.stages.seconds)
+                      versions=versions(), seed=config.seed, learning_rate=self.rate, **where, steps=trained['steps'], skipped_steps=trained['skipped'], seconds=self.stages.seconds)
         if trained['ended'] == 'time':
             report['ended'] = f"max_hours ended the run at step {trained['steps']:,} of {trained['of']:,}"
             say(f"{report['ended']}: {again()}")
         if self.first:
             write_report(self.folder, report, self.framework.curriculum)
-            write_model_card(self.folder / 'student', report, config.to_dict())
+            write_model_card(self.folder / 'student', report, dict(config.to_dict(), learning_rate=self.rate))
             self.stages.mark('reported', files=[name for name in REPORT_FILES if (self.folder / name).exists()])
         return report
 

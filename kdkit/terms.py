@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['at_positions', 'next_tokens', 'aligned_mask', 'comparison', 'against_teacher', 'cached_answers', 'cached_comparison',
            'build_map', 'shared_tokens', 'Nats', 'read_heads', 'Signals', 'Term', 'LanguageModelTerm', 'UnalignedTerm',
-           'highest_of_rows', 'KnowledgeTerm', 'span_nats', 'opening_tokens', 'span_answers', 'SpanTerm', 'FeatureTerm',
-           'AttentionTerm', 'LayerwiseTerm', 'ContrastiveTerm']
+           'highest_of_rows', 'KnowledgeTerm', 'span_nats', 'opening_tokens', 'span_answers', 'Listener', 'same_text',
+           'SpanTerm', 'FeatureTerm', 'AttentionTerm', 'LayerwiseTerm', 'ContrastiveTerm']
 
 # %% ../nbs/17_terms.ipynb #a9ace24d
 from collections.abc import Callable
@@ -86,6 +86,7 @@ def against_teacher(
     teacher_states: Tensor, # [batch, T, H_t]
     partner: Tensor,        # [batch, S], the teacher's position to compare each position with
     node: Tensor,           # [batch, S], of `Continuations.find`
+    hears: Callable|None = None, # (positions [m] in the flat batch, logits [m, V_t]) of all that the teacher is asked
 ) -> Callable:              # (student_log_probs [n, V_s], row [n], at [n]) -> [n] nats
     "Compare with a teacher that has read the batch; none of its positions goes through its head twice."
     @torch.no_grad()
@@ -94,6 +95,7 @@ def against_teacher(
         where, spots = node[row, at], row * teacher_states.shape[1] + partner[row, at]
         unique, which = torch.cat([spots, spots[where < 0] - 1]).unique(return_inverse=True)
         logits = says(unique)
+        if hears: hears(unique, logits)
         return compare(student_log_probs, logits[which[:len(at)]], where, lambda: logits[which[len(at):]])
     return nats
 
@@ -177,6 +179,14 @@ class Nats:
     entropy: Tensor   # [A] of the student's distribution; 0 where it was not asked for
     rest_mask: Tensor # [batch, S] which positions the rest are
 
+    def of_tokens(self,
+        covered: Tensor,  # [batch, S] bool, as `read_heads` had it
+    ) -> Tensor:          # [batch, S] cross-entropy of each token, 0 where it is not predicted
+        "Predicted at i, spent at i + 1."
+        nats = torch.zeros(covered.shape, dtype=self.rest.dtype, device=covered.device)
+        if len(self.covered): nats = nats.masked_scatter(covered, self.covered.detach())
+        return F.pad(nats.masked_scatter(self.rest_mask, self.rest.detach())[:, :-1], (1, 0))
+
 # %% ../nbs/17_terms.ipynb #3b842657
 def read_heads(
     student_head: Callable,                  # states [n, H_s] -> logits [n, V_s]
@@ -213,7 +223,7 @@ class Signals:
     teacher_positions: Tensor|None = None                  # [batch, P]
     aligned: Tensor|None = None                            # [batch, P] bool
     nats: Nats|None = None                                 # what the heads say
-    teacher_nats: Tensor|None = None                       # [batch, T] the teacher's cross-entropy of each token; only for spans
+    teacher_nats: Tensor|None = None                       # [batch, T] the teacher's cross-entropy of each token, as far as it is known
     new_word: Tensor|None = None                           # [batch, T] the teacher's probability that what follows begins a new word; only for merged spans
     student_layers: dict = field(default_factory=dict)     # layer -> [batch, S, H_s]
     teacher_layers: dict = field(default_factory=dict)     # layer -> [batch, T, H_t]
@@ -336,6 +346,44 @@ def span_answers(
     opens = opens.to(ids.device)
     begins, = chunked(lambda some: (widen(teacher_head(some)).softmax(-1)[:, opens].sum(-1),), teacher_states.flatten(0, 1), chunk=chunk)
     return spent, begins.view(ids.shape)
+
+# %% ../nbs/17_terms.ipynb #17a00001
+class Listener:
+    "Hears what a teacher that is asked anyway thinks of the text that came."
+    def __init__(self,
+        ids: Tensor,  # [batch, T] teacher tokens
+    ):
+        self.following, self.expected = ids.roll(-1, 1).flatten(), torch.full((ids.numel(),), torch.nan, device=ids.device)
+        self.shape = ids.shape
+
+    @torch.no_grad()
+    def __call__(self,
+        spots: Tensor,   # [m] positions in the flat batch
+        logits: Tensor,  # [m, V_t]
+    ):
+        "For `against_teacher`."
+        logits = widen(logits)
+        self.expected[spots] = logits.logsumexp(-1) - logits.gather(-1, self.following[spots, None])[:, 0]
+
+    @property
+    def nats(self) -> Tensor:  # [batch, T] of each token; not a number where nobody asked
+        return F.pad(self.expected.view(self.shape)[:, :-1], (1, 0), value=torch.nan)  # predicted at i, spent at i + 1
+
+# %% ../nbs/17_terms.ipynb #17a00002
+@torch.no_grad()
+def same_text(
+    student_nats: Tensor,  # [batch, S] cross-entropy of each token
+    teacher_nats: Tensor,  # [batch, T] the same of the teacher's tokens; not a number where it is not known
+    predicted: Tensor,     # [batch, S] bool, student tokens that are predicted
+    positions: tuple,      # ([batch, P] student's, [batch, P] teacher's) ascending boundaries; -1 is padding
+    aligned: Tensor,       # [batch, P] bool, boundaries that count
+) -> Tensor:               # [2] nats: the student's, the teacher's
+    "What both spend on the text that both have read: on the stretches between neighbouring boundaries of which every token is known."
+    here, there = positions
+    known = teacher_nats.isfinite()
+    whole = lambda mask, at: span_nats(mask.float(), at) == at[:, 1:] - at[:, :-1]
+    spans = aligned[:, 1:] & aligned[:, :-1] & whole(predicted, here) & whole(known, there)
+    return torch.stack([span_nats(student_nats, here)[spans].sum(), span_nats(teacher_nats.where(known, 0), there)[spans].sum()])
 
 # %% ../nbs/17_terms.ipynb #a7661c44
 class SpanTerm(Term):

@@ -68,6 +68,7 @@ from kdkit.cli import main
 sys.exit(main(["train", *sys.argv[1:]]))
 '''
 
+@pytest.mark.slow
 def test_an_epoch_of_24914_steps_writes_fewer_than_1000_lines(tmp_path):
     from pairs import save_pair
     import json
