@@ -8,6 +8,7 @@ A few names are all that most people need:
     demo()                     the teacher that comes with the package teaches a small student, offline, in minutes
     replay(folder)             a run as a picture, in a notebook with a slider; also one that is still being written
     compare(folder, folder)    two runs on the same axes
+    doctor()                   what would stop or slow a run on this machine, and what to do
 
 For example:
 
@@ -28,16 +29,18 @@ __version__ = "0.1.0"
 
 if _typing.TYPE_CHECKING:  # for editors; at run time a name is imported when it is asked for, since torch takes seconds
     from .config import DistillConfig as DistillConfig
+    from .doctor import doctor as doctor
     from .run import demo as demo, distill as distill
     from .trainer import DistillationTrainer as DistillationTrainer
     from .widgets import compare as compare, replay as replay
 
-_homes = dict(distill='run', demo='run', DistillConfig='config', DistillationTrainer='trainer', replay='widgets', compare='widgets')
+_homes = dict(distill='run', demo='run', DistillConfig='config', DistillationTrainer='trainer', replay='widgets', compare='widgets', doctor='doctor')
 
 
 def __getattr__(name):
     if name not in _homes: raise AttributeError(f"module 'kdkit' has no attribute {name!r}")
-    return getattr(_importlib.import_module(f'.{_homes[name]}', __name__), name)
+    home = _importlib.import_module(f'.{_homes[name]}', __name__)
+    return home if name == _homes[name] else getattr(home, name)  # doctor is a module that can be called
 
 
 def __dir__(): return sorted([*globals(), *_homes])

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['STATES', 'KAGGLE', 'COLAB', 'Finding', 'DeviceError', 'about_device', 'about_memory', 'standing', 'about_folder',
            'keeps', 'about_versions', 'reaches_hub', 'about_hub', 'about_notebook', 'examine', 'doctor',
-           'check_machine']
+           'check_machine', 'Callable']
 
 # %% ../nbs/28_doctor.ipynb #6d9baad0
 import importlib.metadata
 import importlib.util
 import os
 import shutil
+import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -178,3 +180,10 @@ def check_machine() -> Machine:  # this one
     wrong, remedy = cannot_train(machine)
     if wrong: raise DeviceError(f"{wrong}. {remedy[0].upper()}{remedy[1:]}.")
     return machine
+
+# %% ../nbs/28_doctor.ipynb #07fcfb21
+class Callable(types.ModuleType):
+    "A module that does, when it is called, what its function of the same name does."
+    def __call__(self, *args, **kwargs): return self.doctor(*args, **kwargs)
+
+if __name__ != '__main__': sys.modules[__name__].__class__ = Callable
