@@ -168,7 +168,7 @@ def respelt(
     controls: dict,  # id -> text
 ) -> tuple:          # (Tokenizer, ids of the original [its ids])
     "A copy that knows control tokens only by marks."
-    state = backend_json(tokenizer)
+    state = json.loads(json.dumps(backend_json(tokenizer)))  # a copy of our own: it is changed below
     names = {text: mark(CONTROL, index) for index, text in controls.items()}
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     known = {token['content'] for token in state['added_tokens']}
