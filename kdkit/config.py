@@ -24,7 +24,7 @@ RECIPES = {
     'seed': dict(lm=0.1, kd=0.7, unaligned=0., feature=0.1, attention=0.1, layerwise=0.05, contrastive=0.05),
 }
 CONSTANT = dict(lm=0.2, kd=0.8, unaligned=0.8)  # the default recipe's, where alpha_kd is given and these are not
-KD_MAPS = 'identity', 'first_token', 'common_prefix', 'combined'  # ways through classes
+KD_MAPS = 'identity', 'token_level', 'first_token', 'common_prefix', 'combined'  # ways through classes
 KD_METHODS = 'auto', *KD_MAPS, 'span', 'uld', 'hybrid', 'p_kl', 'projector'
 BALANCES = 'none', 'ema'
 AWARE_BY = 'entropy', 'disagreement', 'easy'

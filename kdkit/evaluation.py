@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['scored_labels', 'compute_perplexity', 'calibration_error', 'compute_calibration', 'aligned_log_probs',
-           'compute_knowledge_retention', 'eval_batches', 'half_on_gpu', 'measure', 'retention', 'samples',
-           'about_answers', 'prompt_ids', 'continuations', 'next_token_probs', 'retention_by_rank']
+           'compute_knowledge_retention', 'teacher_as_read', 'eval_batches', 'half_on_gpu', 'measure', 'retention',
+           'samples', 'about_answers', 'prompt_ids', 'continuations', 'next_token_probs', 'retention_by_rank']
 
 # %% ../nbs/30_evaluation.ipynb #478ee5bd
 import math
@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from .windows import control_ids
+from .crossings import Crossed, crossing_tokens
 from .framework import StudentAwareDistillationFramework
 from .losses import forward_kl, widen
 from .models import body, output_head
 from .sequence import write_answers
-from .terms import aligned_mask, read_heads
+from .terms import against_teacher, aligned_mask, read_heads
 
 # %% ../nbs/30_evaluation.ipynb #b46fef90
 def scored_labels(
@@ -133,6 +134,44 @@ def compute_knowledge_retention(
         positions += len(s)
     kl, top1, top5 = (sums / max(positions, 1)).tolist()
     return dict(kl_nats=kl, top1_agreement=top1, top5_agreement=top5, positions=positions)
+
+# %% ../nbs/30_evaluation.ipynb #30c0a002
+@torch.no_grad()
+def teacher_as_read(
+    framework: StudentAwareDistillationFramework,  # with a map that has a tree; its teacher is asked
+    batches: Iterable,                             # collated batches
+    least: float = 1e-6,                           # probability that counts where less is said
+) -> dict:                                         # bits_per_byte as the student can read it, teacher_bits_per_byte, unread: share of the tokens of which nothing is said
+    "Bits per byte of the text under what the student is taught, beside the teacher's own."
+    training, device, nats, tokens = framework.training, framework.device, torch.zeros(3, dtype=torch.float64, device=framework.device), 0
+    framework.eval()
+    n_bytes = 0
+    for batch in batches:
+        batch = framework.complete({k: v.to(device) for k, v in batch.items()})
+        vocab_map = framework.vocab_map.to(device).with_nodes(batch)
+        following = F.pad(batch['labels'][:, 1:], (0, 1), value=-100)
+        said = (following != -100) & (following != (-100 if framework.student_end_id is None else framework.student_end_id))
+        states = body(framework.teacher_model)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'], use_cache=False)[0]
+        def expect(_, logits, node, earlier, *chain):
+            probs = vocab_map.by_token.teacher_knows(logits, node, earlier)[0]
+            for some in chain: probs = probs.index_copy(0, some.rows, crossing_tokens(vocab_map, logits, node, earlier, some)[0])
+            return probs
+        sides = batch['input_ids'], batch['teacher_input_ids']
+        ask = against_teacher(expect, output_head(framework.teacher_model), states, batch['partner'], batch['node'],
+                              Crossed(vocab_map.inside, batch['reached'], batch['ending'], *sides))
+        row, at = (said & (batch['partner'] >= 0)).nonzero(as_tuple=True)
+        for r, a in zip(row.split(framework.chunk), at.split(framework.chunk)):
+            nats[0] -= ask(None, r, a).gather(1, following[r, a, None]).double().clamp_min(least).log().sum()
+        nats[2] += (unread := (said & (batch['partner'] < 0)).sum())
+        nats[0] -= unread * math.log(least)
+        tokens += said.sum().item()
+        n_bytes += batch['n_bytes'].sum().item()
+        theirs = batch['teacher_input_ids'].masked_fill(batch['teacher_attention_mask'] == 0, -100)
+        if framework.teacher_end_id is not None: theirs = theirs.masked_fill(theirs == framework.teacher_end_id, -100)
+        nats[1] += read_heads(output_head(framework.teacher_model), states, theirs, chunk=framework.chunk).rest.double().clamp(max=-math.log(least)).sum()
+    framework.train(training)
+    read, own, unread = nats.tolist()
+    return dict(bits_per_byte=read / math.log(2) / max(n_bytes, 1), teacher_bits_per_byte=own / math.log(2) / max(n_bytes, 1), unread=unread / max(tokens, 1))
 
 # %% ../nbs/30_evaluation.ipynb #7836d1b9
 def eval_batches(

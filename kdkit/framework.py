@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .capture import anatomy, attending_layer, capture_attention, capture_states
 from .config import DistillConfig
+from .crossings import Crossed
 from .curriculum import Curriculum, constant, default_schedules
 from .fused import Buffers
 from .heads import Columns, Comparing, Followers, Listening, Reading, Teaching, fused_heads, pull_for
@@ -25,7 +26,7 @@ from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
                          same_text, shared_tokens, span_answers)
-from .vocab import VocabMap, boundaries, gold_consistency, spelling_matrix
+from .vocab import VocabMap, gold_consistency, spelling_matrix
 from .windows import PairCollator, control_ids
 
 # %% ../nbs/22_framework.ipynb #86cf6c52
@@ -93,7 +94,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
         self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
         matched = spelling_matrix(self.student_tokenizer, self.teacher_tokenizer, *sizes, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
-        self.compare = comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
+        self.compare = lambda vocab_map: comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
         self.to(device)
         self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew, config.temperature), Buffers()
@@ -185,18 +186,19 @@ class StudentAwareDistillationFramework(nn.Module):
 
     def partners(self,
         batch: dict,  # with labels and both sides
-    ) -> tuple:       # (aligned [batch, P], partner [batch, S], node [batch, S])
-        "Pairs that count; and which of the teacher's positions kd compares each student position with, -1 for none, and where in the teacher's tokens it stands, as of `Continuations.find`."
-        labels, ids, teacher_ids, *positions = (batch[k] for k in ('labels', 'input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions'))
-        aligned = aligned_mask(labels, positions[0])
-        if not self.knowledge: return aligned, torch.full_like(ids, -1), torch.zeros_like(ids)
-        inside = self.vocab_map.inside
-        partner, node = inside.find(ids, teacher_ids, *positions) if inside else boundaries(ids, *positions)
-        compared = (partner >= 0) & (F.pad(labels[:, 1:], (0, 1), value=-100) != -100)
+    ) -> dict:        # aligned [batch, P], partner, node, reached [batch, S] and, for a teacher that will be asked, ending [batch, S] and more
+        "Pairs that count; which of the teacher's positions kd compares each student position with, -1 for none; where in the teacher's tokens it stands and which tokens cross, as of `Places`."
+        labels, ids, teacher_ids = (batch[name] for name in ('labels', 'input_ids', 'teacher_input_ids'))
+        aligned, nowhere = aligned_mask(labels, batch['student_positions']), torch.full_like(ids, -1)
+        if not self.knowledge: return dict(aligned=aligned, partner=nowhere, node=torch.zeros_like(ids), reached=nowhere)
+        places = self.vocab_map.places(batch)
+        compared = (places.partner >= 0) & (F.pad(labels[:, 1:], (0, 1), value=-100) != -100)
         if self.config.mask_inconsistent:
-            following = ids.roll(-1, 1), teacher_ids.gather(1, (partner + 1).clamp(max=teacher_ids.shape[1] - 1))
-            compared &= (node > 0) | gold_consistency(self.vocab_map, *following)
-        return aligned, partner.where(compared, -1), node
+            following = ids.roll(-1, 1), teacher_ids.gather(1, (places.partner + 1).clamp(max=teacher_ids.shape[1] - 1))
+            compared &= (places.node > 0) | (places.reached >= 0) | gold_consistency(self.vocab_map, *following)
+        found = dict(aligned=aligned, partner=places.partner.where(compared, -1), node=places.node, reached=places.reached)
+        if self.vocab_map.crossings is None or 'teacher_said' in batch: return found
+        return dict(found, **self.vocab_map.crossings.look_up(places, self.vocab_map.inside.n_nodes, ids, teacher_ids, compared))
 
     def count_units(self,
         batch: dict,           # a collated batch
@@ -223,7 +225,7 @@ class StudentAwareDistillationFramework(nn.Module):
             everywhere = torch.where(mask.bool(), torch.arange(ids.shape[1], device=ids.device), -1)
             everywhere[:, -1] = -1  # nothing follows the last token
             batch.update(teacher_input_ids=ids, teacher_attention_mask=mask, student_positions=everywhere, teacher_positions=everywhere)
-        return dict(batch, **dict(zip(('aligned', 'partner', 'node'), self.partners(batch))))
+        return dict(batch, **self.partners(batch))
 
     @torch.no_grad()
     def read_teacher(self,
@@ -312,21 +314,34 @@ class StudentAwareDistillationFramework(nn.Module):
         hears: Listener|None = None,
     ) -> Teaching:
         "What the student's distributions are compared with: a teacher that has read the batch, or what one said before."
-        where = batch['partner'], batch['node']
-        if batch.get('teacher_said') is not None: return Reading(self.vocab_map, self.columns, self.answers(batch), where[1], self.config.asks_ends)
-        heard = self.teacher_head(), signals.teacher_states, *where
-        if self.pull is None: return Comparing(against_teacher(self.compare, *heard, hears))
-        return Listening(self.pull, self.columns, *heard, self.followers, self.config.asks_ends, hears)
+        if batch.get('teacher_said') is not None: return Reading(self.vocab_map, self.columns, self.answers(batch), batch['node'], self.came(batch), self.config.asks_ends)
+        compare = self.naive_comparison(signals, batch, hears if self.pull is None else None)
+        if self.pull is None: return Comparing(compare)
+        heard = self.teacher_head(), signals.teacher_states, batch['partner'], batch['node']
+        return Listening(self.pull, self.columns, *heard, self.followers, self.config.asks_ends, self.apart(batch), compare, hears)
 
     def naive_comparison(self, signals, batch, hears=None):
         "The same as a function of log-probabilities, whose gradient autograd finds."
-        if batch.get('teacher_said') is None: return against_teacher(self.compare, self.teacher_head(), signals.teacher_states, batch['partner'], batch['node'], hears)
-        answers, node = self.answers(batch), batch['node']
-        return lambda log_probs, row, at: self.compare_cached(log_probs, answers[row, at], node[row, at])
+        if batch.get('teacher_said') is None:
+            vocab_map, crossed = self.vocab_map.with_nodes(batch), None
+            if 'more' in batch: crossed = Crossed(vocab_map.inside, *(batch[name] for name in ('reached', 'ending', 'input_ids', 'teacher_input_ids')))
+            return against_teacher(self.compare(vocab_map), self.teacher_head(), signals.teacher_states, batch['partner'], batch['node'], crossed, hears)
+        answers, node, came = self.answers(batch), batch['node'], self.came(batch)
+        return lambda log_probs, row, at: self.compare_cached(log_probs, answers[row, at], node[row, at], came[row, at])
 
     def answers(self, batch):
         "What was written down about each of the student's positions."
-        return cached_answers(batch['teacher_said'], batch['teacher_inside'] if self.vocab_map.inside else None, batch['partner'], batch['node'])
+        parts = (batch.get(f'teacher_{name}') if self.vocab_map.inside else None for name in ('inside', 'crossing'))
+        return cached_answers(batch['teacher_said'], *parts, batch['partner'], batch['node'], batch['reached'] >= 0)
+
+    def came(self, batch):
+        "The tokens that cross, each at the position that predicts it; elsewhere -1."
+        return F.pad(batch['input_ids'][:, 1:], (0, 1)).where(batch['reached'] >= 0, -1)
+
+    def apart(self, batch):
+        "Positions with a token that crosses, or at a node that only this text needs."
+        if 'more' not in batch: return torch.zeros_like(batch['node'], dtype=torch.bool)
+        return (batch['node'].abs() >= self.vocab_map.inside.n_nodes) | (batch['reached'] >= 0) & self.config.asks_ends
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from .progress import Progress, say
 from .terms import build_map
 from .templates import ChatSide, TemplateError, control_texts, template_of
 from .vocab import same_tokenizer
-from .windows import ConversationMaker, WindowMaker, alignment_summary, control_ids, inconsistent_tokens, inside_share, pair_enough
+from .windows import ConversationMaker, WindowMaker, alignment_summary, control_ids, crossing_share, inconsistent_tokens, inside_share, pair_enough
 
 # %% ../nbs/24_prepare.ipynb #9effaae1
 class RunError(ValueError):
@@ -166,6 +166,7 @@ def pick_method(
 ) -> tuple:             # (kd_method, why)
     "The vocabulary map for this text, with the reason."
     if 'identity' in consistency: return 'identity', 'both models have the same tokenizer'
+    if 'token_level' in consistency: return 'token_level', "it keeps apart all tokens that the teacher's reading of the text tells apart"
     best = max(('combined', 'first_token', 'common_prefix'), key=consistency.get)  # of equals, the first
     return best, f'it puts {consistency[best]:.1%} of the true next tokens together'
 
@@ -266,12 +267,13 @@ def choose_map(
     pair = [tokenizers[side] for side in PAIR]
     def map_of(method, inside=False): return build_map(method, *pair, *(configs[side].vocab_size for side in PAIR), inside, ends)
     if config.kd_method != 'auto': methods = [config.kd_method]
-    else: methods = ['identity'] if same_tokenizer(*pair) else ['first_token', 'common_prefix', 'combined']
+    else: methods = ['identity'] if same_tokenizer(*pair) else [*['token_level'] * config.asks_ends, 'first_token', 'common_prefix', 'combined']
     maps = {method: map_of(method) for method in methods}
     summary = alignment_summary(rows, maps)
     method, why = pick_method(summary['gold_consistency']) if config.kd_method == 'auto' else (config.kd_method, 'asked for')
     vocab_map = map_of(method, config.inside_tokens)
     summary['inside_tokens'] = inside_share(rows, vocab_map)
+    if config.asks_ends: summary['crossing_tokens'] = crossing_share(rows, vocab_map)
     summary['inconsistent'] = inconsistent_tokens(rows, maps[method], *pair)
     return dict(vocab_map=vocab_map, method=method, why=why, summary=summary)
 
@@ -333,6 +335,8 @@ def about_text(
     inside = summary.get('inside_tokens')
     says = [f"the two models can be compared at {summary['coverage']:.1%} of the student's tokens, where both tokenizers have a boundary"
             + (f", and inside the teacher's tokens at {inside:.1%} more" if inside else '') + f"; vocabularies are compared by {method}: {text['why']}"]
+    if crossing := summary.get('crossing_tokens'):
+        return [*says, f"{crossing:.1%} of the student's tokens run past the end of one of the teacher's: their probability is the product of what the teacher read there"]
     share = summary['gold_consistency'].get(method, summary['gold_consistency'].get(text['vocab_map'].name))
     worst = ', '.join(f"{shown_token(pair, 'student')} where the teacher has {shown_token(pair, 'teacher')} ({pair['times']} times)" for pair in summary['inconsistent'][:3])
     if share is not None and share < enough:

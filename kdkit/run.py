@@ -133,7 +133,7 @@ def cache_teacher(
     opens = opening_tokens(framework.teacher_tokenizer, framework.teacher_model.get_output_embeddings().weight.shape[0])
     with Progress('asking the teacher', len(text['train']), 'windows') as line:
         write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples, config.batch_size, pad,
-                    framework.vocab_map.inside, opens, progress=line.to)
+                    framework.vocab_map, opens, progress=line.to)
     cache = TeacherCache(config.teacher_cache)
     return dict(rows=len(text['train']), positions=cache.positions, bytes_per_position=cache.bytes_per_position,
                 seconds=round(time.time() - started, 1), score=score)
@@ -148,7 +148,7 @@ def open_cache(
     cache = TeacherCache(config.teacher_cache)
     inside = text['vocab_map'].inside
     cache.check(text['train'], config.teacher_model, inside, text['held_out'])
-    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', 'teacher_tokens', *['teacher_inside'] * (inside is not None)))
+    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', 'teacher_tokens', *['teacher_inside', 'teacher_crossing'] * (inside is not None)))
     cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher')))
     return cache
 

@@ -20,12 +20,13 @@ from torch.utils.checkpoint import checkpoint
 
 from .align import token_bytes
 from .config import KD_MAPS
+from .crossings import Chain, Crossed, crossing_kl, find_crossings
 from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, known_kl, projected_kl, span_likelihood, uld, widen
 from .capture import span_attention
 from .projectors import (AttentionTransferModule, ContrastiveDistillationLoss, FeatureProjector, LayerwiseDistillationLoss,
                               pool_segments)
-from .vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, identity_map, ids_by_bytes, same_tokenizer,
-                         teacher_spellings)
+from .vocab import (VocabMap, combined_map, common_prefix_map, continuations, entries_of, first_token_map, identity_map, ids_by_bytes,
+                         same_tokenizer, teacher_spellings, token_level_map)
 
 # %% ../nbs/17_terms.ipynb #8d289141
 def at_positions(
@@ -62,8 +63,8 @@ def comparison(
     skew: float = 0.1,                 # of skewed_kl
     temperature: float = 1.0,          # divides both models' logits
     soft_ends: bool = False,           # whether the teacher's token ends is what the teacher says, not what the text did; for the forward KL of classes
-) -> Callable:                         # (student_logits [n, V_s], teacher_logits [n, V_t], node [n], earlier) -> [n] nats
-    "How logits are compared; node is that of `Continuations.find`, and earlier() are the teacher's logits one position before, where it is below 0."
+) -> Callable:                         # (student_logits [n, V_s], teacher_logits [n, V_t], node [n], earlier, chain) -> [n] nats
+    "How logits are compared; node is that of `Continuations.find`, earlier() are the teacher's logits one position before, where it is below 0, and chain is a `Chain` or left out."
     if method == 'uld': return at_temperature(lambda s, t, *where: uld(s, t), temperature)
     if method in ('hybrid', 'p_kl'):
         measure = dict(hybrid=hybrid_matching, p_kl=projected_kl)[method]
@@ -71,12 +72,16 @@ def comparison(
     measure = divergence(divergence_name, beta, skew)
     if method == 'projector': return at_temperature(lambda s, t, *where: measure(s, t), temperature)  # both sides speak the student's vocabulary already
     on_device = lru_cache(vocab_map.to)
-    def through_classes(student_logits, teacher_logits, node, earlier):
+    def through_classes(student_logits, teacher_logits, node, earlier, chain=None):
         classes = on_device(student_logits.device)
         return measure(classes.student_log_probs(student_logits), classes.teacher_log_probs(teacher_logits, node))
-    def also_ends(student_logits, teacher_logits, node, earlier):
+    def also_ends(student_logits, teacher_logits, node, earlier, chain=None):
         classes = on_device(student_logits.device)
-        return known_kl(classes.student_log_probs(student_logits), *classes.teacher_knows(teacher_logits, node, earlier))
+        student = classes.student_log_probs(student_logits)
+        nats = known_kl(student, *classes.teacher_knows(teacher_logits, node, earlier))
+        if chain is None or not len(chain.rows): return nats
+        own = widen(student_logits[chain.rows]).log_softmax(-1).gather(1, chain.came[:, None])[:, 0]
+        return nats.index_copy(0, chain.rows, crossing_kl(classes, student, own, teacher_logits, node, earlier, chain).to(nats))
     return also_ends if soft_ends and vocab_map.inside is not None else at_temperature(through_classes, temperature)
 
 # %% ../nbs/17_terms.ipynb #c41b90fe
@@ -86,52 +91,80 @@ def against_teacher(
     teacher_states: Tensor, # [batch, T, H_t]
     partner: Tensor,        # [batch, S], the teacher's position to compare each position with
     node: Tensor,           # [batch, S], of `Continuations.find`
+    crossed: Crossed|None = None,  # for the tokens that cross; None: they count as what begins them
     hears: Callable|None = None, # (positions [m] in the flat batch, logits [m, V_t]) of all that the teacher is asked
 ) -> Callable:              # (student_log_probs [n, V_s], row [n], at [n]) -> [n] nats
     "Compare with a teacher that has read the batch; none of its positions goes through its head twice."
     @torch.no_grad()
     def says(spots): return teacher_head(teacher_states.flatten(0, 1)[spots])
     def nats(student_log_probs, row, at):
-        where, spots = node[row, at], row * teacher_states.shape[1] + partner[row, at]
-        unique, which = torch.cat([spots, spots[where < 0] - 1]).unique(return_inverse=True)
-        logits = says(unique)
+        width, where = teacher_states.shape[1], node[row, at]
+        spots = row * width + partner[row, at]
+        asked = [spots, spots[where < 0] - 1]
+        if crossed is not None:
+            some = (crossed.reached[row, at] >= 0).nonzero()[:, 0]
+            last = row[some] * width + crossed.reached[row[some], at[some]]
+            beyond = last > spots[some]
+            start = F.pad((last - spots[some] - 1).clamp_min(0).cumsum(0), (1, 0))
+            of, step = entries_of(start, torch.arange(len(some), device=row.device))
+            between = spots[some][of] + 1 + step - start[of]
+            asked += [between, last[beyond]]
+        unique, which = torch.cat(asked).unique(return_inverse=True)
+        logits, parts = says(unique), which.split([len(part) for part in asked])
+        chain = []
         if hears: hears(unique, logits)
-        return compare(student_log_probs, logits[which[:len(at)]], where, lambda: logits[which[len(at):]])
+        if crossed is not None and len(some):
+            passed = widen(logits[parts[2]])
+            passed = passed.gather(1, crossed.teacher_ids.flatten()[between + 1][:, None])[:, 0] - passed.logsumexp(-1)
+            rest = crossed.tree.log_mass(logits[parts[3]], crossed.ending[row[some], at[some]][beyond])
+            rest = torch.zeros(len(some), dtype=rest.dtype, device=rest.device).masked_scatter(beyond, rest)
+            chain = [Chain(some, crossed.ids[row[some], at[some] + 1], crossed.teacher_ids.flatten()[spots[some] + 1], rest.index_add(0, of, passed))]
+        return compare(student_log_probs, logits[parts[0]], where, lambda: logits[parts[1]], *chain)
     return nats
 
 # %% ../nbs/17_terms.ipynb #5e2d07ab
 def cached_answers(
     said: Tensor,         # [batch, T, 2 k], ids and, after them, log-probabilities
     inside: Tensor|None,  # [batch, I, 2 k + 1], the same of student tokens, and the log-odds that the teacher's token goes on; in order, where node is not 0
+    crossing: Tensor|None,# [batch, C, 2 k], the same where a token crosses, of the student's tokens; in order
     partner: Tensor,      # [batch, S]
     node: Tensor,         # [batch, S]
-) -> Tensor:              # [batch, S, 2 k or 4 k + 1]
+    crosses: Tensor,      # [batch, S] bool
+) -> Tensor:              # [batch, S, 2 k or 6 k + 1]
     "What was written down about each of the student's positions."
+    def in_order(values, there): return at_positions(F.pad(values, (0, 0, 0, 1)), (there.cumsum(1) - 1).where(there, -1))
     if inside is None: return at_positions(said, partner)
-    order = (node != 0).cumsum(1) - 1
-    return torch.cat([at_positions(said, partner), at_positions(F.pad(inside, (0, 0, 0, 1)), order.where(node != 0, -1))], -1)
+    return torch.cat([at_positions(said, partner), in_order(inside, node != 0), in_order(crossing, crosses)], -1)
 
 # %% ../nbs/17_terms.ipynb #70c452f8
 def cached_comparison(
     vocab_map: VocabMap,
     soft_ends: bool = False,  # as in `comparison`
-) -> Callable:  # (student_log_probs [n, V_s], answers [n, 2 k or 4 k + 1], node [n]) -> [n] nats
+) -> Callable:  # (student_log_probs [n, V_s], answers [n, 2 k or 6 k + 1], node [n], came [n], -1 where no token crosses) -> [n] nats
     "How a student is compared with a teacher that was written down."
     on_device = lru_cache(vocab_map.to)
-    def compare(student_log_probs, answers, node):
+    def crossing(classes, log_probs, rows, came, ids, said):
+        own, mine, kept = log_probs[rows, came], classes.student_class(came)[:, None], classes.student_class(ids.long())
+        single, student = ids == came[:, None], classes.some_student_log_probs(log_probs, rows, kept)
+        others = student + torch.log1p(-(own[:, None] - student).exp().clamp(max=1 - 1e-6))  # of its class
+        student = own[:, None].where(single, others.where(kept == mine, student))
+        return kept_kl(student, kept.masked_fill(single, classes.n_classes), said)
+    def compare(student_log_probs, answers, node, came=None):
         classes = on_device(student_log_probs.device)
         def measure(rows, kept, log_probs): return kept_kl(classes.some_student_log_probs(student_log_probs, rows, kept), kept, log_probs)
         rows = torch.arange(len(node), device=node.device)
-        k = answers.shape[1] // (2 if classes.inside is None else 4)
+        k = answers.shape[1] // (2 if classes.inside is None else 6)
         kept, said = classes.teacher_kept(answers[:, :k].long(), answers[:, k:2 * k])
         if classes.inside is None: return measure(rows, kept, said)
-        there, follows, odds = answers[:, 2 * k:].split([k, k, 1], -1)
+        there, follows, odds = answers[:, 2 * k:4 * k + 1].split([k, k, 1], -1)
         there, within = classes.student_class(there.long()), (node > 0)[:, None]
         if soft_ends: follows, ends = follows + F.logsigmoid(odds), said + F.logsigmoid(-odds)
         compared = measure(rows, there.where(within, kept), follows.where(within, said))
-        ended = (node < 0).nonzero()[:, 0]
-        if not soft_ends or not len(ended): return compared
-        return compared.index_copy(0, ended, measure(ended, *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
+        if not soft_ends: return compared
+        ended, crosses = (some.nonzero()[:, 0] for some in (node < 0, came >= 0))
+        if len(ended): compared = compared.index_copy(0, ended, measure(ended, *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
+        if not len(crosses): return compared
+        return compared.index_copy(0, crosses, crossing(classes, student_log_probs, crosses, came[crosses], *answers[crosses, 4 * k + 1:].split(k, -1)))
     return compare
 
 # %% ../nbs/17_terms.ipynb #97ce4f71
@@ -147,16 +180,21 @@ def build_map(
     "The vocabulary map of a method; for methods without one, the safest, which retention is then measured on."
     if ends is None: ends = [(student_tokenizer.eos_token_id, teacher_tokenizer.eos_token_id)]
     ends = [(mine, theirs) for mine, theirs in ends if mine is not None and theirs is not None and mine < student_vocab_size and theirs < teacher_vocab_size]
+    sides = student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size
+    make = dict(first_token=first_token_map, common_prefix=common_prefix_map, combined=combined_map, token_level=token_level_map)
     same = same_tokenizer(student_tokenizer, teacher_tokenizer)
     if method == 'identity' and not same:
         raise ValueError("kd_method is 'identity', but the two tokenizers differ: their ids mean other text. Use 'auto'.")
-    if same and method not in ('first_token', 'common_prefix', 'combined'):
+    if same and method not in make:
         foreign = [i for i, piece in enumerate(token_bytes(teacher_tokenizer, min(len(teacher_tokenizer), teacher_vocab_size)))
                    if piece is None and teacher_tokenizer.convert_ids_to_tokens(i) != student_tokenizer.convert_ids_to_tokens(i)]
         return identity_map(student_vocab_size, teacher_vocab_size, ends, foreign)
-    make, sides = dict(first_token=first_token_map, common_prefix=common_prefix_map), (student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size)
     vocab_map = make.get(method, combined_map)(*sides, ends)
-    return replace(vocab_map, inside=continuations(teacher_spellings(*sides), student_vocab_size)) if inside and method in ('auto', *KD_MAPS) else vocab_map
+    if not inside or method not in ('auto', *KD_MAPS): return vocab_map
+    written = teacher_spellings(*sides)
+    first = torch.tensor([ids[0] if ids else student_vocab_size for ids in written])
+    for mine, theirs in ends: first[theirs] = mine
+    return replace(vocab_map, inside=continuations(written, student_vocab_size), first=first, crossings=find_crossings(*sides, first))
 
 # %% ../nbs/17_terms.ipynb #1a145650
 def shared_tokens(

@@ -6,7 +6,7 @@
 __all__ = ['whole_bytes', 'control_ids', 'one_stream', 'cut_greedily', 'too_short', 'cut_windows', 'list_column', 'pair_batch',
            'cut_conversation', 'whole_readings', 'share_windows', 'pair_conversations', 'WindowMaker',
            'ConversationMaker', 'mean_bytes', 'pair_dataset', 'pair_enough', 'counting', 'in_spans', 'PairCollator',
-           'learnt_pairs', 'next_pairs', 'alignment_summary', 'inside_share', 'inconsistent_tokens']
+           'learnt_pairs', 'next_pairs', 'alignment_summary', 'inside_share', 'crossing_share', 'inconsistent_tokens']
 
 # %% ../nbs/20_windows.ipynb #723439c7
 import hashlib
@@ -428,7 +428,7 @@ class PairCollator:
             batch['teacher_labels'][:, 0] = -100
             batch['teacher_n_bytes'] = torch.tensor([row['teacher_n_bytes'] for row in rows])
         batch['labels'][:, 0] = -100
-        for name in {'teacher_said', 'teacher_inside', 'teacher_tokens'} & rows[0].keys(): batch[name] = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row[name]) for row in rows], batch_first=True)
+        for name in {'teacher_said', 'teacher_inside', 'teacher_crossing', 'teacher_tokens'} & rows[0].keys(): batch[name] = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row[name]) for row in rows], batch_first=True)
         return batch | {'n_bytes': torch.tensor([row['n_bytes'] for row in rows])}
 
     def pad(self, rows, fill, multiple):
@@ -480,9 +480,20 @@ def inside_share(
     "Share of the student's tokens that are foretold from inside one of the teacher's."
     if not vocab_map.inside: return 0.
     batch = PairCollator()([row for row in paired.select(range(min(rows, len(paired))))])
-    _, node = vocab_map.inside.find(*(batch[name] for name in ('input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions')))
+    places = vocab_map.places(batch)
     learnt = batch['labels'][:, 1:] != -100
-    return ((node[:, :-1] > 0) & learnt).sum().item() / max(learnt.sum().item(), 1)
+    return ((places.node[:, :-1] > 0) & learnt).sum().item() / max(learnt.sum().item(), 1)
+
+def crossing_share(
+    paired: Dataset,       # from `pair_dataset`
+    vocab_map: VocabMap,
+    rows: int = 512,       # at most so many
+) -> float:
+    "Share of the student's tokens that run past a token of the teacher's, or stand otherwise than in that token alone."
+    if not vocab_map.crossings: return 0.
+    batch = PairCollator()([row for row in paired.select(range(min(rows, len(paired))))])
+    learnt = batch['labels'][:, 1:] != -100
+    return ((vocab_map.places(batch).reached[:, :-1] >= 0) & learnt).sum().item() / max(learnt.sum().item(), 1)
 
 # %% ../nbs/20_windows.ipynb #71eb76d9
 def inconsistent_tokens(
