@@ -18,7 +18,7 @@ TABLE = (  # module, line as it is, line as it is made, tests that may notice
     ('run', "('student_after', 'control', 'teacher')}", "('student_after', 'student_before', 'teacher')}", 'faults/test_faults.py -k missing'),
     ('framework', 'if self.config.mask_inconsistent:', 'if False:', 'test_guards.py'),
     ('cache', "if Path(teacher).name != Path(self.about['name']).name:", 'if False:', 'test_guards.py'),
-    ('models', 'return cap * torch.tanh(logits / cap) if cap else logits', 'return logits', 'test_guards.py'),
+    ('fused', 'return self.cap * torch.tanh(logits / self.cap) if self.cap else logits', 'return logits', 'test_guards.py'),
     ('evaluation', 'if end_id is not None: labels = labels.masked_fill(labels == end_id, -100)', 'pass', 'test_guards.py'),
     ('signs', 'full <= .9 else', 'full >= .9 else', 'test_guards.py'),
     ('losses', 'return log_probs.masked_fill(', 'return log_probs if True else log_probs.masked_fill(', 'test_edges.py'),
