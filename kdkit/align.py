@@ -6,7 +6,7 @@
 __all__ = ['byte_alphabet', 'spelling', 'look_of', 'remembered', 'backend_json', 'tokenizer_digest', 'tokenizer_kind',
            'token_bytes', 'all_token_bytes', 'plain_backend', 'exact_ends', 'combines', 'split_clusters',
            'text_normalizer', 'independent_pieces', 'normalized_ends', 'located_ends', 'stretch_ends', 'broken_ends',
-           'encode_bytes', 'shared_boundaries', 'plot_alignment']
+           'end_places', 'encode_bytes', 'shared_boundaries', 'plot_alignment']
 
 # %% ../nbs/10_align.ipynb #7b97c4a8
 import hashlib
@@ -278,6 +278,20 @@ def broken_ends(
         ends[some] = np.where(found < 0, -1, found + at[first])
     return ends
 
+# %% ../nbs/10_align.ipynb #817441a0
+def end_places(
+    pieces: list,        # bytes of each token, None for a control token
+    text: str,           # the original
+    normalizer,          # () -> what the tokenizer does to characters, asked only where it matters
+    offsets=lambda: None,# () -> (first, last + 1) character of each token, the last resort
+):                       # int64 ends, -1 for what was rewritten or lost; None where nothing explains the tokens
+    "The byte at which every token ends."
+    ends = None
+    if None not in pieces: ends = exact_ends(b''.join(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces)), text.encode())
+    if ends is None: ends = stretch_ends(pieces, text, normalizer())
+    if ends is None and (where := offsets()) is not None: ends = broken_ends(pieces, where, text, normalizer())
+    return ends
+
 # %% ../nbs/10_align.ipynb #4cb2c34a
 def encode_bytes(
     tokenizer,    # fast
@@ -285,18 +299,11 @@ def encode_bytes(
     table: list,  # its `token_bytes`
 ) -> list:        # a pair (ids int64, ends int64) for each text
     "Tokenize raw text as text, and say at which byte of it every token ends (-1: inside something that was rewritten or lost)."
-    result, normalize = [], None
+    result, normalizer = [], lru_cache(lambda: text_normalizer(tokenizer))
     with plain_backend(tokenizer) as backend:
         for text, encoding in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False)):
-            ids, raw = np.array(encoding.ids, dtype=np.int64), text.encode()
-            pieces = [table[i] for i in encoding.ids]
-            ends = None
-            if None not in pieces: ends = exact_ends(b''.join(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces)), raw)
-            if ends is None:
-                normalize = normalize or text_normalizer(tokenizer)
-                ends = stretch_ends(pieces, text, normalize)
-            if ends is None: ends = broken_ends(pieces, backend.encode(text, add_special_tokens=False).offsets, text, normalize)
-            result.append((ids, ends))
+            ends = end_places([table[i] for i in encoding.ids], text, normalizer, lambda: backend.encode(text, add_special_tokens=False).offsets)
+            result.append((np.array(encoding.ids, dtype=np.int64), ends))
     return result
 
 # %% ../nbs/10_align.ipynb #03089257

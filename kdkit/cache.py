@@ -128,7 +128,7 @@ def ask_teacher(
             def expect(_, logits, node, earlier, chain): return expected_tokens(vocab_map, logits, node, earlier, chain.came, chain.begun, chain.rest)[0]
             ask = against_teacher(expect, output_head(teacher), states, places.partner, node, Crossed(tree, places.reached, found['ending'], *sides))
             for row, at in zip(*(part.split(chunk) for part in crosses.nonzero(as_tuple=True))):
-                crossing.append(keep_some(ask(None, row, at).log(), generator=chance, **how))
+                if len(row): crossing.append(keep_some(ask(None, row, at).log(), generator=chance, **how))  # a batch may have none
     none = [part[:0] for part in said[0][:2]]
     within, crossing = within or [[*none, said[0][2][:0, :1]]], crossing or [none]
     names = (*PARTS['teacher_said'], *PARTS['teacher_tokens'], *PARTS['teacher_inside'], *PARTS['teacher_crossing'])

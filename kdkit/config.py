@@ -16,6 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import get_args
 
+from .conversations import CHAT_FORMS
+
 # %% ../nbs/13_config.ipynb #03b0a62f
 RECIPES = {
     'default': dict(lm=None, kd=None, unaligned=None, feature=0., attention=0., layerwise=0., contrastive=0.),
@@ -88,6 +90,11 @@ class DistillConfig:
     revision: str|None = option(None, 'branch, tag or commit of the dataset on the hub')
     text_column: str|None = option(None, 'column that holds the text, where it has none of the usual names')
     documents_by: str = option('auto', 'what a document of a text file is: ' + ', '.join(DOCUMENT_FORMS))
+    format: str = option('auto', 'what the rows are: text, or conversations as ' + ', '.join(CHAT_FORMS) + ' (auto: as the columns say)')
+    train_on: str = option('answers', 'of conversations: answers, with the end of their turns, or all')
+    chat_template: str|None = option(None, "file with the student's chat template in Jinja (unset: its own; ChatML where it has none)")
+    teacher_system_prompt: str|None = option(None, 'what the teacher is told before each conversation, and the student is not')
+    long_conversations: str = option('cut', 'conversations that are longer than a window: cut (between turns) or leave_out')
     max_documents: int|None = option(None, 'documents to read at most')
     eval_fraction: float = option(0.02, 'share of the documents that is held out where there is no other text to measure on')
     streaming: bool = option(False, 'read documents while they arrive, only as many as max_steps need')
@@ -192,6 +199,9 @@ class DistillConfig:
         demand('teacher_max_length', lambda x: x is None or x >= 2, '2 or more')
         for name in ('warmup_steps', 'early_stopping_warmup', 'min_delta', 'cache_samples'): demand(name, lambda x: x is None or x >= 0, '0 or more')
         demand('documents_by', lambda x: x in DOCUMENT_FORMS, 'one of ' + ', '.join(DOCUMENT_FORMS))
+        demand('format', lambda x: x in ('auto', 'text', *CHAT_FORMS), 'one of ' + ', '.join(('auto', 'text', *CHAT_FORMS)))
+        demand('train_on', lambda x: x in ('answers', 'all'), 'answers or all')
+        demand('long_conversations', lambda x: x in ('cut', 'leave_out'), 'cut or leave_out')
         for name in ('max_documents', 'num_proc'): demand(name, lambda x: x is None or x >= 1, '1 or more')
         if self.streaming and self.max_steps < 1: raise ConfigError("streaming reads as much as max_steps need, and max_steps is not given: how long a stream is, nobody knows.")
         for name in ('eval_steps', 'total_steps'): demand(name, lambda x: x is None or x >= 1, '1 or more')

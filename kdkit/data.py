@@ -9,7 +9,9 @@ __all__ = ['Name', 'looks_local', 'read_name', 'split_and_slice', 'are_lines', '
 
 # %% ../nbs/21_data.ipynb #d1a0c3e7
 import hashlib
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -179,6 +181,7 @@ def hub_rows(
     cache_dir: str|None,
     revision: str|None = None,
     streaming: bool = False,
+    format: str = 'auto',    # as of `text_only`
 ) -> tuple:                  # (Dataset or IterableDataset with column text, what to say of it)
     "The rows of a dataset on the hub or in its cache."
     what = f"dataset {str(name)!r}"
@@ -193,7 +196,7 @@ def hub_rows(
                 raise DataError(f"{what} has the configurations {', '.join(configs[:12])}{', …' * (len(configs) > 12)}: name one, as in {path}:{configs[0]}.") from error
             if isinstance(error, DataError) or hub_error(error, what, path, 'dataset', revision): raise
             with told(what): raise
-        rows, column = text_only(rows, text_column, what)
+        rows, column = text_only(rows, text_column, what, format)
     return rows, [*([] if path == name.path else [f'it is {path} now']), f'split {chosen}', f'column {column!r}']
 
 # %% ../nbs/21_data.ipynb #5808a5e4
@@ -221,10 +224,12 @@ class Corpus:
     name: str
     said: list                  # how it was read, in a few words each
     begins: str                 # the first document
+    chat: bool = False          # documents are conversations, each as JSON
 
     def __str__(self):
-        size = f'{len(self.text):,} documents' if isinstance(self.text, Dataset) else 'documents as they arrive'
-        begins = ' '.join(self.begins.split())
+        kind = 'conversations' if self.chat else 'documents'
+        size = f'{len(self.text):,} {kind}' if isinstance(self.text, Dataset) else f'{kind} as they arrive'
+        begins = ' '.join((json.loads(self.begins)['messages'][0]['content'] if self.chat else self.begins).split())
         return f"{self.name}: {size} ({'; '.join(self.said)}); it begins {begins[:60]!r}{'…' * (len(begins) > 60)}"
 
 # %% ../nbs/21_data.ipynb #d1a0c3f4
@@ -281,6 +286,7 @@ def read_corpus(
     documents_by: str = 'auto',     # what a document of a text file is: auto, file, paragraph or line
     streaming: bool = False,        # read documents while they arrive
     seed: int = 0,                  # of the order in which a stream reads its files
+    format: str = 'auto',           # text, or the form of conversations, one of CHAT_FORMS; auto: as the columns say
 ) -> Corpus:
     "A corpus, one document a row, and what is to be said of it; DataError, in one sentence, where it cannot be read."
     name = read_name(spec)
@@ -291,26 +297,30 @@ def read_corpus(
                             "max_documents, or read it without streaming.")
         max_documents, part = min(int(first[1]), max_documents or int(first[1])), ''
     with quiet():
-        if name.local: rows, said = local_rows(name.local, word + part, text_column, cache_dir, documents_by, streaming)
-        else: rows, said = hub_rows(name, word, part, text_column, cache_dir, revision, streaming)
+        if name.local: rows, said = local_rows(name.local, word + part, text_column, cache_dir, documents_by, streaming, format)
+        else: rows, said = hub_rows(name, word, part, text_column, cache_dir, revision, streaming, format)
+        chat = 'wrong' in (rows.column_names or ())
         with told(spec): head = [row['text'] for row in first_rows(rows, 1000)]
         lines = are_lines(head)
         if lines: said.append('its rows are lines, joined to documents')
         if streaming:
             files = data_files(name.local, cache_dir)[0] if name.local and name.local.is_dir() else [name.local] * bool(name.local)
             files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]  # written anew, they are another stream
-            key = str(name), files, word, text_column, revision, documents_by, seed, max_documents
+            key = str(name), files, word, text_column, revision, documents_by, seed, max_documents, *[format] * (format != 'auto')
             stream = TextStream(rows, key, seed, max_documents, lines)
             with told(spec): first = next((block for block, _ in replace(stream, block_bytes=1).blocks() if len(block)), None)
             if first is None: raise DataError(f"{spec} holds no text: every row is empty.")
-            return Corpus(stream, str(name), said, first[0]['text'])
+            return Corpus(stream, str(name), said, first[0]['text'], chat)
         with told(spec):
             if lines: rows = rows.with_format('arrow').map(join_lines, batched=True, batch_size=None).with_format(None)
             full = rows.filter(has_text, batched=True)
-    if not len(full): raise DataError(f"{spec} holds no text: every row is empty.")
-    if len(full) < len(rows): said.append(f'{len(rows) - len(full):,} empty ones left out')
+            wrong = Counter(why for why in rows['wrong'] if why) if chat else Counter()
+            if chat: full = full.select_columns(['text'])
+    reasons = ', '.join(f'{n:,} with {why}' for why, n in wrong.most_common(4))
+    if not len(full): raise DataError(f"{spec} holds no {f'conversation that can be used: {reasons}' if wrong else 'text: every row is empty'}.")
+    if len(full) < len(rows): said.append(f'{len(rows) - len(full):,} {f"left out: {reasons}" if wrong else "empty ones left out"}')
     if max_documents and max_documents < len(full): full = full.select(range(max_documents)); said.append(f'the first {max_documents:,}')
-    return Corpus(full, str(name), said, full[0]['text'])
+    return Corpus(full, str(name), said, full[0]['text'], chat)
 
 # %% ../nbs/21_data.ipynb #e818326e
 def load_text(

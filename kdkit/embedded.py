@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'SKIPPED_FOLDERS', 'NOT_LETTERS', 'DEMO_PACKAGES', 'package_folder', 'source_files', 'file_docstrings',
            'docstrings', 'is_held_out', 'is_prose', 'paragraphs', 'no_collector', 'docstring_corpus', 'take_bytes',
-           'demo_corpus', 'save_documents', 'embedded_teacher', 'embedded_student_tokenizer', 'embedded_student']
+           'demo_corpus', 'save_documents', 'docstring_conversations', 'embedded_teacher', 'embedded_student_tokenizer',
+           'embedded_student']
 
 # %% ../nbs/23_embedded.ipynb #a5f8aa34
 import ast
@@ -171,6 +172,18 @@ def save_documents(
     with open(path, 'w', encoding='utf-8') as file:
         for document in documents: file.write(json.dumps(document) + '\n')
     return str(path)
+
+# %% ../nbs/23_embedded.ipynb #7c603984
+def docstring_conversations(
+    documents: Iterable[dict],  # {id, text, ...}
+) -> list[dict]:                # {messages}
+    "A question and its answer for each document that begins with a paragraph of one or two sentences."
+    talks = []
+    for document in documents:
+        answer = ' '.join(document['text'].split('\n\n')[0].split())
+        if not 20 <= len(answer) <= 300 or answer[-1] != '.': continue
+        talks.append(dict(messages=[dict(role='user', content=f"What does {document['id'].split('.')[-1]} do?"), dict(role='assistant', content=answer)]))
+    return talks
 
 # %% ../nbs/23_embedded.ipynb #96e66054
 def embedded_teacher(

@@ -27,6 +27,7 @@ import pandas as pd
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 
 from .config import nearest
+from .conversations import CHAT_FORMS, LISTS, chat_form, write_conversations
 
 # %% ../nbs/19_files.ipynb #f1000006
 class DataError(ValueError):
@@ -224,7 +225,7 @@ def pick_text_column(
     if text_column: raise DataError(f"{found}: {text_column!r} is not one of them.{nearest(text_column, columns)}")
     if 'text' in strings: return 'text'
     if chat := next((shape for shape in conversations if {*shape} <= {*columns}), None):
-        raise DataError(f"{found}: {' and '.join(chat)} hold{'s' * (len(chat) == 1)} conversations, and kdkit reads plain text. Write each conversation as one text, into a column 'text'.")
+        raise DataError(f"{found}: {' and '.join(chat)} hold{'s' * (len(chat) == 1)} no conversations in a form that is read ({', '.join(CHAT_FORMS)}). Write each as a list of role and content, into a column 'messages', or name a text_column.")
     usual = next((column for column in text_names if column in strings), None)
     hint = f" Name it with text_column, for example {strings[0]!r}." if strings else ''
     if not usual: raise DataError(f"{found}, and none of {', '.join(text_names)} among them holds text: which one is it?{hint}")
@@ -282,11 +283,20 @@ def text_only(
     rows,                   # Dataset or IterableDataset
     text_column: str|None,
     name: str,              # of the data, for the message
+    format: str = 'auto',   # text, or the form of conversations, one of CHAT_FORMS; auto: as the columns say; prompts: the same, and questions are enough
 ) -> tuple:                 # (the same with one column text of large strings, name of that column before)
-    "The text of a table."
+    "The text of a table. Conversations are JSON, with a column beside it that says what is wrong with one."
     with told(name):
         head = list(first_rows(rows, 1000))
-        column = pick_text_column(head, rows.column_names or list(head[0] if head else ()), text_column, name)
+        columns = rows.column_names or list(head[0] if head else ())
+        chat = None if text_column or format == 'text' else chat_form(columns, head, format != 'prompts')
+        if format in CHAT_FORMS and chat != format:
+            raise DataError(f"{name} has the columns {', '.join(columns) or '(none)'}: they hold no conversations in the form {format!r}{f', but in the form {chat!r}' * bool(chat)}. Choose another format, or auto.")
+        if chat:
+            column = dict(prompt_completion='prompt', alpaca='instruction').get(chat) or next(column for column in LISTS if column in columns)
+            features = datasets.Features(text=datasets.Value('large_string'), wrong=datasets.Value('string'))
+            return rows.map(partial(write_conversations, form=chat, answered=format != 'prompts'), batched=True, remove_columns=columns, features=features), column
+        column = pick_text_column(head, columns, text_column, name)
         rows = rows.select_columns([column])
         if column != 'text': rows = rows.rename_column(column, 'text')
         return rows.cast(datasets.Features({'text': datasets.Value('large_string')})), column
@@ -368,12 +378,13 @@ def read_alike(
     form: str,               # what a document of a text file is: one of DOCUMENT_FORMS
     streaming: bool,
     name: str,               # of the data, for messages
+    format: str = 'auto',    # as of `text_only`
 ) -> tuple:                  # (Dataset or IterableDataset with column text, name of its column, how many files have which form)
     "The rows of some files."
     reader = reader_of(files[0])
     options = dict(reader_options(reader, files[0]), split='train', cache_dir=cache_dir, streaming=streaming)
     with told(name): rows = load_dataset(reader, data_files=[str(file) for file in files], **options)
-    rows, column = text_only(rows, None if reader == 'text' else text_column, name)
+    rows, column = text_only(rows, None if reader == 'text' else text_column, name, format)
     if reader != 'text': return rows, column, Counter()
     forms = Counter(form_of(read_head(file).decode(file_encoding(file), 'ignore')) if form == 'auto' else form for file in files)
     with told(name): return rows.map(partial(cut_batch, form=form), batched=True, batch_size=1), None, forms
@@ -394,10 +405,11 @@ def local_rows(
     cache_dir: str|None = None,
     documents_by: str = 'auto',  # what a document of a text file is: one of DOCUMENT_FORMS
     streaming: bool = False,
+    format: str = 'auto',        # as of `text_only`
 ) -> tuple:                      # (Dataset or IterableDataset with column text, what to say of it)
     "The rows of local files."
     word, part = re.fullmatch(r'([^\[]*)(.*)', split).groups()
-    if any((path / name).exists() for name in ('state.json', 'dataset_dict.json')): return saved_rows(path, word, part, text_column)
+    if any((path / name).exists() for name in ('state.json', 'dataset_dict.json')): return saved_rows(path, word, part, text_column, format)
     files, chosen, others = files_to_read(path, word, cache_dir)
     form = 'file' if documents_by == 'auto' and len(files) >= 20 else documents_by
     groups, tables, columns, forms = {}, [], set(), Counter()
@@ -405,8 +417,9 @@ def local_rows(
         alike = reader_of(file), json.dumps(reader_options(reader_of(file), file), sort_keys=True, default=str)
         groups.setdefault(alike, []).append(file)
     for group in groups.values():
-        rows, column, its_forms = read_alike(group, text_column, cache_dir, form, streaming, str(path))
+        rows, column, its_forms = read_alike(group, text_column, cache_dir, form, streaming, str(path), format)
         tables.append(rows), columns.update({column} - {None}), forms.update(its_forms)
+    if len({'wrong' in (table.column_names or ()) for table in tables}) > 1: raise DataError(f"{path} holds conversations and plain texts ({', '.join(file.name for file in files[:4])}): name one of the files, or put them into folders of their own.")
     with told(str(path)): rows = concatenate_datasets(tables) if len(tables) > 1 else tables[0]
     if part: rows = cut_slice(rows, part, str(path))
     return rows, about_files(path, files, chosen, others, columns, forms)
@@ -444,6 +457,7 @@ def saved_rows(
     word: str,   # of a split
     part: str,   # a slice of it
     text_column: str|None,
+    format: str = 'auto',  # as of `text_only`
 ) -> tuple:      # (Dataset with column text, what to say of it)
     "The rows of a dataset that was saved to disk."
     with told(str(path)): rows = load_from_disk(str(path))
@@ -453,6 +467,6 @@ def saved_rows(
         chosen = pick_split(names, word) or (names[0] if len(names) == 1 else None)
         if chosen is None: raise DataError(f"{path} has the splits {', '.join(names)}, not {word!r}: name one of them, as in {path.name}[{names[0]}].")
         rows, said = rows[chosen], [f'split {chosen}']
-    rows, column = text_only(rows, text_column, str(path))
+    rows, column = text_only(rows, text_column, str(path), format)
     if part: rows = cut_slice(rows, part, str(path))
     return rows, [*said, f'column {column!r}']

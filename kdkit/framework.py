@@ -87,7 +87,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.step = 0  # optimizer steps taken; the trainer counts
         self.listens = True  # also to a teacher without a share: its lead may come back; the trainer says when
         self.magnitudes = {}  # name -> 0-dim, moving average of a loss; the trainer observes
-        self._hold(teacher_model=teacher.eval().requires_grad_(False), vocab_map=vocab_map)
+        self._hold(teacher_model=teacher.eval().requires_grad_(False), vocab_map=vocab_map, chat=None)
         shared = shared_tokens(self.student_tokenizer, self.teacher_tokenizer)
         heads = student.get_output_embeddings().weight, teacher.get_output_embeddings().weight
         self._hold(logit_projector=None if isinstance(teacher, AbsentModel) else TeacherToStudentLogitProjector(*heads, *shared))
@@ -127,6 +127,16 @@ class StudentAwareDistillationFramework(nn.Module):
 
     @property
     def dtype(self): return next(self.student_model.parameters()).dtype
+
+    def converse(self,
+        chat: dict,  # side -> ChatSide, as its model reads conversations
+    ):
+        "Teach conversations: a turn's end is an end too, at which the student will stop, and its template is saved with it."
+        self._hold(chat=chat)
+        ends = lambda side, end: tuple(dict.fromkeys(index for index in (chat[side].end_id, end) if index is not None))
+        self.student_end_id, self.teacher_end_id = ends('student', self.student_end_id), ends('teacher', self.teacher_end_id)
+        self.student_tokenizer.chat_template = chat['student'].template
+        if getattr(self.student_model, 'generation_config', None) is not None: self.student_model.generation_config.eos_token_id = [*self.student_end_id]
 
     # -- weights -------------------------------------------------------------------------------------------------
 

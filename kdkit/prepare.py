@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAIR', 'RunError', 'read_sides', 'window_limits', 'read_texts', 'own_validation', 'head_of', 'text_to_measure',
-           'windows_needed', 'pair_stream', 'pick_method', 'choose_map', 'prepare_text', 'shown_token', 'about_text']
+           'windows_needed', 'pair_stream', 'pick_method', 'chat_sides', 'ends_of', 'about_conversations', 'example',
+           'typed_controls', 'prompts_of', 'choose_map', 'prepare_text', 'shown_token', 'about_text']
 
 # %% ../nbs/24_prepare.ipynb #8beeeed9
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -24,8 +26,9 @@ from .files import DataError, pick_split, quiet
 from .models import load_config, load_options, load_tokenizer, read_json
 from .progress import Progress, say
 from .terms import build_map
+from .templates import ChatSide, TemplateError, control_texts, template_of
 from .vocab import same_tokenizer
-from .windows import WindowMaker, alignment_summary, control_ids, crossing_share, inconsistent_tokens, inside_share, pair_enough
+from .windows import ConversationMaker, WindowMaker, alignment_summary, control_ids, crossing_share, inconsistent_tokens, inside_share, pair_enough
 
 # %% ../nbs/24_prepare.ipynb #9effaae1
 class RunError(ValueError):
@@ -73,17 +76,20 @@ def read_texts(
     config: DistillConfig,
 ) -> tuple:  # (Corpus to train on, Corpus to measure on, sentence about what was left out or nothing)
     "Both texts, with no document in common."
-    how = dict(text_column=config.text_column, cache_dir=config.cache_dir, documents_by=config.documents_by, streaming=config.streaming)
+    how = dict(text_column=config.text_column, cache_dir=config.cache_dir, documents_by=config.documents_by, streaming=config.streaming, format=config.format)
     train = read_corpus(config.dataset, config.split, revision=config.revision, max_documents=config.max_documents, seed=config.seed, **how)
     if config.eval_dataset or config.eval_split or own_validation(config):
         name = config.eval_dataset or read_name(config.dataset).whole
         held_out = read_corpus(name, config.eval_split or 'validation', revision=None if config.eval_dataset else config.revision, **how)
         held_out.text = head_of(held_out.text, config)
     elif config.streaming:
-        held_out = Corpus(head_of(replace(train.text, seed=0), config), train.name, ['its first documents'], train.begins)
+        held_out = Corpus(head_of(replace(train.text, seed=0), config), train.name, ['its first documents'], train.begins, train.chat)
     else:
         train.text, held_out = hold_out(train.text, config.eval_fraction, config.seed)
-        return train, Corpus(held_out, train.name, ['held out by document'], held_out[0]['text']), ''
+        return train, Corpus(held_out, train.name, [f"held out by {'conversation' if train.chat else 'document'}"], held_out[0]['text'], train.chat), ''
+    if train.chat != held_out.chat:
+        kind = lambda corpus: 'conversations' if corpus.chat else 'plain texts'
+        raise DataError(f"{train.name} holds {kind(train)} and {held_out.name} {kind(held_out)}: measure on what is trained on, or say with format what both are.")
     train.text, n = without(train.text, held_out.text)
     if isinstance(train.text, Dataset) and not len(train.text):
         raise DataError(f"every document of {train.name} is also in the text to measure on ({held_out.name}), and what is measured is not "
@@ -113,7 +119,7 @@ def text_to_measure(
 ) -> Corpus:
     "All of a dataset, for a run that only measures."
     return read_corpus(config.dataset, config.eval_split or 'validation', config.text_column, config.cache_dir, revision=config.revision,
-                       max_documents=config.max_documents, documents_by=config.documents_by)
+                       max_documents=config.max_documents, documents_by=config.documents_by, format=config.format)
 
 # %% ../nbs/24_prepare.ipynb #24a0000a
 def windows_needed(
@@ -164,16 +170,102 @@ def pick_method(
     best = max(('combined', 'first_token', 'common_prefix'), key=consistency.get)  # of equals, the first
     return best, f'it puts {consistency[best]:.1%} of the true next tokens together'
 
+# %% ../nbs/24_prepare.ipynb #e1ac738e
+def chat_sides(
+    config: DistillConfig,
+    configs: dict,     # of read_sides
+    tokenizers: dict,  # of read_sides
+) -> tuple:            # ({side: ChatSide}, sentence about the templates)
+    "How both models read conversations."
+    templates = {side: template_of(tokenizers[side], config.chat_template if side == 'student' else None) for side in PAIR}
+    if config.student_model == config.teacher_model: templates['teacher'] = templates['student']
+    sides = {}
+    for side, (template, whence) in templates.items():
+        try: sides[side] = ChatSide(tokenizers[side], template, config.teacher_system_prompt or '' if side == 'teacher' else '', configs[side].vocab_size)
+        except TemplateError as error: raise RunError(f"the {side}'s chat template ({whence}) refuses a plain question and its answer: {error}. Give another chat_template.") from error
+        if sides[side].end_id is None: raise RunError(f"the {side}'s chat template ({whence}) ends an answer with no control token of its tokenizer, so no model could tell that a turn is over: give a chat_template whose turns end with one of {', '.join([*sides[side].controls.values()][:8])}.")
+    names = {side: tokenizers[side].convert_ids_to_tokens(sides[side].end_id) for side in PAIR}
+    return sides, '; '.join(f"the {side} reads conversations in {templates[side][1]}, where {names[side]} ends a turn" for side in PAIR).replace('that of', 'the template').replace('its own', 'its own template')
+
+# %% ../nbs/24_prepare.ipynb #d4b5426e
+def ends_of(
+    configs: dict,        # of read_sides
+    tokenizers: dict,     # of read_sides
+    sides: dict|None,     # of chat_sides; None: plain text
+) -> list:                # of pairs (student id, teacher id), of documents before those of turns
+    "Control tokens that mean the same to both."
+    documents = tuple(control_ids(tokenizers[side], configs[side])[1] for side in PAIR)
+    return [documents, *([tuple(sides[side].end_id for side in PAIR)] if sides else [])]
+
+# %% ../nbs/24_prepare.ipynb #ae7995f6
+def about_conversations(
+    counts: dict,  # of ConversationMaker.counts
+    what: str,     # they are
+) -> list:         # of sentences
+    "What became of some conversations."
+    if not counts.get('conversations'):
+        reasons = '; '.join(f"{n:,} {why}" for why, n in Counter({why: n for why, n in counts.items() if why.startswith('left out')}).most_common(3))
+        raise DataError(f"none of the {what} can be used{f': {reasons}' * bool(reasons)}. A window must hold a whole exchange (max_length, teacher_max_length), and both templates must take the roles in their order.")
+    said = [f"{n:,} {why}" for why, n in sorted(counts.items()) if why.startswith(('left out', 'cut'))]
+    lost = {side: 1 - counts[f'{side} bytes'] / counts['bytes'] for side in PAIR if counts.get('bytes')}
+    said += [f"the {side}'s template drops {share:.1%} of what was said" for side, share in lost.items() if share >= 0.001]
+    return [f"{what}: {'; '.join(said)}"] if said else []
+
+# %% ../nbs/24_prepare.ipynb #4f7ca015
+def example(
+    side: ChatSide,
+    corpus: Corpus,  # of conversations
+    most: int = 600, # characters
+) -> str:
+    "The first conversation as a model reads it."
+    try: text = side.render(side.seen(json.loads(corpus.begins)['messages'])[0], json.loads(corpus.begins).get('tools'))
+    except TemplateError as error: text = f'(the template refuses it: {error})'
+    return f"as the student reads the first conversation:\n{text[:most]}{' …' * (len(text) > most)}"
+
+# %% ../nbs/24_prepare.ipynb #cf4628ac
+def typed_controls(
+    texts: list,       # the first documents
+    tokenizers: dict,  # of read_sides
+) -> list:             # of sentences
+    "A warning where texts hold control tokens as if they were text."
+    names = {text for tokenizer in tokenizers.values() for text in control_texts(tokenizer).values() if len(text) > 3}
+    found = Counter(name for text in texts for name in names if name in text)
+    if not found: return []
+    named = ', '.join(f'{name} in {n:,}' for name, n in found.most_common(4))
+    return [f"WARNING: control tokens stand in the texts ({named} of the first {len(texts):,}) and are read as mere letters, which no model means. If these are conversations that were rendered "
+            "already, give them as they were before: a column 'messages' with a list of role and content (format messages), and each model reads its own template."]
+
+# %% ../nbs/24_prepare.ipynb #4f082ada
+def prompts_of(
+    text: Dataset,      # of conversations
+    sides: dict,        # of chat_sides
+    limits: dict,       # of window_limits
+    most: int = 8,
+) -> list:              # of dicts: messages, and tools if there are any
+    "Held-out conversations up to their first answer, for both models to answer."
+    prompts = []
+    for line in text[:8 * most]['text']:
+        talk = json.loads(line)
+        first = next(i for i, message in enumerate(talk['messages']) if message['role'] == 'assistant' and i >= talk.get('answers_from', 0))
+        prompt = dict(talk, messages=talk['messages'][:first])
+        prompt.pop('answers_from', None)
+        try: fits = first and all(len(sides[side].prompt_ids(prompt['messages'], prompt.get('tools'))) <= limits[side] // 2 for side in PAIR)
+        except TemplateError: fits = False
+        if fits: prompts.append(prompt)
+        if len(prompts) == most: break
+    return prompts
+
 # %% ../nbs/24_prepare.ipynb #24a0000c
 def choose_map(
     config: DistillConfig,
     rows: Dataset,     # windows
     configs: dict,     # of read_sides
     tokenizers: dict,  # of read_sides
+    ends: list,        # of ends_of
 ) -> dict:             # vocab_map, method, why, summary
     "The vocabulary map for these windows, and how well it serves them."
     pair = [tokenizers[side] for side in PAIR]
-    def map_of(method, inside=False): return build_map(method, *pair, *(configs[side].vocab_size for side in PAIR), inside)
+    def map_of(method, inside=False): return build_map(method, *pair, *(configs[side].vocab_size for side in PAIR), inside, ends)
     if config.kd_method != 'auto': methods = [config.kd_method]
     else: methods = ['identity'] if same_tokenizer(*pair) else [*['token_level'] * config.asks_ends, 'first_token', 'common_prefix', 'combined']
     maps = {method: map_of(method) for method in methods}
@@ -199,16 +291,30 @@ def prepare_text(
     maker = lambda pack: WindowMaker(*(tokenizers[side] for side in PAIR), pack=pack, **how)
     corpus, held_out, left_out = read_texts(config) if train else (None, text_to_measure(config), '')
     for sentence in filter(None, (corpus and f'to train on: {corpus}', f'to measure on: {held_out}', left_out)): say(sentence)
+    sides = None
+    if held_out.chat:
+        sides, sentence = chat_sides(config, configs, tokenizers)
+        for sentence in (sentence, example(sides['student'], corpus or held_out)): say(sentence)
+        maker = lambda pack: ConversationMaker(*(sides[side] for side in PAIR), max_length=limits['student'], teacher_max_length=limits['teacher'], pack=pack,
+                                               train_on=config.train_on, long_conversations=config.long_conversations)
+    else:
+        for sentence in typed_controls([text for text in held_out.text[:1000]['text']], tokenizers): say(sentence)
+    makers = dict(measure=maker(False), train=maker(config.pack))
     on = config.num_proc, config.cache_dir
     with quiet():
         mixed = held_out.text.shuffle(seed=0)  # runs of every seed are measured on the same text
-        measured = pair_enough(maker(False), mixed, config.max_eval_rows, 0, 'pairing held-out text', *on)
+        measured = pair_enough(makers['measure'], mixed, config.max_eval_rows, 0, 'pairing held-out text', *on)
         measured = measured.select(range(min(config.max_eval_rows, len(measured))))
         if corpus is None: windows = None
-        elif isinstance(corpus.text, TextStream): windows = pair_stream(maker(config.pack), corpus.text, windows_needed(config), *on)
-        else: windows = pair_enough(maker(config.pack), corpus.text, windows_needed(config), config.seed, 'pairing text', *on)
-    chosen = choose_map(config, measured if windows is None else windows, configs, tokenizers)
-    return dict(train=windows, held_out=measured, tokenizers=tokenizers, **chosen)
+        elif isinstance(corpus.text, TextStream): windows = pair_stream(makers['train'], corpus.text, windows_needed(config), *on)
+        else: windows = pair_enough(makers['train'], corpus.text, windows_needed(config), config.seed, 'pairing text', *on)
+    if sides:
+        for name, what in (('train', 'conversations to train on'), ('measure', 'conversations to measure on')):
+            if name == 'train' and windows is None: continue
+            for sentence in about_conversations(makers[name].counts(), what): say(sentence)
+    chosen = choose_map(config, measured if windows is None else windows, configs, tokenizers, ends_of(configs, tokenizers, sides))
+    chat = dict(chat=sides, prompts=prompts_of(mixed, sides, limits)) if sides else dict(chat=None)
+    return dict(train=windows, held_out=measured, tokenizers=tokenizers, **chosen, **chat)
 
 # %% ../nbs/24_prepare.ipynb #808b2da9
 def shown_token(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['whole_bytes', 'control_ids', 'one_stream', 'cut_greedily', 'too_short', 'cut_windows', 'list_column', 'pair_batch',
-           'WindowMaker', 'mean_bytes', 'pair_dataset', 'pair_enough', 'counting', 'PairCollator', 'next_pairs',
-           'alignment_summary', 'inside_share', 'crossing_share', 'inconsistent_tokens']
+           'cut_conversation', 'whole_readings', 'share_windows', 'pair_conversations', 'WindowMaker',
+           'ConversationMaker', 'mean_bytes', 'pair_dataset', 'pair_enough', 'counting', 'in_spans', 'PairCollator',
+           'learnt_pairs', 'next_pairs', 'alignment_summary', 'inside_share', 'crossing_share', 'inconsistent_tokens']
 
 # %% ../nbs/20_windows.ipynb #723439c7
 import hashlib
@@ -27,6 +28,7 @@ from .align import encode_bytes, shared_boundaries, token_bytes, tokenizer_diges
 from .checkpoints import drop_damaged, keep_sums
 from .files import DataError
 from .progress import Progress, say
+from .templates import ChatSide, Reading, shared_places
 from .vocab import VocabMap, gold_consistency
 
 # %% ../nbs/20_windows.ipynb #e9ffe205
@@ -149,6 +151,100 @@ def pair_batch(
         columns['teacher_positions'] = list_column([row[1] for row in positions], limits[1])
     return pa.table(columns | {'n_bytes': pa.array(n_bytes, pa.int64())})
 
+# %% ../nbs/20_windows.ipynb #841f34eb
+def cut_conversation(
+    talk: dict,      # messages, …
+    readings: list,  # of each side
+    limits: list,    # tokens of each side
+) -> list:           # of shorter conversations; empty where there is one exchange only
+    "Cut between turns, so that the pieces are about as long as a window may be."
+    messages, roles = talk['messages'], [message['role'] for message in talk['messages']]
+    lead = next((i for i, role in enumerate(roles) if role not in ('system', 'developer')), len(roles))
+    starts = sorted({lead, *(i for i in range(lead + 1, len(roles)) if roles[i] == 'user' != roles[i - 1])})
+    if len(starts) < 2: return []
+    edges = np.array([[*reading.begins[starts], len(reading.ids)] for reading in readings])  # [sides, exchanges + 1]
+    room, groups = np.array(limits) - edges[:, 0], [[0]]
+    for exchange in range(1, len(starts)):
+        fits = (edges[:, exchange + 1] - edges[:, groups[-1][0]] <= room).all()
+        groups[-1].append(exchange) if fits else groups.append([exchange])
+    if len(groups) == 1: groups = [groups[0][:len(starts) // 2], groups[0][len(starts) // 2:]]  # the estimate was wrong
+    pieces, first_learnt = [], talk.get('answers_from', 0)
+    for group in groups:
+        begin, stop = starts[group[0]], [*starts, len(messages)][group[-1] + 1]
+        piece = dict(talk, messages=messages[:lead] + messages[begin:stop], answers_from=lead + min(max(first_learnt - begin, 0), stop - begin))
+        if 'assistant' in [message['role'] for message in piece['messages'][piece['answers_from']:]]: pieces.append(piece)
+    return pieces
+
+# %% ../nbs/20_windows.ipynb #bfe7afc5
+def whole_readings(
+    talks: list,        # conversations
+    sides: list,        # of ChatSide
+    limits: list,       # tokens of each
+    cut: bool,          # those that are too long, rather than leave them out
+    train_on: str,      # answers or all
+) -> tuple:             # (list of readings of each side, Counter of what happened)
+    "What fits into a window of each side, and what became of the rest."
+    kept, note = [], Counter()
+    while talks:
+        again = []
+        for talk, *readings in zip(talks, *(side.read(talks) for side in sides)):
+            refused = next(((name, words) for name, words in zip(('student', 'teacher'), readings) if isinstance(words, str)), None)
+            if refused: note[f"left out: the {refused[0]}'s template says {refused[1]!r}"] += 1; continue
+            if any(len(reading.ids) > limit for reading, limit in zip(readings, limits)):
+                pieces = cut_conversation(talk, readings, limits) if cut else []
+                note['cut between turns' if pieces else 'left out: too long for a window'] += 1
+                again += pieces
+                continue
+            if train_on == 'answers' and not all(reading.answers for reading in readings): note['left out: a template drops its answers'] += 1; continue
+            kept.append(readings)
+            note['conversations'] += 1
+            note['bytes'] += sum(len(message['content'].encode()) for message in talk['messages'])
+            for name, reading in zip(('student', 'teacher'), readings): note[f'{name} bytes'] += reading.found
+        talks = again
+    return kept, note
+
+# %% ../nbs/20_windows.ipynb #fbdc2eab
+def share_windows(
+    readings: list,  # of conversations, those of each side
+    limits: list,    # tokens of each side
+    pack: bool,
+) -> list:           # of lists of readings
+    "Which conversations go into one window."
+    groups, size = [], np.array(limits)
+    for each in readings:
+        lengths = np.array([len(reading.ids) for reading in each])
+        if pack and groups and (size + lengths <= limits).all(): groups[-1].append(each); size = size + lengths
+        else: groups.append([each]); size = lengths
+    return groups
+
+# %% ../nbs/20_windows.ipynb #8bc2dbde
+def pair_conversations(
+    table: pa.Table,    # column text, a conversation as JSON each
+    sides: list,        # of ChatSide: student, teacher
+    limits: list,       # tokens that a window of each may hold
+    pack: bool,         # conversations may share a window
+    train_on: str,      # answers or all
+    cut: bool,          # conversations that are too long are cut between turns; otherwise they are left out
+    same: bool = False, # both read a text in the same tokens
+) -> tuple:             # (the columns of `pair_dataset` and answers, teacher_answers, teacher_n_bytes; Counter)
+    "The windows of some conversations."
+    readings, note = whole_readings([json.loads(text) for text in table['text'].to_pylist() if text], sides, limits, cut, train_on)
+    names = 'input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions', 'answers', 'teacher_answers'
+    rows, n_bytes = {name: [] for name in names}, ([], [])
+    for group in share_windows(readings, limits, pack):
+        window, before, spoken = {name: [] for name in names}, [0, 0], [0, 0]
+        for pair in group:
+            alike = same and np.array_equal(pair[0].ids, pair[1].ids)  # then the template is read alike as well
+            places = [np.arange(len(pair[0].ids) - 1)] * 2 if alike else shared_places(*pair)
+            for i, reading in enumerate(pair):
+                learnt = np.array(reading.answers if train_on == 'answers' else [(0, len(reading.ids))], np.int64).flatten()
+                for name, values in zip(names[i::2], (reading.ids, places[i] + before[i], learnt + before[i])): window[name].append(values)
+                before[i] += len(reading.ids)
+                spoken[i] += reading.answer_bytes if train_on == 'answers' else reading.text_bytes
+        for name in names: rows[name].append(np.concatenate(window[name]))
+        for total, some in zip(n_bytes, spoken): total.append(some)
+    return pa.table({name: list_column(rows[name]) for name in names} | {'n_bytes': pa.array(n_bytes[0], pa.int64()), 'teacher_n_bytes': pa.array(n_bytes[1], pa.int64())}), note
+
 # %% ../nbs/20_windows.ipynb #4b91cbe5
 class WindowMaker:
     "Makes windows of documents, for one pair of tokenizers and one length."
@@ -164,7 +260,7 @@ class WindowMaker:
     ):
         self.tokenizers = [student_tokenizer] + [teacher_tokenizer] * (teacher_tokenizer is not None)
         self.controls = [control or control_ids(tokenizer) for tokenizer, control in zip(self.tokenizers, (student_control, teacher_control))]
-        self.limits, self.pack = [max_length, teacher_max_length or 2 * max_length][:len(self.tokenizers)], pack
+        self.limits, self.pack, self.notes = [max_length, teacher_max_length or 2 * max_length][:len(self.tokenizers)], pack, []
         if min(self.limits) < 2: raise DataError(f"windows of {min(self.limits)} tokens hold no text: a start token and one more make 2.")
         self.tables, version = [token_bytes(tokenizer) for tokenizer in self.tokenizers], 3  # raise it when the same recipe begins to give other windows
         self.recipe = [version, [tokenizer_digest(tokenizer) for tokenizer in self.tokenizers], self.controls, self.limits, self.pack]
@@ -173,12 +269,19 @@ class WindowMaker:
         "A name for the windows of a text, which its own fingerprint or key stands for."
         return hashlib.sha256(json.dumps([*self.recipe, text]).encode()).hexdigest()[:32]
 
-    def some(self, batch, texts, size, ticks):
-        "The windows of `size` documents from a start on; a byte in the file `ticks` tells of each kilobyte that is done."
+    def pair(self, table) -> tuple:  # (the columns of `pair_dataset`, what to note)
+        "The windows of a table of documents."
+        return pair_batch(table, self.tokenizers, self.tables, self.controls, self.limits, self.pack), None
+
+    def some(self, batch, texts, size, ticks, notes):
+        "The windows of `size` documents from a start on; a byte in the file `ticks` tells of each kilobyte that is done, a line in the file `notes` what is worth a note."
         table = texts[batch['start'][0]:batch['start'][0] + size]
+        windows, note = self.pair(table)
         if ticks:
             with open(ticks, 'ab') as file: file.write(b'.' * (table.nbytes >> 10))
-        return pair_batch(table, self.tokenizers, self.tables, self.controls, self.limits, self.pack)
+        if note:
+            with open(notes, 'a', encoding='utf-8') as file: file.write(json.dumps([batch['start'][0], note]) + '\n')
+        return windows
 
     def __call__(self,
         dataset: Dataset,               # column text
@@ -193,11 +296,42 @@ class WindowMaker:
         file.parent.mkdir(parents=True, exist_ok=True)
         drop_damaged(file, say)
         size = int(np.clip(4e6 // max(mean_bytes(dataset), 1), 1, 1000))  # documents that are in memory at once, some 100 bytes a token
-        make = partial(self.some, texts=dataset.select_columns(['text']).with_format('arrow'), size=size, ticks=ticks)
+        notes = str(file.with_suffix('.notes'))
+        self.notes.append(notes)
+        make = partial(self.some, texts=dataset.select_columns(['text']).with_format('arrow'), size=size, ticks=ticks, notes=notes)
         windows = Dataset.from_dict({'start': range(0, len(dataset), size)}).map(
             make, batched=True, batch_size=1, remove_columns=['start'], new_fingerprint=fingerprint, cache_file_name=str(file), num_proc=num_proc, desc='Windows')
         keep_sums(file)
         return windows
+
+# %% ../nbs/20_windows.ipynb #ad3f393d
+class ConversationMaker(WindowMaker):
+    "Makes windows of conversations."
+    def __init__(self,
+        student: ChatSide,
+        teacher: ChatSide,
+        *,
+        max_length: int,                     # tokens of a student window
+        teacher_max_length: int|None = None, # the same for the teacher; None: twice as many
+        pack: bool = True,                   # conversations may share a window
+        train_on: str = 'answers',           # or all
+        long_conversations: str = 'cut',     # between turns, or leave_out
+    ):
+        super().__init__(student.tokenizer, teacher.tokenizer, max_length=max_length, teacher_max_length=teacher_max_length, pack=pack, student_control=(0, None), teacher_control=(0, None))
+        self.sides, self.train_on, self.cut = [student, teacher], train_on, long_conversations == 'cut'
+        self.recipe += ['conversations', 1, [side.recipe for side in self.sides], train_on, self.cut]
+        self.same = self.recipe[1][0] == self.recipe[1][1]
+
+    def pair(self, table): return pair_conversations(table, self.sides, self.limits, self.pack, self.train_on, self.cut, self.same)
+
+    def counts(self) -> Counter:
+        "What became of all conversations that this maker has seen, also in an earlier run."
+        notes = {}
+        for file in filter(os.path.exists, self.notes):
+            for line in Path(file).read_text(encoding='utf-8').splitlines():
+                start, note = json.loads(line)
+                notes[file, start] = note  # work that was cut off and done again is noted twice
+        return sum(map(Counter, notes.values()), Counter())
 
 # %% ../nbs/20_windows.ipynb #4b91cbe6
 def mean_bytes(
@@ -258,6 +392,17 @@ def counting(
         return
     with tempfile.NamedTemporaryFile() as file, Progress(what, total, 'B', look=lambda: min(os.path.getsize(file.name) << 10, total)): yield file.name
 
+# %% ../nbs/20_windows.ipynb #8f87a1fe
+def in_spans(
+    rows: list,  # of lists (first, stop, first, stop, …)
+    width: int,
+) -> torch.Tensor:  # [rows, width] bool
+    "Which places lie in the stretches of each row."
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for to, spans in zip(mask, rows):
+        for first, stop in zip(spans[::2], spans[1::2]): to[first:stop] = True
+    return mask
+
 # %% ../nbs/20_windows.ipynb #424de68e
 class PairCollator:
     "Rows of `pair_dataset` to one padded batch."
@@ -277,6 +422,11 @@ class PairCollator:
                 lengths = torch.tensor([len(row[f'{side}input_ids']) for row in rows])
                 batch[f'{side}attention_mask'] = (torch.arange(batch[f'{side}input_ids'].shape[1]) < lengths[:, None]).long()
         batch['labels'] = batch['input_ids'].masked_fill(batch['attention_mask'] == 0, -100)
+        if 'answers' in rows[0]:  # only these are learnt
+            batch['labels'] = batch['labels'].masked_fill(~in_spans([row['answers'] for row in rows], batch['input_ids'].shape[1]), -100)
+            batch['teacher_labels'] = batch['teacher_input_ids'].masked_fill(~in_spans([row['teacher_answers'] for row in rows], batch['teacher_input_ids'].shape[1]), -100)
+            batch['teacher_labels'][:, 0] = -100
+            batch['teacher_n_bytes'] = torch.tensor([row['teacher_n_bytes'] for row in rows])
         batch['labels'][:, 0] = -100
         for name in {'teacher_said', 'teacher_inside', 'teacher_crossing', 'teacher_tokens'} & rows[0].keys(): batch[name] = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row[name]) for row in rows], batch_first=True)
         return batch | {'n_bytes': torch.tensor([row['n_bytes'] for row in rows])}
@@ -289,12 +439,23 @@ class PairCollator:
         return padded
 
 # %% ../nbs/20_windows.ipynb #c68ce389
+def learnt_pairs(
+    row: dict,  # of `pair_dataset`
+) -> tuple:     # (student positions, teacher positions, tokens that the student learns)
+    "The aligned positions that count, and of how many tokens."
+    here, there = (torch.tensor(row[name], dtype=torch.long) for name in ('student_positions', 'teacher_positions'))
+    n = len(row['input_ids'])
+    if 'answers' not in row: return here, there, n - 1
+    mask = in_spans([row['answers']], n)[0]
+    return here[mask[here + 1]], there[mask[here + 1]], int(mask[1:].sum())
+
+# %% ../nbs/20_windows.ipynb #b7e8a1e9
 def next_pairs(
     paired: Dataset,  # from `pair_dataset`
 ) -> tuple:           # (student ids, teacher ids), each [aligned positions]
     "The tokens that really came next at every aligned position."
-    def following(ids, positions): return torch.cat([torch.tensor(i)[torch.tensor(p, dtype=torch.long) + 1] for i, p in zip(paired[ids], paired[positions])])
-    return following('input_ids', 'student_positions'), following('teacher_input_ids', 'teacher_positions')
+    pairs = [(torch.tensor(row['input_ids'])[here + 1], torch.tensor(row['teacher_input_ids'])[there + 1]) for row in paired for here, there, _ in [learnt_pairs(row)]]
+    return tuple(torch.cat(side) for side in zip(*pairs))
 
 # %% ../nbs/20_windows.ipynb #75965a3c
 def alignment_summary(
@@ -304,9 +465,10 @@ def alignment_summary(
 ) -> dict:                   # coverage, teacher_coverage, gold_consistency {name: share}
     "How much of the text both models can be compared on, and how often a map puts the true next tokens together."
     rows = paired.select(range(min(rows, len(paired))))
-    share = lambda ids, positions: sum(map(len, rows[positions])) / max(sum(len(r) - 1 for r in rows[ids]), 1)
     student_next, teacher_next = next_pairs(rows)
-    return {'coverage': share('input_ids', 'student_positions'), 'teacher_coverage': share('teacher_input_ids', 'teacher_positions'),
+    tokens = sum(learnt_pairs(row)[2] for row in rows)
+    theirs = sum(sum(row['teacher_answers'][1::2]) - sum(row['teacher_answers'][::2]) if 'teacher_answers' in row else len(row['teacher_input_ids']) - 1 for row in rows)
+    return {'coverage': len(student_next) / max(tokens, 1), 'teacher_coverage': len(teacher_next) / max(theirs, 1),
             'gold_consistency': {name: gold_consistency(m, student_next, teacher_next).float().mean().item() for name, m in (vocab_maps or {}).items()}}
 
 # %% ../nbs/20_windows.ipynb #13d0e1ba
@@ -319,7 +481,8 @@ def inside_share(
     if not vocab_map.inside: return 0.
     batch = PairCollator()([row for row in paired.select(range(min(rows, len(paired))))])
     places = vocab_map.places(batch)
-    return ((places.node > 0).sum() / (batch['labels'] != -100).sum()).item()
+    learnt = batch['labels'][:, 1:] != -100
+    return ((places.node[:, :-1] > 0) & learnt).sum().item() / max(learnt.sum().item(), 1)
 
 def crossing_share(
     paired: Dataset,       # from `pair_dataset`
@@ -329,7 +492,8 @@ def crossing_share(
     "Share of the student's tokens that run past a token of the teacher's, or stand otherwise than in that token alone."
     if not vocab_map.crossings: return 0.
     batch = PairCollator()([row for row in paired.select(range(min(rows, len(paired))))])
-    return ((vocab_map.places(batch).reached >= 0).sum() / (batch['labels'] != -100).sum()).item()
+    learnt = batch['labels'][:, 1:] != -100
+    return ((vocab_map.places(batch).reached[:, :-1] >= 0) & learnt).sum().item() / max(learnt.sum().item(), 1)
 
 # %% ../nbs/20_windows.ipynb #71eb76d9
 def inconsistent_tokens(

@@ -153,10 +153,8 @@ def test_without_the_package_zstd_needs_is_one_sentence(tmp_path):
 
 SQUAD = dict(version='1.1', data=[dict(title='Tea', paragraphs=[dict(context=TEXTS[0], qas=[])])])
 REFUSED = {  # name of the file -> (how it is written, words of the one sentence)
-    'source.jsonl': (lambda p: jsonl(p, [dict(messages=TALK, source='set-a')] * 3), ['messages, source', 'conversations']),
-    'sharegpt.jsonl': (lambda p: jsonl(p, [{'id': f'conv-{i}', 'conversations': [{'from': 'human', 'value': t}]} for i, t in enumerate(TEXTS)]), ['conversations']),
-    'alpaca.json': (lambda p: p.write_text(json.dumps([dict(instruction=t, input='', output=t) for t in TEXTS])), ['instruction and output', 'conversations']),
-    'completions.jsonl': (lambda p: jsonl(p, [dict(prompt=t, completion=t) for t in TEXTS]), ['prompt and completion']),
+    'unanswered.jsonl': (lambda p: jsonl(p, [{'id': f'conv-{i}', 'conversations': [{'from': 'human', 'value': t}]} for i, t in enumerate(TEXTS)]), ['no conversation', 'no answer']),
+    'roles.jsonl': (lambda p: jsonl(p, [dict(messages=[dict(role='narrator', content='Once')], source='set-a')] * 3), ["3 with unknown role 'narrator'"]),
     'preferences.jsonl': (lambda p: jsonl(p, [dict(chosen=TALK, rejected=TALK, id='a')]), ['chosen and rejected']),
     'ids.jsonl': (lambda p: jsonl(p, [dict(id=f'doc-{i}', n=i) for i in range(9)]), ['id, n', 'text_column']),
     'labels.csv': (lambda p: table(p, ['yes', 'no'] * 5, 'content'), ['content', 'bytes on average']),

@@ -36,11 +36,12 @@ def sentencepiece(vocab_size=600, style='metaspace', byte_fallback=True, unigram
     bytes_ = [f'<0x{byte:02X}>' for byte in range(256)] if byte_fallback else []
     special = ['<unk>', '<s>', '</s>', *bytes_]
     tokenizer = Tokenizer(models.Unigram() if unigram else models.BPE(unk_token='<unk>', fuse_unk=True, byte_fallback=byte_fallback))
-    if style == 'metaspace': tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='always', split=unigram)
+    if style == 'gemma': tokenizer.normalizer = normalizers.Replace(' ', '\u2581')  # no space in front
+    elif style == 'metaspace': tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='always', split=unigram)
     else: tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend('\u2581'), normalizers.Replace(' ', '\u2581')])
     tokenizer.decoder = decoders.Sequence([decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)])
     options = dict(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    words = corpus if style == 'metaspace' else [word for text in corpus for word in text.split(' ')]
+    words = corpus if style == 'metaspace' else [' ' * (style == 'gemma') + word for text in corpus for word in text.split(' ')]
     trainer = trainers.UnigramTrainer(unk_token='<unk>', **options) if unigram else trainers.BpeTrainer(max_token_length=12, **options)
     tokenizer.train_from_iterator(words, trainer)
     state = json.loads(tokenizer.to_str())
