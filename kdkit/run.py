@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REPORT_FILES', 'DEMO_STEPS', 'count_steps', 'plain_text_only', 'make_framework', 'ask', 'side_by_side',
-           'make_trainer', 'cache_teacher', 'open_cache', 'text_digest', 'Run', 'together', 'save_whole', 'distill',
-           'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run']
+           'make_trainer', 'as_read', 'cache_teacher', 'open_cache', 'text_digest', 'Run', 'together', 'save_whole',
+           'distill', 'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run']
 
 # %% ../nbs/37_run.ipynb #f9e6fff5
 import importlib.metadata
@@ -31,7 +31,7 @@ from .config import DistillConfig
 from .devices import in_short, look
 from .doctor import check_machine
 from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
-from .evaluation import about_answers, eval_batches, measure, retention, samples
+from .evaluation import about_answers, eval_batches, half_on_gpu, measure, retention, samples, teacher_as_read
 from .folders import Stages, check_folder, claim_folder, read_mapping, run_key, take_over, windows_a_step
 from .framework import StudentAwareDistillationFramework
 from .interrupts import Clock, Interrupts, again, deadline
@@ -115,6 +115,17 @@ def make_trainer(
     trainer.plan.update(plan)
     return trainer
 
+# %% ../nbs/37_run.ipynb #37a5ead1
+def as_read(
+    framework: StudentAwareDistillationFramework,
+    text: dict,        # of prepare_text
+    windows: int = 32, # of the held-out text, at most
+) -> dict|None:        # of `teacher_as_read`; None where no token-level target is taught, and for conversations
+    "How much of the teacher reaches the student, from a few windows."
+    if text['chat'] is not None or framework.vocab_map.crossings is None or not (framework.knowledge and framework.config.asks_ends): return None
+    rows = text['held_out'].select(range(min(windows, len(text['held_out']))))
+    with half_on_gpu(framework.device): return teacher_as_read(framework, watched('reading the teacher', eval_batches(rows, framework, framework.config.batch_size)))
+
 # %% ../nbs/37_run.ipynb #0bba55bf
 def cache_teacher(
     config: DistillConfig|dict|str|Path,  # of the run to come, as in `distill`; teacher_cache is the folder to write
@@ -129,7 +140,7 @@ def cache_teacher(
     framework = make_framework(config, text)
     score = measure(framework, watched('measuring the teacher', eval_batches(text['held_out'], framework, config.batch_size)), 'teacher')
     pad = framework.collator().fill['teacher_input_ids']
-    about = dict(name=config.teacher_model, score=score, held_out=rows_digest(text['held_out'], SIDES['teacher']), answers=ask(framework, text, 'teacher'))
+    about = dict(name=config.teacher_model, score=score, held_out=rows_digest(text['held_out'], SIDES['teacher']), answers=ask(framework, text, 'teacher'), as_read=as_read(framework, text))
     opens = opening_tokens(framework.teacher_tokenizer, framework.teacher_model.get_output_embeddings().weight.shape[0])
     with Progress('asking the teacher', len(text['train']), 'windows') as line:
         write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples, config.batch_size, pad,
@@ -240,11 +251,14 @@ class Run:
             scores = dict(teacher=self.cache.about['score'] if self.cache else measure(self.framework, watched('measuring the teacher', self.batches), 'teacher'),
                           student_before=measure(self.framework, watched('measuring the student', self.batches)),
                           retention_before=None if self.cache else retention(self.framework, watched('comparing the two', self.batches)),
+                          as_read=self.cache.about.get('as_read') if self.cache else as_read(self.framework, self.text),
                           answers=dict(teacher=self.cache.about.get('answers') if self.cache else ask(self.framework, self.text, 'teacher'), student_before=ask(self.framework, self.text)))
             self.stages.mark('measured', **scores)
         bits = [self.stages['measured'][side]['bits_per_byte'] for side in ('teacher', 'student_before')]
         self.framework.curriculum.lead.begin(*bits)
         say(worth_distilling(*bits, self.config.follows_lead))
+        if read := self.stages['measured'].get('as_read'):
+            say(f"the teacher, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} bits per byte")
         if self.config.learning_rate is None:
             self.rate, why = pick_learning_rate(self.stages['measured']['student_before'], self.framework.student_model.get_output_embeddings().weight.shape[0])
             say(f"learning rate {self.rate:g}, since {why}")
@@ -320,7 +334,7 @@ class Run:
         fair = report['control'] and report['control']['steps'] == trained['steps']  # not where one of them was stopped
         report['gap_closed'] = gap_closed(*bits.values()) if fair else None
         where = dict(device=str(self.framework.device), dtype=str(self.framework.teacher_model.dtype).removeprefix('torch.'), dtype_reason=self.framework.teacher_dtype_reason)
-        report.update(data=dict(text['summary'], chat=text['chat'] is not None, method=text['method'], why=text['why'], train_windows=len(text['train']), eval_windows=len(text['held_out'])),
+        report.update(data=dict(text['summary'], as_read=self.stages['measured'].get('as_read'), chat=text['chat'] is not None, method=text['method'], why=text['why'], train_windows=len(text['train']), eval_windows=len(text['held_out'])),
                       versions=versions(), seed=config.seed, learning_rate=self.rate, **where, steps=trained['steps'], skipped_steps=trained['skipped'], seconds=self.stages.seconds)
         if trained['ended'] == 'time':
             report['ended'] = f"max_hours ended the run at step {trained['steps']:,} of {trained['of']:,}"
