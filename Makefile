@@ -18,7 +18,7 @@ test: .venv/.installed-dev
 	bash scripts/check
 
 fast: .venv/.installed-dev
-	bash scripts/check -m "not slow"
+	bash scripts/check -m "not slow and not long"
 
 families: .venv/.installed-dev
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python tests/families.py
@@ -30,7 +30,7 @@ wheel:
 	$(PYTHON) scripts/backend.py dist
 
 faults: .venv/.installed-dev
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg $(BIN)/python -m pytest -q tests/faults tests/test_edges.py tests/test_door.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg $(BIN)/python -m pytest -q -m "long or not long" tests/faults tests/test_edges.py tests/test_door.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python tests/fuzz_align.py 25000
 
 mutants: .venv/.installed-dev

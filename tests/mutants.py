@@ -57,7 +57,7 @@ def survives(module, change, tests):
         assert after != before, (module, 'nothing was changed')
         words = [Path(folder, 'tests', word) if word.endswith('.py') else word for word in tests.split()]
         env = dict(os.environ, PYTHONPATH=folder, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', MPLBACKEND='agg')
-        return subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-m', 'not slow', *words], cwd=folder, env=env, capture_output=True).returncode == 0
+        return subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-m', 'not slow and not long', *words], cwd=folder, env=env, capture_output=True).returncode == 0
 
 
 def main(n=0, seed=0):

@@ -23,7 +23,7 @@ def whole(pair, tmp_path_factory):
     return pair, folder
 
 
-def long(*case): return pytest.param(*case, marks=pytest.mark.slow)  # for `make faults`
+def long(*case): return pytest.param(*case, marks=pytest.mark.long)  # for `make faults`
 
 
 def again(values, folder, **more):
@@ -121,7 +121,7 @@ FILES = ('model.safetensors', 'projectors.safetensors', 'optimizer.pt', 'schedul
 
 def table(full): return [(name, damage) for n, name in enumerate(FILES) for m, damage in enumerate(DAMAGES) if full or (n, m) in ((0, 0), (1, 0), (2, 3), (5, 1), (9, 2))]
 
-@pytest.mark.parametrize('name, damage', [pytest.param(*case, id=f'{case[0]}-{case[1].__name__}', marks=[] if case in table(False) else pytest.mark.slow) for case in table(True)])
+@pytest.mark.parametrize('name, damage', [pytest.param(*case, id=f'{case[0]}-{case[1].__name__}', marks=[] if case in table(False) else pytest.mark.long) for case in table(True)])
 def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, name, damage):
     values, undisturbed = whole
     folder = tmp_path / 'run'
