@@ -79,10 +79,6 @@ class DistillConfig:
     output_dir: str = option('runs/distilled', 'folder of this run: student, report, metrics, checkpoints')
     max_steps: int = option(-1, 'length of the run in optimizer steps; -1: num_epochs decides')
     num_epochs: float = option(1.0, 'length of the run in passes over the text, where max_steps is not given')
-    max_hours: float|None = option(None,
-        'end the run like any other before so many hours are over, from the call on, on Kaggle from the start of the session (unset: no limit, on Kaggle 11.5)')
-    resume_from: str|None = option(None, 'folder of this run from an earlier session: it is copied to output_dir and goes on there')
-    overwrite: bool = option(False, 'start over where output_dir holds a run; what that run has made is deleted')
     eval_dataset: str|None = option(None,
         'held-out text to measure on (unset: the validation split of the dataset or, without one, eval_fraction of its documents)', group='text')
     split: str = option('train', "split to train on, as datasets writes it: train, train_sft, train[:200000]")
@@ -114,6 +110,10 @@ class DistillConfig:
     patience: int = option(20, 'evaluations without improvement before stopping')
     min_delta: float = option(0.01, 'nats per token that count as improvement')
     early_stopping_warmup: int = option(1000, 'optimizer steps during which nothing stops')
+    max_hours: float|None = option(None,
+        'end the run like any other before so many hours are over, from the call on, on Kaggle from the start of the session (unset: no limit, on Kaggle 11.5)', group='ending early and going on')
+    resume_from: str|None = option(None, 'folder of this run from an earlier session: it is copied to output_dir and goes on there')
+    overwrite: bool = option(False, 'start over where output_dir holds a run; what that run has made is deleted')
     eval_steps: int|None = option(None,
         'optimizer steps between evaluations and checkpoints (unset: 20 a run)', group='measuring and logging')
     max_eval_rows: int = option(512, 'windows that are evaluated at most')

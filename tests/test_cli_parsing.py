@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written(fake, capsys, monkeypatch, code):
     assert os.strerror(code) in refused(capsys, 'train', *NAMES)
 
 
-@pytest.mark.parametrize('error', [ValueError('shapes'), KeyError('x'), RuntimeError('mat1 and mat2'), FileNotFoundError(2, 'No such file', '/usr/lib/thing'), OSError('odd')])
+@pytest.mark.parametrize('error', [ValueError('shapes'), KeyError('x'), RuntimeError('mat1 and mat2'), OSError('odd')])
 def test_a_bug_keeps_its_traceback(fake, monkeypatch, error):
     fails_with(monkeypatch, fake, error)
     with pytest.raises(type(error)): main(['train', *NAMES])
@@ -212,7 +212,7 @@ def test_python_takes_what_the_command_line_takes(tmp_path):
     given = dict(teacher_model='a', student_model='b', epochs=2, per_device_train_batch_size=4, weight_decay=0.5, lr_scheduler_type='linear', gradient_checkpointing=True)
     (tmp_path / 'c.yaml').write_text(''.join(f'{k}: {v}\n' for k, v in given.items()))
     assert settings(given) == settings({}, **given) == settings(tmp_path / 'c.yaml') == settings(str(tmp_path / 'c.yaml')) == wanted
-    assert settings(dict(given, max_steps=9, learning_rate=1.), **{k: v for k, v in given.items() if k != 'epochs'}, learning_rate=2e-4, num_epochs=2) == wanted
+    assert settings(dict(given, max_steps=9, learning_rate=1.), **{k: v for k, v in given.items() if k != 'epochs'}, learning_rate='none', num_epochs=2) == wanted
     assert settings(wanted[0], wanted[1]) == settings(DistillConfig(teacher_model='a', max_steps=3), **dict(given, max_steps=-1)) == wanted
 
 

@@ -51,7 +51,7 @@ def test_inconsistent_positions_are_left_to_the_text_when_asked(pair):
     options = dict(kd_method='first_token', inside_tokens=False, soft_ends=False)
     (plain, text), (masked, _) = framework_of(pair, **options), framework_of(pair, mask_inconsistent=True, **options)
     batch = plain.collator()([text['train'][i] for i in range(12)])
-    every, kept = (framework.partners(framework.complete(batch))[1] for framework in (plain, masked))
+    every, kept = (framework.complete(batch)['partner'] for framework in (plain, masked))
     compared = (every >= 0).nonzero().tolist()
     wanted = [[row, at] for row, at in compared
               if plain.vocab_map.student_class(batch['input_ids'][row, at + 1][None]) == plain.vocab_map.teacher_class(batch['teacher_input_ids'][row, every[row, at] + 1][None])]
