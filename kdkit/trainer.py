@@ -399,6 +399,7 @@ class DistillationTrainer(Trainer):
         self.eval_seconds = 0.  # of the last evaluation
         self.meter, self.controls, self.plan = Meter(), Controls(), dict(label=label)
         self.run, self.interrupts, self.clock = run, interrupts or Interrupts(), clock or Clock()
+        self.in_passing = False  # whether an evaluation decides nothing
         self.cut_short, self.saved_at, self.aside = '', None, None  # why it ended before its time; step of the newest checkpoint; where one is being written
         super().__init__(framework, args, data_collator or framework.collator(), train_dataset, eval_dataset, **kwargs)
         for callback in (PrinterCallback, ProgressCallback): self.remove_callback(callback)
@@ -473,7 +474,8 @@ class DistillationTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         "After each step; here a run ends before its last one, if it must."
         why = self.must_end()
-        if why == 'time' and not (self.args.metric_for_best_model or self.model.config.early_stopping): self.control.should_evaluate = True
+        self.in_passing = why == 'time' and not (self.control.should_evaluate or self.args.metric_for_best_model or self.model.config.early_stopping)
+        self.control.should_evaluate |= self.in_passing  # to know where it stands; the run that goes on would not have looked here
         super()._maybe_log_save_evaluate(*args, **kwargs)
         why = why or self.must_end()
         if why: self.cut_short, self.control.should_training_stop = why, True
@@ -516,7 +518,7 @@ class DistillationTrainer(Trainer):
             scores = compute_perplexity(self.model.student_model, loader, end_id=self.model.student_end_id)
         self.eval_seconds = time.perf_counter() - began
         metrics = {f'{metric_key_prefix}_{name}': scores[name] for name in ('bits_per_byte', 'nats_per_token', 'perplexity')}
-        if rows is self.eval_dataset: self.measured(metrics[f'{metric_key_prefix}_bits_per_byte'])
+        if rows is self.eval_dataset and not self.in_passing: self.measured(metrics[f'{metric_key_prefix}_bits_per_byte'])
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -94,7 +94,7 @@ def test_easy_first_divides_by_what_is_compared_at_that_step(pair, tmp_path, mon
     trainer = trainer_of(pair, tmp_path, student_aware=True, aware_by='easy', aware_share=.2, max_steps=10, gradient_accumulation_steps=2)
     framework, shares, forward = trainer.model, [], trainer.model.forward
     def watch(input_ids, units=None, step=None, **batch):
-        full = framework.partners(framework.complete(dict(batch, input_ids=input_ids)))[1] >= 0
+        full = framework.complete(dict(batch, input_ids=input_ids))['partner'] >= 0
         shares.append((step, full.sum().item(), units['kd'].item()))
         return forward(input_ids, units=units, step=step, **batch)
     monkeypatch.setattr(framework, 'forward', watch)
