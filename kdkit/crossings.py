@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .align import token_bytes
+from .fused import entries_of
 from .losses import known_kl, widen
-from .vocab import Continuations, Places, VocabMap, boundaries, entries_of, ids_by_bytes, speller
+from .vocab import Continuations, Places, VocabMap, boundaries, ids_by_bytes, speller
 
 # %% ../nbs/12_crossings.ipynb #12a00005
 class PossibleNext:

@@ -28,7 +28,7 @@ from .progress import Progress, say
 from .terms import build_map
 from .templates import ChatSide, TemplateError, control_texts, template_of
 from .vocab import same_tokenizer
-from .windows import ConversationMaker, WindowMaker, alignment_summary, control_ids, crossing_share, inconsistent_tokens, inside_share, pair_enough
+from .windows import ConversationMaker, WindowMaker, alignment_summary, control_ids, inconsistent_tokens, pair_enough, place_shares
 
 # %% ../nbs/24_prepare.ipynb #9effaae1
 class RunError(ValueError):
@@ -272,8 +272,8 @@ def choose_map(
     summary = alignment_summary(rows, maps)
     method, why = pick_method(summary['gold_consistency']) if config.kd_method == 'auto' else (config.kd_method, 'asked for')
     vocab_map = map_of(method, config.inside_tokens)
-    summary['inside_tokens'] = inside_share(rows, vocab_map)
-    if config.asks_ends: summary['crossing_tokens'] = crossing_share(rows, vocab_map)
+    summary['inside_tokens'], crossing = place_shares(rows, vocab_map)
+    if config.asks_ends: summary['crossing_tokens'] = crossing
     summary['inconsistent'] = inconsistent_tokens(rows, maps[method], *pair)
     return dict(vocab_map=vocab_map, method=method, why=why, summary=summary)
 

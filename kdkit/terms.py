@@ -21,11 +21,12 @@ from torch.utils.checkpoint import checkpoint
 from .align import token_bytes
 from .config import KD_MAPS
 from .crossings import Chain, Crossed, crossing_kl, find_crossings
+from .fused import entries_of
 from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, known_kl, projected_kl, span_likelihood, uld, widen
 from .capture import span_attention
 from .projectors import (AttentionTransferModule, ContrastiveDistillationLoss, FeatureProjector, LayerwiseDistillationLoss,
                               pool_segments)
-from .vocab import (VocabMap, combined_map, common_prefix_map, continuations, entries_of, first_token_map, identity_map, ids_by_bytes,
+from .vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, identity_map, ids_by_bytes,
                          same_tokenizer, teacher_spellings, token_level_map)
 
 # %% ../nbs/17_terms.ipynb #8d289141

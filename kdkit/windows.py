@@ -6,7 +6,7 @@
 __all__ = ['whole_bytes', 'control_ids', 'one_stream', 'cut_greedily', 'too_short', 'cut_windows', 'list_column', 'pair_batch',
            'cut_conversation', 'whole_readings', 'share_windows', 'pair_conversations', 'WindowMaker',
            'ConversationMaker', 'mean_bytes', 'pair_dataset', 'pair_enough', 'counting', 'in_spans', 'PairCollator',
-           'learnt_pairs', 'next_pairs', 'alignment_summary', 'inside_share', 'crossing_share', 'inconsistent_tokens']
+           'learnt_pairs', 'next_pairs', 'alignment_summary', 'place_shares', 'inconsistent_tokens']
 
 # %% ../nbs/20_windows.ipynb #723439c7
 import hashlib
@@ -472,28 +472,16 @@ def alignment_summary(
             'gold_consistency': {name: gold_consistency(m, student_next, teacher_next).float().mean().item() for name, m in (vocab_maps or {}).items()}}
 
 # %% ../nbs/20_windows.ipynb #13d0e1ba
-def inside_share(
+def place_shares(
     paired: Dataset,       # from `pair_dataset`
     vocab_map: VocabMap,
     rows: int = 512,       # at most so many
-) -> float:
-    "Share of the student's tokens that are foretold from inside one of the teacher's."
-    if not vocab_map.inside: return 0.
+) -> tuple:                # (share foretold from inside one of the teacher's tokens, share that runs past one or stands otherwise than in it alone)
+    "Shares of the student's tokens that are predicted."
+    if not vocab_map.inside: return 0., 0.
     batch = PairCollator()([row for row in paired.select(range(min(rows, len(paired))))])
-    places = vocab_map.places(batch)
-    learnt = batch['labels'][:, 1:] != -100
-    return ((places.node[:, :-1] > 0) & learnt).sum().item() / max(learnt.sum().item(), 1)
-
-def crossing_share(
-    paired: Dataset,       # from `pair_dataset`
-    vocab_map: VocabMap,
-    rows: int = 512,       # at most so many
-) -> float:
-    "Share of the student's tokens that run past a token of the teacher's, or stand otherwise than in that token alone."
-    if not vocab_map.crossings: return 0.
-    batch = PairCollator()([row for row in paired.select(range(min(rows, len(paired))))])
-    learnt = batch['labels'][:, 1:] != -100
-    return ((vocab_map.places(batch).reached[:, :-1] >= 0) & learnt).sum().item() / max(learnt.sum().item(), 1)
+    places, learnt = vocab_map.places(batch), batch['labels'][:, 1:] != -100
+    return tuple((some[:, :-1] & learnt).sum().item() / max(learnt.sum().item(), 1) for some in (places.node > 0, places.reached >= 0))
 
 # %% ../nbs/20_windows.ipynb #71eb76d9
 def inconsistent_tokens(
