@@ -155,6 +155,36 @@ def test_a_student_that_says_what_it_is_taught_costs_nothing(method):
     at_best = ask(best, row[some][whole], at[some][whole])
     assert len(at_best) and at_best.abs().max() < 1e-6
     assert (ask(torch.randn(len(best), S, dtype=torch.float64).log_softmax(-1), row[some][whole], at[some][whole]) > 1e-3).all()
+    shifted, own, classes_of = probs[some][whole].clone(), came[some][whole], vocab_map.student_class(torch.arange(S))
+    for i, token in enumerate(own.tolist()):  # half of the token's probability goes to another of its class, which alone would not notice
+        mate = next((j for j in (classes_of == classes_of[token]).nonzero()[:, 0].tolist() if j != token), token)
+        half = shifted[i, token] / 2
+        shifted[i, token] -= half
+        shifted[i, mate] += half
+    moved = (shifted - probs[some][whole]).abs().sum(-1) > 1e-2
+    assert method == 'first_token' or moved.any()
+    assert (ask(shifted.clamp_min(1e-300).log(), row[some][whole], at[some][whole])[moved] > 1e-4).all()
+
+
+def test_where_a_crossing_token_ended_a_longer_one_of_the_teachers_might_have_gone_on():
+    "By hand: the mixture of both, by the teacher's odds."
+    seen = 0
+    for names in pairs[:6]:
+        S, T = sizes(*names)
+        vocab_map = build_map('token_level', *map(get, names), S, T)
+        batch = batch_of(*map(get, names), corpus[1][:1500], [table_of(name) for name in names])
+        logits = torch.randn(*batch['teacher_input_ids'].shape, T, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 3
+        row, at, probs, _, _, places = targets(vocab_map, batch, logits)
+        for i in ((places.node[row, at] == -vocab_map.inside.n_nodes) & (places.reached[row, at] < 0)).nonzero()[:, 0].tolist():
+            there = places.partner[0, at[i]].item()
+            ended = batch['teacher_input_ids'][0, there].item()
+            tokens, following, _ = vocab_map.crossings.possible(batch['input_ids'][0, at[i]].item(), ended, len(table_of(names[1])[ended]))
+            before, here = logits[0, there - 1].softmax(-1), logits[0, there].masked_fill(vocab_map.first == S, -torch.inf).softmax(-1)
+            wanted = before[ended] * torch.zeros(S, dtype=torch.float64).index_add(0, vocab_map.first.clamp(max=S - 1), here)
+            wanted = wanted.index_add(0, torch.tensor(following, dtype=torch.long), before[tokens])
+            torch.testing.assert_close(probs[i], wanted / wanted.sum())
+            seen += len(tokens) > 0
+    assert seen
 
 
 def test_positions_do_not_depend_on_the_batch():
