@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing here may depend on a network
+os.environ['OMP_NUM_THREADS'] = '1'  # before torch is here: runs in this process and in others are compared to the last bit
 sys.path.insert(0, str(Path(__file__).parent))
 settings.register_profile('busy', deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a slow machine is no fault
 settings.load_profile('busy')
