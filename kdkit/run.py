@@ -69,8 +69,7 @@ def make_framework(
 ) -> StudentAwareDistillationFramework:
     "Load and check the models of a run."
     set_seed(config.seed)
-    framework = StudentAwareDistillationFramework(replace(config, kd_method=text['method']), teacher, None, text['tokenizers']['teacher'],
-                                                  text['tokenizers']['student'], text['vocab_map'])
+    framework = StudentAwareDistillationFramework(replace(config, kd_method=text['method']), teacher, None, vocab_map=text['vocab_map'], pair=text['pair'])
     if text['chat']: framework.converse(text['chat'])
     return framework
 
