@@ -4,24 +4,23 @@
 
 # %% auto #0
 __all__ = ['REPORT_FILES', 'DEMO_STEPS', 'count_steps', 'plain_text_only', 'make_framework', 'ask', 'side_by_side',
-           'make_trainer', 'as_read', 'cache_teacher', 'open_cache', 'text_digest', 'Run', 'together', 'save_whole',
-           'distill', 'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run']
+           'make_trainer', 'as_read', 'cache_teacher', 'open_cache', 'text_digest', 'Run', 'save_whole', 'distill',
+           'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run']
 
 # %% ../nbs/52_run.ipynb #f9e6fff5
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import datasets
-from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
@@ -38,6 +37,7 @@ from .interrupts import Clock, Interrupts, again, deadline
 from .models import AbsentModel, load_config, load_options, load_tokenizer
 from .options import settings
 from .prepare import RunError, about_text, prepare_text
+from .processes import as_the_first, how_many, in_turn, is_first, together
 from .progress import Progress, say, watched
 from .report import gap_closed, read_report, write_model_card, write_report
 from .share import worth_distilling
@@ -51,7 +51,7 @@ def count_steps(
 ) -> int:            # optimizer steps of the run
     "Optimizer steps: max_steps, or what num_epochs makes."
     if config.max_steps > 0: return config.max_steps
-    batches = math.ceil(rows / (config.batch_size * int(os.environ.get('WORLD_SIZE', 1))))
+    batches = math.ceil(rows / (config.batch_size * how_many()))
     return max(1, math.ceil(config.num_epochs * max(1, math.ceil(batches / config.gradient_accumulation_steps))))
 
 # %% ../nbs/52_run.ipynb #bbb24071
@@ -181,7 +181,7 @@ class Run:
         interrupts: Interrupts,
     ):
         self.config, self.arguments, self.interrupts = config, arguments, interrupts
-        self.folder, self.first = Path(config.output_dir), int(os.environ.get('RANK', 0)) == 0
+        self.folder, self.first = Path(config.output_dir), is_first()
         self.asked, self.steps = [config.max_steps, config.num_epochs], None  # how many steps that makes is known when the text is paired
         self.rate = config.learning_rate  # unset: the student's score before training decides
         self.clock = Clock(deadline(config.max_hours, time.time()))
@@ -207,10 +207,10 @@ class Run:
         "The text of both sides, and the framework. Whatever is wrong with names, text or models shows here, before anything is written."
         config = self.config
         say(in_short(look(), config.teacher_dtype))
-        self.text = prepare_text(config)
+        with in_turn('prepare'): self.text = prepare_text(config)
         self.steps = count_steps(config, len(self.text['train']))
         paired = dict(train=text_digest(self.text['train']), held_out=text_digest(self.text['held_out']), steps=self.steps,
-                      windows_a_step=windows_a_step(config.to_dict()) * int(os.environ.get('WORLD_SIZE', 1)))
+                      windows_a_step=windows_a_step(config.to_dict()) * how_many())
         self.cache = open_cache(config, self.text)
         self.framework = make_framework(config, self.text, self.cache and self.cache.stand_in)
         together()
@@ -253,7 +253,7 @@ class Run:
                           retention_before=None if self.cache else retention(self.framework, watched('comparing the two', self.batches)),
                           as_read=self.cache.about.get('as_read') if self.cache else as_read(self.framework, self.text),
                           answers=dict(teacher=self.cache.about.get('answers') if self.cache else ask(self.framework, self.text, 'teacher'), student_before=ask(self.framework, self.text)))
-            self.stages.mark('measured', **scores)
+            self.stages.mark('measured', **as_the_first(scores))
         bits = [self.stages['measured'][side]['bits_per_byte'] for side in ('teacher', 'student_before')]
         self.framework.curriculum.lead.begin(*bits)
         say(worth_distilling(*bits, self.config.follows_lead))
@@ -354,11 +354,6 @@ class Run:
 # %% ../nbs/52_run.ipynb #927186f2
 REPORT_FILES = 'report.json', 'report.md', 'bits_per_byte.png', 'losses.png', 'curriculum.png'
 
-# %% ../nbs/52_run.ipynb #45dc5df8
-def together():
-    "Wait for the other processes of a run, if there are any."
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1: PartialState().wait_for_everyone()
-
 # %% ../nbs/52_run.ipynb #7440b0d3
 def save_whole(
     framework: StudentAwareDistillationFramework,
@@ -389,7 +384,10 @@ def distill(
 def quiet_libraries():
     "No progress bar for every file that is read or written; the run has one of its own."
     hf_logging.disable_progress_bar()
-    if not sys.stderr.isatty(): datasets.disable_progress_bars()
+    if not (sys.stderr.isatty() and is_first()): datasets.disable_progress_bars()
+    if not is_first():  # what a library warns of, the first process says
+        hf_logging.set_verbosity_error()
+        warnings.simplefilter('ignore')
 
 # %% ../nbs/52_run.ipynb #d35d75dd
 def versions() -> dict:  # package -> version
