@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['LEARNING_RATES', 'METRICS', 'OURS', 'REFUSED', 'LEAST', 'pick_learning_rate', 'training_arguments', 'check_arguments',
            'what_fails', 'try_out', 'check_trackers', 'wandb_can_log', 'EarlyStopping', 'load_student',
-           'TrainingDiverged', 'FiniteSteps', 'Meter', 'memory_gb', 'open_runs', 'every_weight_learns',
-           'DistillationTrainer', 'last_complete_checkpoint']
+           'TrainingDiverged', 'DoesNotFit', 'is_out_of_memory', 'smaller_batches', 'ways_to_fit', 'give_memory_back',
+           'FiniteSteps', 'Meter', 'memory_gb', 'open_runs', 'every_weight_learns', 'DistillationTrainer',
+           'last_complete_checkpoint']
 
 # %% ../nbs/50_trainer.ipynb #902ed641
+import gc
 import importlib.util
 import json
 import math
@@ -287,6 +289,45 @@ def load_student(
 class TrainingDiverged(RuntimeError):
     "Too many steps in a row had a gradient that is not finite."
 
+# %% ../nbs/50_trainer.ipynb #50d0e5a0
+class DoesNotFit(RuntimeError):
+    "A step that needs more memory than there is."
+    def __init__(self, sentence: str, first: str = ''):
+        self.first = first  # what the device said, where nothing is lost yet by starting again
+        super().__init__(sentence)
+
+# %% ../nbs/50_trainer.ipynb #50d0e5a1
+def is_out_of_memory(error: BaseException) -> bool:
+    "Whether a device, one of its libraries or the machine had no room."
+    said = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or isinstance(error, RuntimeError) and ("can't allocate memory" in said or 'ALLOC_FAILED' in said)
+
+# %% ../nbs/50_trainer.ipynb #50d0e5a2
+def smaller_batches(
+    batch_size: int,    # windows in a micro-batch
+    accumulation: int,  # micro-batches in an optimizer step
+) -> tuple|None:        # both, for the same optimizer step in half the memory or less; None: one window is the least
+    "The largest micro-batch of at most half the size that the step can be made of."
+    windows = batch_size * accumulation
+    half = next((n for n in range(batch_size // 2, 0, -1) if windows % n == 0), None)
+    return half and (half, windows // half)
+
+# %% ../nbs/50_trainer.ipynb #50d0e5a3
+def ways_to_fit(
+    batch_size: int,
+    accumulation: int,
+) -> str:
+    "What a person can do, the cheapest first."
+    less = smaller_batches(batch_size, accumulation)
+    return f"batch_size {less[0]} with gradient_accumulation_steps {less[1]}, which makes the same optimizer steps" if less else \
+        "gradient_checkpointing, then a smaller max_length, or a teacher_cache, which leaves the whole memory to the student"
+
+# %% ../nbs/50_trainer.ipynb #50d0e5a4
+def give_memory_back():
+    "What an error has left behind."
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+
 # %% ../nbs/50_trainer.ipynb #9985c3af
 class FiniteSteps(TrainerCallback):
     "Skips steps whose gradient is not finite, counts them, and stops a run that does nothing else."
@@ -295,7 +336,7 @@ class FiniteSteps(TrainerCallback):
         self.skipped, self.in_a_row, self._skip, self.broken = 0, 0, False, []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        self._skip = False
+        self._skip, self.trainer.updates = False, True
         if self.trainer.accelerator.scaler is not None: return  # it looks by itself
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         if grads and not torch.stack(torch._foreach_norm(grads)).sum().isfinite():
@@ -303,6 +344,7 @@ class FiniteSteps(TrainerCallback):
             for p in model.parameters(): p.grad = None  # an optimizer leaves alone what has no gradient
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.updates = False
         skipped = self._skip or self.trainer.accelerator.optimizer_step_was_skipped  # in all processes or in none: they have the same gradient
         self.skipped, self.in_a_row = self.skipped + skipped, self.in_a_row + 1 if skipped else 0
         broken = self.trainer.meter.not_finite() if skipped else []
@@ -430,9 +472,11 @@ class DistillationTrainer(Trainer):
         self.eval_seconds = 0.  # of the last evaluation
         self.meter, self.controls, self.plan = Meter(), Controls(), dict(label=label)
         self.run, self.interrupts, self.clock = run, interrupts or Interrupts(), clock or Clock()
+        self.updates = False     # whether the optimizer is at work
         self.in_passing = False  # whether an evaluation decides nothing
         self.cut_short, self.saved_at, self.aside, self.metered = '', None, None, None  # why it ended before its time; step of the newest checkpoint; where one is being written, and what the meter shows
         super().__init__(framework, args, data_collator or framework.collator(), train_dataset, eval_dataset, **kwargs)
+        if args.device.type == 'cpu' and args.device.index is not None: vars(args)['_setup_devices'] = torch.device('cpu')  # several processes call it cpu:0, a place where torch.load can put nothing
         for callback in (PrinterCallback, ProgressCallback): self.remove_callback(callback)
         self.finite_steps = FiniteSteps(self)
         self.dashboard = LiveDashboard(self.controls) if (shows_widgets() if live is None else live) else None
@@ -470,7 +514,26 @@ class DistillationTrainer(Trainer):
         "Train, or go on from a checkpoint; one that was saved when training was over is taken as it is."
         self.cut_short = ''
         if resume_from_checkpoint and self.is_end(resume_from_checkpoint): return self.take_up(resume_from_checkpoint)
-        with self.interrupts.listening(): return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with self.interrupts.listening():
+            try: return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            except Exception as error:
+                if not is_out_of_memory(error): raise
+                said = ' '.join(str(error).split()).partition('. ')[0] or type(error).__name__
+        raise self.does_not_fit(said, bool(resume_from_checkpoint))  # only here nothing holds the step's tensors any more
+
+    def does_not_fit(self,
+        said: str,       # by the device
+        resumed: bool,
+    ) -> DoesNotFit:
+        "Save what was learnt, if anything was saved before, and say what to do."
+        step, args = self.state.global_step, self.args
+        ways = ways_to_fit(args.per_device_train_batch_size, args.gradient_accumulation_steps)
+        self.model.zero_grad(set_to_none=True)
+        give_memory_back()
+        if self.saved_at is None and not resumed: return DoesNotFit(f"step {step + 1} does not fit into memory ({said}). Give {ways}.", said if args.world_size == 1 else '')
+        if not self.updates and args.world_size == 1 and self.saved_at != step: self._save_checkpoint(self.model, None)  # others would wait in the middle of the step
+        saved = f'everything until step {self.saved_at:,} is saved' if self.saved_at else 'the last checkpoint is kept'
+        return DoesNotFit(f"step {step + 1} does not fit into memory ({said}); {saved}. To go on from there, give {ways}.")
 
     def is_end(self,
         checkpoint: str|Path,
