@@ -12,6 +12,7 @@ __all__ = ['FLAGS', 'EVAL_OPTIONS', 'FIXED', 'DEMO_OPTIONS', 'WRITE_OPTIONS', 'W
 import errno
 import os
 import sys
+import time
 import traceback
 from dataclasses import fields
 from pathlib import Path
@@ -261,7 +262,8 @@ def complain(
     message,          # of any number of lines
     code: int,        # for the shell
 ) -> int:             # the same code
-    "One line on stderr."
+    "One line on stderr; of several processes that found the same, the first one says it, and then their launcher ends the others."
+    if int(os.environ.get('RANK', 0)): time.sleep(5)
     print(f"kdkit: error: {' '.join(str(message).split())}", file=sys.stderr)
     return code
 

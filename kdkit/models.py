@@ -402,7 +402,7 @@ def read_config(
     except Exception as error: raise cannot_load(source, error) from error
     own_code = 'AutoModelForCausalLM' in (getattr(config, 'auto_map', None) or {})
     made = ' '.join(getattr(config, 'architectures', None) or [])
-    known = type(config) in AutoModelForCausalLM._model_mapping.keys()
+    known = type(config) in AutoModelForCausalLM._model_mapping  # its keys() would import the code of every model there is
     if config.is_encoder_decoder: raise ModelError(f"{what} is an encoder-decoder ({config.model_type}): choose a decoder-only model.")
     if not (known or own_code) and any(getattr(config, f'{sense}_config', None) for sense in ('vision', 'audio')):
         raise ModelError(f"{what} also reads images or sound ({config.model_type}): choose a decoder-only model of text.")

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['LEARNING_RATES', 'METRICS', 'OURS', 'REFUSED', 'LEAST', 'ABOVE', 'MOST', 'pick_learning_rate', 'training_arguments',
            'check_arguments', 'what_fails', 'try_out', 'check_trackers', 'wandb_can_log', 'EarlyStopping',
-           'load_student', 'TrainingDiverged', 'FiniteSteps', 'Meter', 'memory_gb', 'open_runs', 'DistillationTrainer',
-           'last_complete_checkpoint']
+           'load_student', 'TrainingDiverged', 'DoesNotFit', 'is_out_of_memory', 'smaller_batches', 'ways_to_fit',
+           'give_memory_back', 'FiniteSteps', 'Meter', 'memory_gb', 'open_runs', 'every_weight_learns',
+           'DistillationTrainer', 'last_complete_checkpoint']
 
 # %% ../nbs/50_trainer.ipynb #902ed641
+import gc
 import importlib.util
 import json
 import math
@@ -23,7 +25,7 @@ import psutil
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers import __version__ as transformers_version
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -33,11 +35,12 @@ from .checkpoints import NoRoom, aside_of, checkpoints, fault, is_full, make_roo
 from .config import ConfigError, DistillConfig, nearest
 from .controls import Controls
 from .estimate import Estimate
-from .evaluation import compute_perplexity
+from .evaluation import compute_perplexity, score_of
 from .framework import StudentAwareDistillationFramework
 from .interrupts import Clock, Interrupts
 from .metrics import MetricsFile, ProgressLine
-from .models import quietly
+from .models import body, output_head, quietly
+from .processes import how_many, is_first, summed, together
 from .progress import say
 from .share import is_cost
 from .dashboard import LiveDashboard, shows_widgets
@@ -297,6 +300,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         best = os.path.join(args.output_dir, 'best')
+        together()  # the first process may be writing it
         if not math.isfinite(self.best_seen) or not os.path.isdir(best): return
         if why := fault(best): say(f"WARNING: {best} {why}. The student of the last step is kept instead of the best one.")
         else: load_student(model, best)
@@ -319,6 +323,45 @@ def load_student(
 class TrainingDiverged(RuntimeError):
     "Too many steps in a row had a gradient that is not finite."
 
+# %% ../nbs/50_trainer.ipynb #50d0e5a0
+class DoesNotFit(RuntimeError):
+    "A step that needs more memory than there is."
+    def __init__(self, sentence: str, first: str = ''):
+        self.first = first  # what the device said, where nothing is lost yet by starting again
+        super().__init__(sentence)
+
+# %% ../nbs/50_trainer.ipynb #50d0e5a1
+def is_out_of_memory(error: BaseException) -> bool:
+    "Whether a device, one of its libraries or the machine had no room."
+    said = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or isinstance(error, RuntimeError) and ("can't allocate memory" in said or 'ALLOC_FAILED' in said)
+
+# %% ../nbs/50_trainer.ipynb #50d0e5a2
+def smaller_batches(
+    batch_size: int,    # windows in a micro-batch
+    accumulation: int,  # micro-batches in an optimizer step
+) -> tuple|None:        # both, for the same optimizer step in half the memory or less; None: one window is the least
+    "The largest micro-batch of at most half the size that the step can be made of."
+    windows = batch_size * accumulation
+    half = next((n for n in range(batch_size // 2, 0, -1) if windows % n == 0), None)
+    return half and (half, windows // half)
+
+# %% ../nbs/50_trainer.ipynb #50d0e5a3
+def ways_to_fit(
+    batch_size: int,
+    accumulation: int,
+) -> str:
+    "What a person can do, the cheapest first."
+    less = smaller_batches(batch_size, accumulation)
+    return f"batch_size {less[0]} with gradient_accumulation_steps {less[1]}, which makes the same optimizer steps" if less else \
+        "gradient_checkpointing, then a smaller max_length, or a teacher_cache, which leaves the whole memory to the student"
+
+# %% ../nbs/50_trainer.ipynb #50d0e5a4
+def give_memory_back():
+    "What an error has left behind."
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+
 # %% ../nbs/50_trainer.ipynb #9985c3af
 class FiniteSteps(TrainerCallback):
     "Skips steps whose gradient is not finite, counts them, and stops a run that does nothing else."
@@ -327,7 +370,7 @@ class FiniteSteps(TrainerCallback):
         self.skipped, self.in_a_row, self._skip, self.broken = 0, 0, False, []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        self._skip = False
+        self._skip, self.trainer.updates = False, True
         if self.trainer.accelerator.scaler is not None: return  # it looks by itself
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         if grads and not torch.stack(torch._foreach_norm(grads)).sum().isfinite():
@@ -335,9 +378,10 @@ class FiniteSteps(TrainerCallback):
             for p in model.parameters(): p.grad = None  # an optimizer leaves alone what has no gradient
 
     def on_step_end(self, args, state, control, **kwargs):
-        skipped = self._skip or self.trainer.accelerator.optimizer_step_was_skipped
+        self.trainer.updates = False
+        skipped = self._skip or self.trainer.accelerator.optimizer_step_was_skipped  # in all processes or in none: they have the same gradient
         self.skipped, self.in_a_row = self.skipped + skipped, self.in_a_row + 1 if skipped else 0
-        broken = [name for name, value in self.trainer.meter.step.items() if name != 'loss' and not value.isfinite()] if skipped else []
+        broken = self.trainer.meter.not_finite() if skipped else []
         if broken: self.broken = broken
         if broken and self.skipped == self.in_a_row == 1: say(f"step {state.global_step} is skipped: {' and '.join(broken)} {'is' if len(broken) == 1 else 'are'} not finite")
         if not skipped: self.trainer.observe()
@@ -352,7 +396,7 @@ class FiniteSteps(TrainerCallback):
 
 # %% ../nbs/50_trainer.ipynb #db20665a
 class Meter:
-    "Means of losses over the steps between two log lines, kept on the device: reading one waits for the GPU."
+    "Means of losses over the steps between two log lines, kept on the device: reading one waits for the GPU. Of several processes each sees its part of a step."
     def __init__(self): self.reset()
 
     def reset(self):
@@ -374,22 +418,37 @@ class Meter:
                 self.sums[name] = total + value, n + 1
         self.step, self.common_nats = {}, None
 
+    def not_finite(self) -> list:  # of names
+        "Losses of this step that are not finite, in any process; all of them ask."
+        names = [name for name in self.step if name != 'loss']
+        wrong = summed(torch.stack([~self.step[name].isfinite() for name in names]).float()).tolist() if names else []
+        return [name for name, n in zip(names, wrong) if n]
+
+    def totals(self) -> tuple:  # (name -> sum over the steps, tokens)
+        "What was added up since the last log line, by all processes; all of them ask."
+        if not self.sums: return {}, self.tokens
+        first = next(iter(self.sums.values()))[0]
+        *values, tokens = summed(torch.stack([*(total.detach() for total, _ in self.sums.values()), torch.as_tensor(self.tokens, dtype=first.dtype, device=first.device)])).tolist()
+        return dict(zip(self.sums, values)), self.tokens if how_many() == 1 else round(tokens)
+
     def state(self) -> dict:  # numbers that JSON can hold
         "What was added up since the last log line."
-        return dict(tokens=self.tokens, sums={name: [total.item(), n] for name, (total, n) in self.sums.items()}, weights={k: float(v) for k, v in self.weights.items()})
+        totals, tokens = self.totals()
+        return dict(tokens=tokens, sums={name: [totals[name], n] for name, (_, n) in self.sums.items()}, weights={k: float(v) for k, v in self.weights.items()})
 
     def restore(self, state, device):
-        "Go on adding up where a checkpoint stood."
+        "Go on adding up where a checkpoint stood; of several processes the first one has all of it."
         self.reset()
-        self.tokens, self.weights = state['tokens'], state['weights']
-        self.sums = {name: (torch.tensor(total, device=device), n) for name, (total, n) in state['sums'].items()}
+        self.tokens, self.weights = state['tokens'] * is_first(), state['weights']
+        self.sums = {name: (torch.tensor(total * is_first(), device=device), n) for name, (total, n) in state['sums'].items()}
 
     def read(self) -> dict:  # flat: loss, losses/<name>, weights/<name>, tokens_per_second
-        means = {name: (total / n).item() for name, (total, n) in self.sums.items()}
+        totals, tokens = self.totals()
+        means = {name: totals[name] / n for name, (_, n) in self.sums.items()}
         seconds = max(time.perf_counter() - self.since, 1e-9)
         loss = means.pop('loss', math.nan)
         flat = dict({'loss': loss}, **{f'losses/{k}': v for k, v in means.items()}, **{f'weights/{k}': float(v) for k, v in self.weights.items()},
-                    tokens_per_second=round(self.tokens / seconds, 1))
+                    tokens_per_second=round(tokens / seconds, 1))
         self.reset()
         return flat
 
@@ -404,6 +463,19 @@ def open_runs() -> set:
     "Trackers with a run open in this process, of those that leave it open."
     asks = dict(wandb=lambda wandb: wandb.run, swanlab=lambda swanlab: swanlab.get_run())
     return {name for name, ask in asks.items() if name in sys.modules and ask(sys.modules[name])}
+
+# %% ../nbs/50_trainer.ipynb #50a0f1c3
+def every_weight_learns(
+    framework: StudentAwareDistillationFramework,
+) -> bool:  # False also where nobody can tell
+    "Whether each step has a gradient for everything that is trained: then the processes need not look for what was left out."
+    if any(p.requires_grad for p in framework.terms.parameters()): return False  # a term without weight yet is left out
+    student = framework.student_model
+    ids = torch.zeros(1, 2, dtype=torch.long, device=framework.device)  # of equal tokens, so that a mixture of experts leaves some out
+    with torch.enable_grad(), torch.random.fork_rng([ids.device] if ids.is_cuda else []):
+        logits = output_head(student)(body(student)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0])
+        found = torch.autograd.grad(logits.sum(), [p for p in student.parameters() if p.requires_grad], allow_unused=True)
+    return all(gradient is not None for gradient in found)
 
 # %% ../nbs/50_trainer.ipynb #68dd0969
 class DistillationTrainer(Trainer):
@@ -425,6 +497,7 @@ class DistillationTrainer(Trainer):
         config = framework.config
         args = args or training_arguments(config, config.max_steps)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would copy the teacher every step; use torchrun for two GPUs
+        if args.world_size > 1 and args.ddp_find_unused_parameters is None and every_weight_learns(framework): args.ddp_find_unused_parameters = False
         args.remove_unused_columns = False  # the teacher's columns are used
         args.disable_tqdm = True            # the run has a progress line of its own
         if args.report_to:
@@ -433,9 +506,11 @@ class DistillationTrainer(Trainer):
         self.eval_seconds = 0.  # of the last evaluation
         self.meter, self.controls, self.plan = Meter(), Controls(), dict(label=label)
         self.run, self.interrupts, self.clock = run, interrupts or Interrupts(), clock or Clock()
+        self.updates = False     # whether the optimizer is at work
         self.in_passing = False  # whether an evaluation decides nothing
-        self.cut_short, self.saved_at, self.aside = '', None, None  # why it ended before its time; step of the newest checkpoint; where one is being written
+        self.cut_short, self.saved_at, self.aside, self.metered = '', None, None, None  # why it ended before its time; step of the newest checkpoint; where one is being written, and what the meter shows
         super().__init__(framework, args, data_collator or framework.collator(), train_dataset, eval_dataset, **kwargs)
+        if args.device.type == 'cpu' and args.device.index is not None: vars(args)['_setup_devices'] = torch.device('cpu')  # several processes call it cpu:0, a place where torch.load can put nothing
         for callback in (PrinterCallback, ProgressCallback): self.remove_callback(callback)
         self.finite_steps = FiniteSteps(self)
         self.dashboard = LiveDashboard(self.controls) if (shows_widgets() if live is None else live) else None
@@ -473,7 +548,26 @@ class DistillationTrainer(Trainer):
         "Train, or go on from a checkpoint; one that was saved when training was over is taken as it is."
         self.cut_short = ''
         if resume_from_checkpoint and self.is_end(resume_from_checkpoint): return self.take_up(resume_from_checkpoint)
-        with self.interrupts.listening(): return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with self.interrupts.listening():
+            try: return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            except Exception as error:
+                if not is_out_of_memory(error): raise
+                said = ' '.join(str(error).split()).partition('. ')[0] or type(error).__name__
+        raise self.does_not_fit(said, bool(resume_from_checkpoint))  # only here nothing holds the step's tensors any more
+
+    def does_not_fit(self,
+        said: str,       # by the device
+        resumed: bool,
+    ) -> DoesNotFit:
+        "Save what was learnt, if anything was saved before, and say what to do."
+        step, args = self.state.global_step, self.args
+        ways = ways_to_fit(args.per_device_train_batch_size, args.gradient_accumulation_steps)
+        self.model.zero_grad(set_to_none=True)
+        give_memory_back()
+        if self.saved_at is None and not resumed: return DoesNotFit(f"step {step + 1} does not fit into memory ({said}). Give {ways}.", said if args.world_size == 1 else '')
+        if not self.updates and args.world_size == 1 and self.saved_at != step: self._save_checkpoint(self.model, None)  # others would wait in the middle of the step
+        saved = f'everything until step {self.saved_at:,} is saved' if self.saved_at else 'the last checkpoint is kept'
+        return DoesNotFit(f"step {step + 1} does not fit into memory ({said}); {saved}. To go on from there, give {ways}.")
 
     def is_end(self,
         checkpoint: str|Path,
@@ -540,9 +634,12 @@ class DistillationTrainer(Trainer):
             if self.finite_steps.skipped: logs['skipped_steps'] = self.finite_steps.skipped
             if self.accelerator.scaler is not None: logs['loss_scale'] = self.accelerator.scaler.get_scale()
             if (lead := self.model.curriculum.lead.lead) is not None and self.model.curriculum.follows: logs['teacher_lead'] = lead
-            logs['memory_gb'] = round(memory_gb()[0], 3)
+            logs['memory_gb'] = round(self.fullest(memory_gb()[0]), 3)
             logs.update({f'multipliers/{name}': factor for name, factor in self.controls.multipliers.items() if factor != 1})
         super().log(logs, start_time)
+
+    def fullest(self, gb):  # of any process
+        return self.accelerator.gather(torch.tensor([gb], device=self.args.device)).max().item() if self.args.world_size > 1 else gb
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval'):
         "Language-model cross-entropy of the student on held-out text; nothing else decides what is better."
@@ -550,6 +647,9 @@ class DistillationTrainer(Trainer):
         loader, began = self.eval_loader(rows), time.perf_counter()
         with self.accelerator.autocast(), self.clock.timed('evaluation'):
             scores = compute_perplexity(self.model.student_model, loader, end_id=self.model.student_end_id)
+            if self.args.world_size > 1:  # each has read its part
+                nats = scores['nats_per_token'] * scores['tokens']
+                scores = score_of(*summed(torch.tensor([nats, scores['tokens'], scores['bytes']], dtype=torch.float64, device=self.args.device)).tolist())
         self.eval_seconds = time.perf_counter() - began
         metrics = {f'{metric_key_prefix}_{name}': scores[name] for name in ('bits_per_byte', 'nats_per_token', 'perplexity')}
         if rows is self.eval_dataset and not self.in_passing: self.measured(metrics[f'{metric_key_prefix}_bits_per_byte'])
@@ -569,7 +669,8 @@ class DistillationTrainer(Trainer):
                 f"{curriculum.lead.teacher_bits:.3f} bits per byte): from here on it learns from the text alone")
 
     def eval_loader(self, rows):
-        "Batches of rows in their order."
+        "Batches of rows in their order; of several processes each gets its part."
+        if self.args.world_size > 1: rows = Subset(rows, range(self.args.process_index, len(rows), self.args.world_size))
         return DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
@@ -578,7 +679,7 @@ class DistillationTrainer(Trainer):
         output_dir = output_dir or self.args.output_dir
         self.model.save_student(output_dir)
         self.model.save_projectors(os.path.join(output_dir, 'projectors.safetensors'))
-        more = dict(multipliers=self.controls.multipliers, magnitudes={name: size.item() for name, size in self.model.magnitudes.items()}, meter=self.meter.state(),
+        more = dict(multipliers=self.controls.multipliers, magnitudes={name: size.item() for name, size in self.model.magnitudes.items()}, meter=self.metered or Meter().state(),
                     teacher_lead=self.model.curriculum.lead.state_dict(),
                     skipped=[self.finite_steps.skipped, self.finite_steps.in_a_row], stopped=self.control.should_training_stop and not self.cut_short)
         Path(output_dir, 'training.json').write_text(json.dumps(more))
@@ -603,7 +704,7 @@ class DistillationTrainer(Trainer):
 
     def write_checkpoint(self, folder, *args, **kwargs):
         "The library's checkpoint, sealed and in its place."
-        self.aside = aside_of(folder).with_name('.saving.part')
+        self.aside, self.metered = aside_of(folder).with_name('.saving.part'), self.meter.state()  # a sum over all processes, of which one writes
         try:
             super()._save_checkpoint(*args, **kwargs)
             written = self.aside / folder.name
@@ -615,7 +716,7 @@ class DistillationTrainer(Trainer):
             self.accelerator.wait_for_everyone()
         finally:
             if self.args.should_save: shutil.rmtree(self.aside, ignore_errors=True)
-            self.aside = None
+            self.aside = self.metered = None
 
     def bytes_of_checkpoint(self) -> int:
         "How much a checkpoint takes: as much as the last one, or else the weights, and twice as much for AdamW."
