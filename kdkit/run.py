@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REPORT_FILES', 'DEMO_STEPS', 'count_steps', 'plain_text_only', 'make_framework', 'ask', 'side_by_side',
-           'make_trainer', 'as_read', 'cache_teacher', 'open_cache', 'text_digest', 'Run', 'save_whole', 'distill',
-           'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run']
+           'make_trainer', 'as_read', 'known_of', 'cache_teacher', 'open_cache', 'text_digest', 'Run', 'save_whole',
+           'distill', 'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run']
 
 # %% ../nbs/52_run.ipynb #f9e6fff5
 import importlib.metadata
@@ -24,7 +24,7 @@ import datasets
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
-from .cache import SIDES, CachedRows, TeacherCache, rows_digest, write_cache
+from .cache import SIDES, CachedRows, TeacherCache, files_digest, rows_digest, write_cache
 from .checkpoints import MANIFEST, NoRoom, contents, differs, is_full, newest_whole, whole_folder
 from .config import DistillConfig
 from .devices import in_short, look
@@ -34,7 +34,7 @@ from .evaluation import about_answers, eval_batches, half_on_gpu, measure, reten
 from .folders import Stages, check_folder, claim_folder, read_mapping, run_key, take_over, windows_a_step
 from .framework import StudentAwareDistillationFramework
 from .interrupts import Clock, Interrupts, again, deadline
-from .models import AbsentModel, load_config, load_options, load_tokenizer
+from .models import AbsentModel, load_config, load_options, load_tokenizer, weights_folder
 from .options import settings
 from .prepare import RunError, about_text, prepare_text
 from .processes import as_the_first, how_many, in_turn, is_first, together
@@ -126,6 +126,15 @@ def as_read(
     rows = text['held_out'].select(range(min(windows, len(text['held_out']))))
     with half_on_gpu(framework.device): return teacher_as_read(framework, watched('reading the teacher', eval_batches(rows, framework, framework.config.batch_size)))
 
+# %% ../nbs/52_run.ipynb #0bba55be
+def known_of(
+    config: DistillConfig,
+    model_config,  # the teacher's, of transformers
+) -> dict:         # weights: '' where they are not on this disk; commit: None for a folder
+    "What tells this teacher from others of its name."
+    commit = getattr(model_config, '_commit_hash', None)
+    return dict(commit=commit, weights=files_digest(weights_folder(config.teacher_model, commit, **load_options(config, 'teacher'))))
+
 # %% ../nbs/52_run.ipynb #0bba55bf
 def cache_teacher(
     config: DistillConfig|dict|str|Path,  # of the run to come, as in `distill`; teacher_cache is the folder to write
@@ -140,7 +149,8 @@ def cache_teacher(
     framework = make_framework(config, text)
     score = measure(framework, watched('measuring the teacher', eval_batches(text['held_out'], framework, config.batch_size)), 'teacher')
     pad = framework.collator().fill['teacher_input_ids']
-    about = dict(name=config.teacher_model, score=score, held_out=rows_digest(text['held_out'], SIDES['teacher']), answers=ask(framework, text, 'teacher'), as_read=as_read(framework, text))
+    about = dict(name=config.teacher_model, score=score, held_out=rows_digest(text['held_out'], SIDES['teacher']), answers=ask(framework, text, 'teacher'), as_read=as_read(framework, text),
+                 **known_of(config, framework.teacher_model.config))
     opens = opening_tokens(framework.teacher_tokenizer, framework.teacher_model.get_output_embeddings().weight.shape[0])
     with Progress('asking the teacher', len(text['train']), 'windows') as line:
         write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples, config.batch_size, pad,
@@ -158,9 +168,10 @@ def open_cache(
     if not config.teacher_cache: return None
     cache = TeacherCache(config.teacher_cache)
     inside = text['vocab_map'].inside
-    cache.check(text['train'], config.teacher_model, inside, text['held_out'])
+    model_config = load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher'))
+    cache.check(text['train'], config.teacher_model, inside, text['held_out'], known_of(config, model_config))
     text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', 'teacher_tokens', *['teacher_inside', 'teacher_crossing'] * (inside is not None)))
-    cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher')))
+    cache.stand_in = AbsentModel(model_config)
     return cache
 
 # %% ../nbs/52_run.ipynb #109b1d58
