@@ -18,6 +18,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, concatenate_datasets
 
+from .adapters import check_sides, check_trained
 from .align import token_bytes
 from .checkpoints import drop_damaged, write_whole
 from .config import DistillConfig
@@ -45,7 +46,9 @@ def read_sides(
     names = {side: getattr(config, f'{side}_model') for side in PAIR}
     for side, name in names.items():
         if not name: raise RunError(f"{side}_model is not given: name a hub id or a local folder.")
-    configs = {side: load_config(name, f'{side}_model', **load_options(config, side)).get_text_config() for side, name in names.items()}
+    whole = {side: load_config(name, f'{side}_model', **load_options(config, side)) for side, name in names.items()}
+    check_sides(config, whole)
+    configs = {side: one.get_text_config() for side, one in whole.items()}
     tokenizers = {side: load_tokenizer(name, f'{side}_model', **load_options(config, side)) for side, name in names.items()}
     for side, tokenizer in tokenizers.items():
         ids, rows = max(i for i, piece in enumerate(token_bytes(tokenizer)) if piece) + 1, configs[side].vocab_size
@@ -284,6 +287,7 @@ def prepare_text(
 ) -> dict:               # train, held_out: paired datasets; tokenizers and maps; summary; method and why
     "Load tokenizers and text, pair both sides, and choose the vocabulary map; what was chosen is said."
     if not config.dataset: raise RunError("dataset is not given: name a hub dataset, a file or a folder.")
+    if train: check_trained(config)
     configs, tokenizers = read_sides(config)
     limits = window_limits(config, configs)
     how = dict(max_length=limits['student'], teacher_max_length=limits['teacher'],

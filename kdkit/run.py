@@ -16,6 +16,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
+from .adapters import about_adapters
 from .cache import SIDES, CachedRows, TeacherCache, rows_digest, write_cache
 from .checkpoints import MANIFEST, NoRoom, contents, differs, is_full, newest_whole, whole_folder
 from .config import DistillConfig
@@ -219,7 +221,7 @@ class Run:
         self.stages = Stages(self.folder, self.first)
         if 'paired' in self.stages: self.check_paired(self.stages['paired'], paired)
         self.stages.mark('paired', **paired)
-        for sentence in about_text(self.text): say(sentence)
+        for sentence in filter(None, (*about_text(self.text), about_adapters(self.framework.student_model))): say(sentence)
         if self.framework.device.type == 'cuda' and not self.arguments.get('full_determinism'):
             say("sums on this GPU are not made in a fixed order, so that two runs of one seed differ a little; full_determinism makes them equal, and slower")
 
@@ -260,7 +262,7 @@ class Run:
         if read := self.stages['measured'].get('as_read'):
             say(f"the teacher, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} bits per byte")
         if self.config.learning_rate is None:
-            self.rate, why = pick_learning_rate(self.stages['measured']['student_before'], self.framework.student_model.get_output_embeddings().weight.shape[0])
+            self.rate, why = pick_learning_rate(self.stages['measured']['student_before'], self.framework.student_model.get_output_embeddings().weight.shape[0], adapters=self.framework.has_adapter)
             say(f"learning rate {self.rate:g}, since {why}")
         self.clock.reserve = 1.2 * self.stages['measured'].get('seconds', 0.)  # measuring at the end takes as long
 
@@ -272,9 +274,12 @@ class Run:
         "Whether a training is over, for this number of steps, and its student is what it left."
         mark = self.stages.marks.get(name, {})
         as_long = mark.get('asked') == self.asked if self.steps is None else mark.get('of') == self.steps
-        return bool(mark.get('ended') in ('done', 'stopped') and as_long and mark.get('files')) and not differs(self.student_dir(name), mark['files'])
+        whole = mark.get('ended') in ('done', 'stopped') and as_long and mark.get('files')
+        return bool(whole) and not differs(self.student_dir(name), mark['files']) and not differs(self.student_dir(name).with_name('adapter'), mark.get('adapter') or {})
 
     def student_dir(self, name): return self.folder / ('control/student' if name == 'control' else 'student')
+
+    def trained_dir(self, name, framework): return self.student_dir(name).with_name('adapter' if framework.has_adapter else 'student')
 
     def train_to_end(self,
         name: str,       # control or trained
@@ -286,15 +291,18 @@ class Run:
         "Train a student from its newest checkpoint on, keep it, score it, and leave the mark."
         folder, key = self.student_dir(name).parent, run_key(self.config, self.arguments)
         if self.is_trained(name) and 'score' in self.stages[name]: return
-        if self.is_trained(name): load_student(framework, self.student_dir(name))
+        if self.is_trained(name): load_student(framework, self.trained_dir(name, framework))
         else:
             trainer = make_trainer(framework, {**self.arguments, 'learning_rate': self.rate}, self.text, folder, label, dict(run=key, interrupts=self.interrupts, clock=clock), **plan)
             trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder, key))
             self.interrupts.check(f'saved at step {trainer.state.global_step:,}')
             ended = 'time' if trainer.cut_short else 'done' if trainer.state.global_step >= self.steps else 'stopped'
-            if self.first: save_whole(framework, self.student_dir(name))
+            if self.first:
+                if framework.has_adapter: save_whole(framework.save_trained, self.trained_dir(name, framework))
+                save_whole(framework.save_student, self.student_dir(name))
             together()
-            self.stages.mark(name, ended=ended, steps=trainer.state.global_step, of=self.steps, asked=self.asked, skipped=trainer.finite_steps.skipped, files=contents(self.student_dir(name)))
+            self.stages.mark(name, ended=ended, steps=trainer.state.global_step, of=self.steps, asked=self.asked, skipped=trainer.finite_steps.skipped, files=contents(self.student_dir(name)),
+                             adapter=contents(self.trained_dir(name, framework)) if framework.has_adapter else None)
         made = {**self.stages[name], 'score': measure(framework, watched(f"measuring the {'control' if name == 'control' else 'student'}", self.batches))}
         if name == 'trained':
             made['retention'] = None if self.cache else retention(framework, watched('comparing the two', self.batches))
@@ -334,6 +342,7 @@ class Run:
         fair = report['control'] and report['control']['steps'] == trained['steps']  # not where one of them was stopped
         report['gap_closed'] = gap_closed(*bits.values()) if fair else None
         where = dict(device=str(self.framework.device), dtype=str(self.framework.teacher_model.dtype).removeprefix('torch.'), dtype_reason=self.framework.teacher_dtype_reason)
+        if self.framework.has_adapter: report['adapters'] = about_adapters(self.framework.student_model)
         report.update(data=dict(text['summary'], as_read=self.stages['measured'].get('as_read'), chat=text['chat'] is not None, method=text['method'], why=text['why'], train_windows=len(text['train']), eval_windows=len(text['held_out'])),
                       versions=versions(), seed=config.seed, learning_rate=self.rate, **where, steps=trained['steps'], skipped_steps=trained['skipped'], seconds=self.stages.seconds)
         if trained['ended'] == 'time':
@@ -361,11 +370,11 @@ def together():
 
 # %% ../nbs/52_run.ipynb #7440b0d3
 def save_whole(
-    framework: StudentAwareDistillationFramework,
+    save: Callable,  # folder -> anything, of the framework
     path: Path,
 ):
-    "Write the student aside and put it into its place: a folder that is there is whole."
-    with whole_folder(path) as folder: framework.save_student(folder)
+    "Write a student aside and put it into its place: a folder that is there is whole."
+    with whole_folder(path) as folder: save(folder)
     (path / MANIFEST).unlink()  # the run's mark keeps it; the student is a plain folder
 
 # %% ../nbs/52_run.ipynb #919d1521
@@ -394,7 +403,7 @@ def quiet_libraries():
 # %% ../nbs/52_run.ipynb #d35d75dd
 def versions() -> dict:  # package -> version
     "What a run depended on."
-    packages = 'kdkit', 'torch', 'transformers', 'tokenizers', 'datasets', 'accelerate'
+    packages = 'kdkit', 'torch', 'transformers', 'tokenizers', 'datasets', 'accelerate', *(name for name in ('peft', 'bitsandbytes') if name in sys.modules)
     def version(name):
         try: return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError: return None
