@@ -180,7 +180,7 @@ def write_model_card(
     parts = ['\n'.join(['---', 'library_name: transformers', 'pipeline_tag: text-generation', *on_hub, 'tags:', '- distillation', '- kdkit', '---']),
              f"# {names['student_model']}, taught by {names['teacher_model']}",
              f"This model was distilled with kdkit from {names['teacher_model']} on {names['dataset']}. The two vocabularies were compared by {same}."
-             + f" What was trained are {report['adapters'].replace(' are trained', '', 1).partition(';')[0]}; this is the student with them merged in." * bool(report.get('adapters'))
+             + f" In it {(report.get('adapters') or '').partition(';')[0].replace(' are trained', ' were trained', 1)}; they are merged in." * bool(report.get('adapters'))
              + " It was taught conversations: its tokenizer brings the chat template, and its generation config the end of a turn." * bool(chat),
              '## Result', summary_table(report), '## Use', '```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n'
              "model, tokenizer = AutoModelForCausalLM.from_pretrained('.'), AutoTokenizer.from_pretrained('.')\n" + ("prompt = tokenizer.apply_chat_template([dict(role='user', content='Hello!')], add_generation_prompt=True, return_tensors='pt', return_dict=True)\n"
