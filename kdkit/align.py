@@ -51,9 +51,11 @@ def remembered(find):
     def recall(tokenizer, *rest, **named):
         if getattr(tokenizer, 'backend_tokenizer', None) is None: return find(tokenizer, *rest, **named)
         known, look = _remembered.setdefault(tokenizer, {}), look_of(tokenizer)
-        key = find.__qualname__, *(tokenizer_digest(part) if hasattr(part, 'backend_tokenizer') else repr(part) for part in (*rest, *named.items()))
+        key = find.__qualname__, *(repr((tokenizer_digest(part), *look_of(part)[2:])) if hasattr(part, 'backend_tokenizer') else repr(part) for part in (*rest, *named.items()))
         if key not in known or known[key][0] != look: known[key] = look, find(tokenizer, *rest, **named)
         return known[key][1]
+    def remind(tokenizer, found): _remembered.setdefault(tokenizer, {})[find.__qualname__,] = look_of(tokenizer), found  # by who read it from a file
+    recall.remind = remind
     return recall
 
 # %% ../nbs/10_align.ipynb #da24c129
@@ -71,7 +73,7 @@ def tokenizer_digest(
     tokenizer,  # fast
 ) -> str:
     "The same for tokenizers that do the same, however often they were used."
-    return hashlib.sha256(json.dumps(backend_json(tokenizer)).encode()).hexdigest()
+    with plain_backend(tokenizer) as backend: return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 # %% ../nbs/10_align.ipynb #2256423f
 def tokenizer_kind(
@@ -165,11 +167,12 @@ def split_clusters(
     text: str,
     normalize,  # function from str to str
 ) -> list:      # str: whatever may change stands at the odd places
-    "Cut out each character that the normalizer changes, and each that has marks, together with them."
-    letters = sorted(set(text))
-    marks = ''.join(re.escape(c) for c in letters if combines(c))
-    changed = ''.join(re.escape(c) for c in letters if normalize(c) != c)
-    patterns = [f'.?[{marks}]+'] * bool(marks) + [f'[{changed}]'] * bool(changed)
+    "Cut out each character that the normalizer changes, each that has marks, together with them, and runs of spaces where it makes one of several."
+    forms = {c: normalize(c) for c in sorted(set(text))}
+    blank = [c for c, form in forms.items() if not form.strip() or form != form.strip()]  # a space there may meet another
+    marks, changed, runs = (''.join(map(re.escape, some)) for some in (filter(combines, forms), [c for c, form in forms.items() if form != c], blank))
+    collapses = any(normalize(a + b) != forms[a] + forms[b] for a in blank for b in blank)
+    patterns = [f'[{runs}]{{2,}}[{marks or runs}]*'] * collapses + [f'.?[{marks}]+'] * bool(marks) + [f'[{changed}]'] * bool(changed)
     return re.split(f"({'|'.join(patterns)})", text, flags=re.DOTALL) if patterns else [text]
 
 # %% ../nbs/10_align.ipynb #207c5f59
@@ -253,7 +256,7 @@ def stretch_ends(
     "Ends of tokens that write a text, or its normal form, perhaps without the white space around it."
     if None in pieces: return None
     written, lengths = b''.join(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces))
-    for part in dict.fromkeys((text, text.strip())):
+    for part in dict.fromkeys((text, text.strip(), text.lstrip(), text.rstrip())):
         lead = len(text[:text.index(part)].encode())
         ends = exact_ends(written, lengths, part.encode())
         if ends is None: ends = normalized_ends(written, lengths, part, normalize)
@@ -271,10 +274,13 @@ def broken_ends(
     lost = [i for i, piece in enumerate(pieces) if piece is None]
     for before, after in zip([-1, *lost], [*lost, len(pieces)]):
         first, last = offsets[before][1] if before >= 0 else 0, offsets[after][0] if after < len(pieces) else len(text)
-        if after - before < 2 or last < first: continue
-        some, part = slice(before + 1, after), text[first:last]
+        begin, stop = before + 1, after
+        while begin < stop and offsets[begin][0] < first: begin += 1    # it shares a character with what is lost, as the two letters of one ligature do
+        while begin < stop and offsets[stop - 1][1] > last: stop -= 1
+        if begin == stop or last < first: continue
+        some, part = slice(begin, stop), text[first:last]
         found = stretch_ends(pieces[some], part, normalize)
-        if found is None: found = located_ends(pieces[some], [(a - first, b - first) for a, b in offsets[some]], part, normalize) if all(first <= a <= b <= last for a, b in offsets[some]) else np.full(after - before - 1, -1)
+        if found is None: found = located_ends(pieces[some], [(a - first, b - first) for a, b in offsets[some]], part, normalize) if all(first <= a <= b <= last for a, b in offsets[some]) else np.full(stop - begin, -1)
         ends[some] = np.where(found < 0, -1, found + at[first])
     return ends
 

@@ -84,7 +84,10 @@ STYLES = dict(  # name -> (how to make it, what it does to text in Python's word
     llama2=(lambda: sentencepiece(700, style='prepend'), None), metaspace=(sentencepiece, None), gemma=(gemma, None), added=(with_added, 'taken'),
     unigram_bytes=(lambda: unigram(normalizers.Sequence([]), True), None), unigram_nfkc=(lambda: unigram(normalizers.NFKC(), True), 'NFKC'),
     unigram_nfkc_unk=(lambda: unigram(normalizers.NFKC()), 'NFKC'), unigram_strip=(lambda: unigram(normalizers.Strip(), True), None),
-    unigram_collapse=(lambda: unigram(normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(' {2,}'), ' ')])), 'NFKC'),
+    unigram_xglm=(lambda: unigram(normalizers.Sequence([normalizers.NFKC(), normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(' {2,}'), SPACE)]), True), 'NFKC once'),
+    unigram_once=(lambda: unigram(normalizers.Sequence([normalizers.Strip(), normalizers.Replace(Regex(' {2,}'), ' ')]), True), 'once'),
+    bytes_once=(lambda: pieces_of([split(llama3)], normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(' {2,}'), ' ')])), 'NFC once'),
+    unigram_collapse=(lambda: unigram(normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(' {2,}'), ' ')])), 'NFKC once'),
     bytes_strip=(lambda: pieces_of([split(llama3)], normalizer=normalizers.Strip()), None), lower=(lambda: pieces_of([split(llama3)], normalizer=normalizers.Lowercase()), 'lower'),
     no_fallback=(lambda: sentencepiece(500, byte_fallback=False), None))
 
@@ -109,9 +112,16 @@ def document(chance: random.Random) -> str:
     return ''.join(chance.choice(makers)() for _ in range(chance.randrange(1, 12))).replace('<0x', '<0y')  # Unigram reads the name of a byte as that byte
 
 
+def shaped(text, form):
+    "A text as the tokenizer's normalizer leaves it: 'NFKC', 'lower', 'once' (of several spaces, one), or several of these."
+    for part in (form or '').split():
+        text = text.lower() if part == 'lower' else re.sub(' {2,}', ' ', text) if part == 'once' else unicodedata.normalize(part, text)
+    return text
+
+
 def read(text, form):
     "What is left of a text when it is only read: normalized, U+2581 as a space, runs of white space as one, none at the ends."
-    text = text.lower() if form == 'lower' else unicodedata.normalize(form, text) if form not in (None, 'taken') else text
+    text = text if form == 'taken' else shaped(text, form)
     return ('' if form == 'taken' else ' ').join(text.replace(SPACE, ' ').split())  # taken: by added tokens that take the white space beside them and write none
 
 
@@ -143,7 +153,7 @@ def forgotten(tokenizer, text, form, ids, ends, lost, most=12):
     if form == 'taken': return []
     open_ = [i for i, end in enumerate(ends) if end < 0 and not (lost and lost[0] <= i)][:most]
     if not open_: return []
-    def normal(part): return (part.lower() if form == 'lower' else unicodedata.normalize(form, part) if form else part).replace(SPACE, ' ')
+    def normal(part): return shaped(part, form).replace(SPACE, ' ')
     whole, at = normal(text), {}
     for k in range(len(text) + 1):
         if normal(text[:k]) + normal(text[k:]) == whole: at.setdefault(normal(text[:k]), []).append(k)

@@ -156,6 +156,22 @@ def test_runs_of_spaces_that_are_added_tokens_write_spaces():
     (ids, ends), = encode_bytes(tokenizer, ['a\u2581\u2581b'], table)  # the letter itself reads as two spaces there, and ends where it stands
     assert ends[-1] == 8 and 7 in ends
 
+@pytest.mark.parametrize('name', ['unigram_collapse', 'unigram_xglm', 'unigram_once', 'bytes_once'])
+def test_of_several_spaces_one_is_left_and_ends_with_the_last(name):
+    tokenizer, table, _ = fuzz_align.tokenizer_of(name)
+    text = 'the  list   of x  and \u00a0 a'
+    (ids, ends), = encode_bytes(tokenizer, [text], table)
+    raw, words = text.encode(), ['the', 'list', 'of', 'x', 'and', 'a']
+    stops = [raw.index(w.encode() + b' ') + len(w) for w in words[:-1]] + [len(raw)]
+    assert (ends >= 0).all() and set(stops) <= set(ends.tolist())
+    assert not set(ends.tolist()) & {4, 10, 11, 15}  # inside a run of spaces
+
+def test_a_letter_that_is_half_lost_takes_nothing_with_it():
+    tokenizer, table, _ = fuzz_align.tokenizer_of('unigram_collapse')
+    text = 'the list\u01c6\u010f and the list'  # its first half, d, is known, the other is not
+    (ids, ends), = encode_bytes(tokenizer, [text], table)
+    assert None in [table[i] for i in ids] and len('the list') in ends and ends[-1] == len(text.encode())
+
 def test_the_text_between_two_unknown_letters_keeps_its_ends():
     tokenizer, table, _ = fuzz_align.tokenizer_of('unigram_nfkc_unk')
     text = 'the \ufb01le \U0001f600 and the \ufb01le \U0001f600 of it'
