@@ -199,6 +199,7 @@ def pick_teacher_device(
         raise ValueError(f"teacher_device is {wish!r}, but there {'is no GPU' if not machine.gpus else 'is one GPU, cuda:0' if len(machine.gpus) == 1 else f'are {len(machine.gpus)} GPUs, from cuda:0 on'}: leave it out.")
     return wish, 'asked for'
 
+# %% ../nbs/07_devices.ipynb #07d0e5c1
 def same_place(
     one: torch.device,
     other: torch.device,
@@ -207,6 +208,7 @@ def same_place(
     index = lambda device: (torch.cuda.current_device() if device.type == 'cuda' and torch.cuda.is_available() else 0) if device.index is None else device.index
     return one.type == other.type and index(one) == index(other)
 
+# %% ../nbs/07_devices.ipynb #07d0e5c2
 def idle_gpus(
     machine: Machine,
     teacher_device: str|None = None,  # as of pick_teacher_device
@@ -218,6 +220,7 @@ def idle_gpus(
     return (f"{used} of {n} GPUs {'is' if used == 1 else 'are'} used",
             f"{several_processes(n)} uses all of them; divide gradient_accumulation_steps by {n} for the same update")
 
+# %% ../nbs/07_devices.ipynb #07d0e5c3
 def several_processes(n): return f"`torchrun --nproc_per_node {n} --no-python kdkit train …`"
 
 # %% ../nbs/07_devices.ipynb #a860393b
