@@ -11,6 +11,7 @@ __all__ = ['RECIPES', 'CONSTANT', 'KD_MAPS', 'KD_METHODS', 'BALANCES', 'AWARE_BY
 import difflib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -161,6 +162,7 @@ class DistillConfig:
     student_dtype: str = option('auto', 'precision of a student with adapters, without them: float32 (which auto is), float16 or bfloat16')
     student_quantization: str|None = option(None, 'weights of a student with adapters, without them, in 4bit or 8bit (unset: as they are)')
     attn_implementation: str|None = option(None, "how both models compute attention, by transformers' name for it: sdpa, eager, flash_attention_2, ... (unset: sdpa)")
+    teacher_device: str = option('auto', "where the teacher reads: cuda:1, cuda, cpu (auto: a second GPU that would idle, else beside the student)")
     trust_remote_code: bool = option(False, "run a model's own code from the hub")
     cache_dir: str|None = option(None, 'where the hub keeps its downloads')
     lora_r: int|None = option(None, 'rank of the adapters (LoRA): they are trained and the student stays as it is (unset: all of the student is trained)', group='a student with adapters')
@@ -207,6 +209,7 @@ class DistillConfig:
         demand('lora_target_modules', lambda x: all(name.strip() for name in x.split(',')), "all-linear, or names of layers with commas between them")
         for name, unset in dict(lora_alpha=None, lora_dropout=0., lora_target_modules='all-linear').items():
             if self.lora_r is None and getattr(self, name) != unset: raise ConfigError(f"{name} is {getattr(self, name)!r}, but there are no adapters without lora_r: give it too, such as lora_r=16.")
+        demand('teacher_device', lambda x: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', x), 'auto, cpu, cuda or a GPU such as cuda:1')
         for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'): demand(name, lambda x: x is None and name == 'learning_rate' or x > 0, 'above 0')
         demand('learning_rate', lambda x: x is None or x <= 100, 'at most 100')
         for name in ('temperature', 'contrastive_temperature'): demand(name, lambda x: x <= 1000, 'at most 1000')
