@@ -51,9 +51,11 @@ def remembered(find):
     def recall(tokenizer, *rest, **named):
         if getattr(tokenizer, 'backend_tokenizer', None) is None: return find(tokenizer, *rest, **named)
         known, look = _remembered.setdefault(tokenizer, {}), look_of(tokenizer)
-        key = find.__qualname__, *(tokenizer_digest(part) if hasattr(part, 'backend_tokenizer') else repr(part) for part in (*rest, *named.items()))
+        key = find.__qualname__, *(repr((tokenizer_digest(part), *look_of(part)[2:])) if hasattr(part, 'backend_tokenizer') else repr(part) for part in (*rest, *named.items()))
         if key not in known or known[key][0] != look: known[key] = look, find(tokenizer, *rest, **named)
         return known[key][1]
+    def remind(tokenizer, found): _remembered.setdefault(tokenizer, {})[find.__qualname__,] = look_of(tokenizer), found  # by who read it from a file
+    recall.remind = remind
     return recall
 
 # %% ../nbs/10_align.ipynb #da24c129
@@ -71,7 +73,7 @@ def tokenizer_digest(
     tokenizer,  # fast
 ) -> str:
     "The same for tokenizers that do the same, however often they were used."
-    return hashlib.sha256(json.dumps(backend_json(tokenizer)).encode()).hexdigest()
+    with plain_backend(tokenizer) as backend: return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 # %% ../nbs/10_align.ipynb #2256423f
 def tokenizer_kind(

@@ -180,7 +180,9 @@ class DistillConfig:
         for f in fields(self):
             if isinstance(getattr(self, f.name), str): demand(f.name, lambda x: '\0' not in x, 'text without a NUL character')
         demand('output_dir', lambda x: x.strip(), 'the name of a folder')
-        for name in RECIPES['default']: demand(f'alpha_{name}', lambda x: x is None or x >= 0, 'a weight of 0 or more')
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), int): demand(f.name, lambda x: x < 2**32, 'below 2**32')
+        for name in RECIPES['default']: demand(f'alpha_{name}', lambda x: x is None or 0 <= x <= 1e6, 'a weight of 0 or more, up to a million')
         demand('kd_method', lambda x: x in KD_METHODS, 'one of ' + ', '.join(KD_METHODS))
         demand('balance', lambda x: x in BALANCES, 'one of ' + ', '.join(BALANCES))
         demand('aware_by', lambda x: x in AWARE_BY, 'one of ' + ', '.join(AWARE_BY))
@@ -189,6 +191,9 @@ class DistillConfig:
         demand('divergence', lambda x: x in DIVERGENCES, 'one of ' + ', '.join(DIVERGENCES))
         demand('teacher_dtype', lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
         for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'): demand(name, lambda x: x is None and name == 'learning_rate' or x > 0, 'above 0')
+        demand('learning_rate', lambda x: x is None or x <= 100, 'at most 100')
+        for name in ('temperature', 'contrastive_temperature'): demand(name, lambda x: x <= 1000, 'at most 1000')
+        demand('num_epochs', lambda x: x <= 1e6, 'at most a million')
         if not any(map(self.uses, RECIPES['default'])): raise ConfigError("every alpha is 0, so there is nothing to learn: give at least one loss a weight.")
         demand('span_likely', lambda x: 0 <= x < 1, 'at least 0 and below 1')
         demand('beta', lambda x: 0 <= x <= 1, 'between 0 and 1')
@@ -203,6 +208,9 @@ class DistillConfig:
         demand('train_on', lambda x: x in ('answers', 'all'), 'answers or all')
         demand('long_conversations', lambda x: x in ('cut', 'leave_out'), 'cut or leave_out')
         for name in ('max_documents', 'num_proc'): demand(name, lambda x: x is None or x >= 1, '1 or more')
+        demand('num_proc', lambda x: x is None or x <= 1024, 'at most 1024')
+        if self.uses('contrastive') and self.contrastive_segments > self.max_length:
+            raise ConfigError(f"contrastive_segments is {self.contrastive_segments} and max_length {self.max_length}, so that most segments would be empty: lower contrastive_segments.")
         if self.streaming and self.max_steps < 1: raise ConfigError("streaming reads as much as max_steps need, and max_steps is not given: how long a stream is, nobody knows.")
         for name in ('eval_steps', 'total_steps'): demand(name, lambda x: x is None or x >= 1, '1 or more')
         if self.teacher_cache:

@@ -10,28 +10,29 @@ __all__ = ['PossibleNext', 'Crossings', 'opening', 'expected_tokens', 'expected_
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .align import token_bytes
 from .fused import entries_of
 from .losses import known_kl, widen
-from .vocab import Continuations, Places, VocabMap, boundaries, ids_by_bytes, speller
+from .vocab import Continuations, Places, TokenPair, VocabMap, boundaries, ids_by_bytes, speller
 
 # %% ../nbs/12_crossings.ipynb #12a00005
 class PossibleNext:
     "What a student's tokenizer would write after one of its tokens, for every teacher token that begins with given bytes."
-    def __init__(self,
-        student_tokenizer,  # fast
-        teacher_tokenizer,  # fast
-        student: list,      # `token_bytes`
-        teacher: list,      # `token_bytes`
-    ):
-        self.student, self.teacher, self.spell = student, teacher, speller(student_tokenizer, student)
-        self.order = sorted(ids_by_bytes(teacher_tokenizer, teacher).values(), key=teacher.__getitem__)
-        self.sorted, self.known = [teacher[i] for i in self.order], {}
+    def __init__(self, pair: TokenPair): self.pair, self.student, self.teacher, self.known = pair, pair.student_bytes, pair.teacher_bytes, {}
+
+    @cached_property
+    def spell(self): return speller(self.pair.student, self.student)
+
+    @cached_property
+    def order(self): return sorted(ids_by_bytes(self.pair.teacher, self.teacher).values(), key=self.teacher.__getitem__)
+
+    @cached_property
+    def sorted(self): return [self.teacher[i] for i in self.order]
 
     def __call__(self,
         written: int,  # the student's token
@@ -109,10 +110,7 @@ class Crossings:
         begun, came = teacher_ids.gather(1, (partner + 1).clamp(0, teacher_ids.shape[1] - 1)), F.pad(ids[:, 1:], (0, 1))
         follows = (self.first[begun] == came) & (node <= 0)
         at = ((node > 0) & (node < tree.n_nodes)).nonzero(as_tuple=True)
-        row, entry = entries_of(tree.start, node[at])
-        hit = (tree.tokens[entry] == begun[at][row]) & (tree.following[entry] == came[at][row])
-        some = torch.zeros_like(node[at], dtype=torch.bool).index_fill(0, row[hit], True)
-        return ~follows.index_put(at, some)
+        return ~follows.index_put(at, tree.goes_on(node[at], begun[at]) == came[at])
 
     def look_up(self,
         places: Places,
@@ -255,13 +253,9 @@ def crossing_kl(
 
 # %% ../nbs/12_crossings.ipynb #12a00012
 def find_crossings(
-    student_tokenizer,
-    teacher_tokenizer,
-    student_vocab_size: int,
-    teacher_vocab_size: int,
-    first: Tensor,           # [teacher vocabulary], the student token that begins each
+    pair: TokenPair,
+    first: Tensor,  # [teacher vocabulary], the student token that begins each
 ) -> Crossings:
     "For one pair of tokenizers."
-    student, teacher = token_bytes(student_tokenizer, student_vocab_size), token_bytes(teacher_tokenizer, teacher_vocab_size)
-    lengths = (torch.tensor([len(piece) if piece else 1 for piece in table]) for table in (student, teacher))
-    return Crossings(*lengths, first, PossibleNext(student_tokenizer, teacher_tokenizer, student, teacher))
+    lengths = (torch.tensor([len(piece) if piece else 1 for piece in table]) for table in (pair.student_bytes, pair.teacher_bytes))
+    return Crossings(*lengths, first, PossibleNext(pair))

@@ -84,7 +84,7 @@ class Estimate(TrainerCallback):
     def parts(self, args, state, left):
         "Seconds of what is left."
         step, every = statistics.median(self.ends[self.warm_up:]), state.eval_steps or args.eval_steps or 0
-        rows, windows = len(self.trainer.eval_dataset or ()), args.per_device_train_batch_size * args.gradient_accumulation_steps
+        rows, windows = len(self.trainer.eval_dataset or ()), args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         times = lambda steps: int(steps // every) if every and args.eval_strategy != 'no' else 0
         evaluation = self.trainer.eval_seconds or step * rows / windows / 3  # without a backward pass, which takes two parts of three
         return parts_of_a_call(step, left, evaluation, times(left), self.control, teacher_seconds(self.trainer) if self.control else 0., state.max_steps, times(state.max_steps))

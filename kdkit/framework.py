@@ -24,9 +24,9 @@ from .models import (AbsentModel, ModelError, body, load_causal_lm, load_options
                           pick_teacher_dtype)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
-                         SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, build_map, cached_answers, cached_comparison, comparison, opening_tokens, read_heads,
+                         SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, cached_answers, cached_comparison, comparison, map_of, opening_tokens, read_heads,
                          same_text, shared_tokens, span_answers)
-from .vocab import VocabMap, gold_consistency, spelling_matrix
+from .vocab import TokenPair, VocabMap, gold_consistency, spelling_matrix
 from .windows import PairCollator, control_ids
 
 # %% ../nbs/29_framework.ipynb #86cf6c52
@@ -63,6 +63,7 @@ class StudentAwareDistillationFramework(nn.Module):
         student_tokenizer: PreTrainedTokenizerBase|None = None,  # None: loaded with the student
         vocab_map: VocabMap|None = None,                         # None: built from the tokenizers by config.kd_method
         device: torch.device|str|None = None,                    # None: a GPU if there is one
+        pair: TokenPair|None = None,                             # both tokenizers and what is known of them; None: made of them
     ):
         super().__init__()
         self.config = config = DistillConfig.from_dict(config) if isinstance(config, dict) else config
@@ -72,28 +73,28 @@ class StudentAwareDistillationFramework(nn.Module):
         teacher = teacher_model or load_causal_lm(config.teacher_model, dtype, 'teacher_model', **hub['teacher'])
         student = student_model or load_causal_lm(config.student_model, torch.float32, 'student_model', **hub['student'])
         mend_generation(student)  # one that was handed over may need it too: the first save would fail
-        self.teacher_tokenizer = teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher'])
-        self.student_tokenizer = student_tokenizer or load_tokenizer(config.student_model, 'student_model', **hub['student'])
+        self.teacher_tokenizer = pair.teacher if pair else teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher'])
+        self.student_tokenizer = pair.student if pair else student_tokenizer or load_tokenizer(config.student_model, 'student_model', **hub['student'])
         count = lambda model: sum(p.numel() for p in model.parameters())
         if count(student) > count(teacher) and not isinstance(teacher, AbsentModel):
             warnings.warn(f"the student ({count(student):,} parameters) is larger than the teacher ({count(teacher):,}): are the two swapped?")
         self.student_model = student.float()  # a GradScaler cannot unscale the gradient of an fp16 parameter
-        sizes = [model.config.get_text_config().vocab_size for model in (student, teacher)]
-        opens = opening_tokens(self.teacher_tokenizer, sizes[1]) if config.span_likely else None
+        pair = pair or TokenPair(self.student_tokenizer, self.teacher_tokenizer, *(model.config.get_text_config().vocab_size for model in (student, teacher)))
+        opens = opening_tokens(pair.teacher, pair.teacher_rows) if config.span_likely else None
         self.terms = nn.ModuleDict(build_terms(config, student, teacher, opens))
-        vocab_map = vocab_map or build_map(config.kd_method, self.student_tokenizer, self.teacher_tokenizer, *sizes, config.inside_tokens)
+        vocab_map = vocab_map or map_of(pair, config.kd_method, config.inside_tokens)
         self.curriculum = Curriculum({name: getattr(config, f'alpha_{name}') for name in self.terms}, default_schedules(),
                                      config.total_steps, config.use_curriculum)
         self.step = 0  # optimizer steps taken; the trainer counts
         self.listens = True  # also to a teacher without a share: its lead may come back; the trainer says when
         self.magnitudes = {}  # name -> 0-dim, moving average of a loss; the trainer observes
         self._hold(teacher_model=teacher.eval().requires_grad_(False), vocab_map=vocab_map, chat=None)
-        shared = shared_tokens(self.student_tokenizer, self.teacher_tokenizer)
+        shared = shared_tokens(pair)
         heads = student.get_output_embeddings().weight, teacher.get_output_embeddings().weight
         self._hold(logit_projector=None if isinstance(teacher, AbsentModel) else TeacherToStudentLogitProjector(*heads, *shared))
         self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
         self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
-        matched = spelling_matrix(self.student_tokenizer, self.teacher_tokenizer, *sizes, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
+        matched = spelling_matrix(pair, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
         self.compare = lambda vocab_map: comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
         self.to(device)

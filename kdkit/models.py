@@ -7,8 +7,8 @@ __all__ = ['kept_waiting', 'TOKENIZERS', 'WEIGHTS', 'FOREIGN', 'attached', 'Mode
            'hub_error', 'ask_hub', 'holds', 'what_it_is', 'read_json', 'damage', 'below', 'among_inputs',
            'kaggle_folder', 'Source', 'weight_bytes', 'find_model', 'cannot_load', 'without_copy', 'quietly',
            'load_tokenizer', 'load_config', 'read_config', 'loading', 'has_experts', 'load_causal_lm', 'check_whole',
-           'is_sound', 'what_ends_a_text', 'mend_generation', 'kept_generation', 'AbsentModel', 'body', 'output_head',
-           'check_causal_lm']
+           'is_sound', 'what_ends_a_text', 'mend_generation', 'kept_generation', 'weights_folder', 'AbsentModel',
+           'body', 'output_head', 'check_causal_lm']
 
 # %% ../nbs/15_models.ipynb #25ffeed7
 import json
@@ -402,7 +402,7 @@ def read_config(
     except Exception as error: raise cannot_load(source, error) from error
     own_code = 'AutoModelForCausalLM' in (getattr(config, 'auto_map', None) or {})
     made = ' '.join(getattr(config, 'architectures', None) or [])
-    known = type(config) in AutoModelForCausalLM._model_mapping.keys()
+    known = type(config) in AutoModelForCausalLM._model_mapping  # its keys() would import the code of every model there is
     if config.is_encoder_decoder: raise ModelError(f"{what} is an encoder-decoder ({config.model_type}): choose a decoder-only model.")
     if not (known or own_code) and any(getattr(config, f'{sense}_config', None) for sense in ('vision', 'audio')):
         raise ModelError(f"{what} also reads images or sound ({config.model_type}): choose a decoder-only model of text.")
@@ -527,6 +527,20 @@ def kept_generation(
     try: GenerationConfig.from_pretrained(source.name, **options)
     except OSError: pass
     except Exception: return what_ends_a_text(read_json(Path(cached_file(source.name, 'generation_config.json', **options))))
+
+# %% ../nbs/15_models.ipynb #29065b5a
+def weights_folder(
+    name: str,          # hub id, folder or handle of Kaggle
+    commit: str|None,   # as `config._commit_hash` of a model of the hub
+    **options,          # of from_pretrained
+) -> Path|None:
+    "Where a model's weights lie on this disk, if they do; nothing is asked or downloaded."
+    if name.startswith('kaggle:'): folder = attached.get(name.removeprefix('kaggle:').strip('/'))
+    elif (path := Path(name).expanduser()).is_dir(): folder = path
+    else:
+        found = huggingface_hub.try_to_load_from_cache(name.rstrip('/'), '/'.join(filter(None, (options.get('subfolder'), 'config.json'))), cache_dir=options.get('cache_dir'), revision=commit or options.get('revision'))
+        return Path(found).parent if isinstance(found, str) else None
+    return folder and folder / (options.get('subfolder') or '')
 
 # %% ../nbs/15_models.ipynb #29065b5d
 class AbsentModel(nn.Module):

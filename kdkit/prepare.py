@@ -25,9 +25,10 @@ from .data import Corpus, TextStream, hold_out, read_corpus, read_name, splits_o
 from .files import DataError, pick_split, quiet
 from .models import load_config, load_options, load_tokenizer, read_json
 from .progress import Progress, say
-from .terms import build_map
+from .pair import keep_pair, open_pair
+from .terms import map_of
 from .templates import ChatSide, TemplateError, control_texts, template_of
-from .vocab import same_tokenizer
+from .vocab import TokenPair
 from .windows import ConversationMaker, WindowMaker, alignment_summary, control_ids, inconsistent_tokens, pair_enough, place_shares
 
 # %% ../nbs/24_prepare.ipynb #9effaae1
@@ -40,20 +41,20 @@ PAIR = 'student', 'teacher'
 # %% ../nbs/24_prepare.ipynb #24a00003
 def read_sides(
     config: DistillConfig,
-) -> tuple:  # ({side: the model's text config}, {side: tokenizer})
+) -> tuple:  # ({side: the model's text config}, both tokenizers)
     "What both models are, before their weights are loaded."
     names = {side: getattr(config, f'{side}_model') for side in PAIR}
     for side, name in names.items():
         if not name: raise RunError(f"{side}_model is not given: name a hub id or a local folder.")
     configs = {side: load_config(name, f'{side}_model', **load_options(config, side)).get_text_config() for side, name in names.items()}
     tokenizers = {side: load_tokenizer(name, f'{side}_model', **load_options(config, side)) for side, name in names.items()}
+    pair = open_pair(*(tokenizers[side] for side in PAIR), *(configs[side].vocab_size for side in PAIR), config.cache_dir)
     for side, tokenizer in tokenizers.items():
         ids, rows = max(i for i, piece in enumerate(token_bytes(tokenizer)) if piece) + 1, configs[side].vocab_size
         if ids > rows:
             raise RunError(f"{side}_model {names[side]!r} has {rows} rows for the {ids} tokens of its tokenizer: the two do not belong together.")
-    sides = *(tokenizers[side] for side in PAIR), *(configs[side].vocab_size for side in PAIR)
-    if config.kd_method == 'identity': build_map('identity', *sides)  # refuses two tokenizers
-    return configs, tokenizers
+    if config.kd_method == 'identity': map_of(pair, 'identity')  # refuses two tokenizers
+    return configs, pair
 
 # %% ../nbs/24_prepare.ipynb #24a00004
 def window_limits(
@@ -259,32 +260,29 @@ def prompts_of(
 def choose_map(
     config: DistillConfig,
     rows: Dataset,     # windows
-    configs: dict,     # of read_sides
-    tokenizers: dict,  # of read_sides
-    ends: list,        # of ends_of
+    pair: TokenPair,   # with its ends
 ) -> dict:             # vocab_map, method, why, summary
     "The vocabulary map for these windows, and how well it serves them."
-    pair = [tokenizers[side] for side in PAIR]
-    def map_of(method, inside=False): return build_map(method, *pair, *(configs[side].vocab_size for side in PAIR), inside, ends)
     if config.kd_method != 'auto': methods = [config.kd_method]
-    else: methods = ['identity'] if same_tokenizer(*pair) else [*['token_level'] * config.asks_ends, 'first_token', 'common_prefix', 'combined']
-    maps = {method: map_of(method) for method in methods}
+    else: methods = ['identity'] if pair.same else [*['token_level'] * config.asks_ends, 'first_token', 'common_prefix', 'combined']
+    maps = {method: map_of(pair, method, False) for method in methods}
     summary = alignment_summary(rows, maps)
     method, why = pick_method(summary['gold_consistency']) if config.kd_method == 'auto' else (config.kd_method, 'asked for')
-    vocab_map = map_of(method, config.inside_tokens)
+    vocab_map = map_of(pair, method, config.inside_tokens)
     summary['inside_tokens'], crossing = place_shares(rows, vocab_map)
     if config.asks_ends: summary['crossing_tokens'] = crossing
-    summary['inconsistent'] = inconsistent_tokens(rows, maps[method], *pair)
+    summary['inconsistent'] = inconsistent_tokens(rows, maps[method], pair.student, pair.teacher)
     return dict(vocab_map=vocab_map, method=method, why=why, summary=summary)
 
 # %% ../nbs/24_prepare.ipynb #9a3ac838
 def prepare_text(
     config: DistillConfig,
     train: bool = True,  # False: all of the dataset is measured, and nothing is trained on
-) -> dict:               # train, held_out: paired datasets; tokenizers and maps; summary; method and why
+) -> dict:               # train, held_out: paired datasets; pair and map; summary; method and why
     "Load tokenizers and text, pair both sides, and choose the vocabulary map; what was chosen is said."
     if not config.dataset: raise RunError("dataset is not given: name a hub dataset, a file or a folder.")
-    configs, tokenizers = read_sides(config)
+    configs, pair = read_sides(config)
+    tokenizers = dict(student=pair.student, teacher=pair.teacher)
     limits = window_limits(config, configs)
     how = dict(max_length=limits['student'], teacher_max_length=limits['teacher'],
                **{f'{side}_control': control_ids(tokenizers[side], configs[side]) for side in PAIR})
@@ -312,9 +310,11 @@ def prepare_text(
         for name, what in (('train', 'conversations to train on'), ('measure', 'conversations to measure on')):
             if name == 'train' and windows is None: continue
             for sentence in about_conversations(makers[name].counts(), what): say(sentence)
-    chosen = choose_map(config, measured if windows is None else windows, configs, tokenizers, ends_of(configs, tokenizers, sides))
+    pair = pair.with_ends(ends_of(configs, tokenizers, sides))
+    chosen = choose_map(config, measured if windows is None else windows, pair)
+    keep_pair(pair, config.cache_dir)
     chat = dict(chat=sides, prompts=prompts_of(mixed, sides, limits)) if sides else dict(chat=None)
-    return dict(train=windows, held_out=measured, tokenizers=tokenizers, **chosen, **chat)
+    return dict(train=windows, held_out=measured, pair=pair, tokenizers=tokenizers, **chosen, **chat)
 
 # %% ../nbs/24_prepare.ipynb #808b2da9
 def shown_token(

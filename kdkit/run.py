@@ -4,28 +4,27 @@
 
 # %% auto #0
 __all__ = ['REPORT_FILES', 'DEMO_STEPS', 'count_steps', 'plain_text_only', 'make_framework', 'ask', 'side_by_side',
-           'make_trainer', 'as_read', 'cache_teacher', 'open_cache', 'text_digest', 'Run', 'together', 'save_whole',
+           'make_trainer', 'as_read', 'known_of', 'cache_teacher', 'open_cache', 'text_digest', 'Run', 'save_whole',
            'distill', 'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run']
 
 # %% ../nbs/52_run.ipynb #f9e6fff5
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import datasets
-from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
-from .cache import SIDES, CachedRows, TeacherCache, rows_digest, write_cache
+from .cache import SIDES, CachedRows, TeacherCache, files_digest, rows_digest, write_cache
 from .checkpoints import MANIFEST, NoRoom, contents, differs, is_full, newest_whole, whole_folder
 from .config import DistillConfig
 from .devices import in_short, look
@@ -35,14 +34,16 @@ from .evaluation import about_answers, eval_batches, half_on_gpu, measure, reten
 from .folders import Stages, check_folder, claim_folder, read_mapping, run_key, take_over, windows_a_step
 from .framework import StudentAwareDistillationFramework
 from .interrupts import Clock, Interrupts, again, deadline
-from .models import AbsentModel, load_config, load_options, load_tokenizer
+from .models import AbsentModel, load_config, load_options, load_tokenizer, weights_folder
 from .options import settings
 from .prepare import RunError, about_text, prepare_text
+from .processes import as_the_first, how_many, in_turn, is_first, together
 from .progress import Progress, say, watched
 from .report import gap_closed, read_report, write_model_card, write_report
 from .share import worth_distilling
 from .terms import opening_tokens
-from .trainer import DistillationTrainer, check_arguments, pick_learning_rate, last_complete_checkpoint, load_student, training_arguments
+from .trainer import (DistillationTrainer, DoesNotFit, check_arguments, give_memory_back, is_out_of_memory, last_complete_checkpoint, load_student, pick_learning_rate, smaller_batches,
+                      training_arguments, ways_to_fit)
 
 # %% ../nbs/52_run.ipynb #f059bc16
 def count_steps(
@@ -51,7 +52,7 @@ def count_steps(
 ) -> int:            # optimizer steps of the run
     "Optimizer steps: max_steps, or what num_epochs makes."
     if config.max_steps > 0: return config.max_steps
-    batches = math.ceil(rows / (config.batch_size * int(os.environ.get('WORLD_SIZE', 1))))
+    batches = math.ceil(rows / (config.batch_size * how_many()))
     return max(1, math.ceil(config.num_epochs * max(1, math.ceil(batches / config.gradient_accumulation_steps))))
 
 # %% ../nbs/52_run.ipynb #bbb24071
@@ -69,8 +70,7 @@ def make_framework(
 ) -> StudentAwareDistillationFramework:
     "Load and check the models of a run."
     set_seed(config.seed)
-    framework = StudentAwareDistillationFramework(replace(config, kd_method=text['method']), teacher, None, text['tokenizers']['teacher'],
-                                                  text['tokenizers']['student'], text['vocab_map'])
+    framework = StudentAwareDistillationFramework(replace(config, kd_method=text['method']), teacher, None, vocab_map=text['vocab_map'], pair=text['pair'])
     if text['chat']: framework.converse(text['chat'])
     return framework
 
@@ -129,6 +129,15 @@ def as_read(
         found = teacher_as_read(framework, watched('reading the teacher', eval_batches(rows, framework, framework.config.batch_size)))
     return dict(found, windows=windows)
 
+# %% ../nbs/52_run.ipynb #0bba55be
+def known_of(
+    config: DistillConfig,
+    model_config,  # the teacher's, of transformers
+) -> dict:         # weights: '' where they are not on this disk; commit: None for a folder
+    "What tells this teacher from others of its name."
+    commit = getattr(model_config, '_commit_hash', None)
+    return dict(commit=commit, weights=files_digest(weights_folder(config.teacher_model, commit, **load_options(config, 'teacher'))))
+
 # %% ../nbs/52_run.ipynb #0bba55bf
 def cache_teacher(
     config: DistillConfig|dict|str|Path,  # of the run to come, as in `distill`; teacher_cache is the folder to write
@@ -143,7 +152,8 @@ def cache_teacher(
     framework = make_framework(config, text)
     score = measure(framework, watched('measuring the teacher', eval_batches(text['held_out'], framework, config.batch_size)), 'teacher')
     pad = framework.collator().fill['teacher_input_ids']
-    about = dict(name=config.teacher_model, score=score, held_out=rows_digest(text['held_out'], SIDES['teacher']), answers=ask(framework, text, 'teacher'), as_read=as_read(framework, text))
+    about = dict(name=config.teacher_model, score=score, held_out=rows_digest(text['held_out'], SIDES['teacher']), answers=ask(framework, text, 'teacher'), as_read=as_read(framework, text),
+                 **known_of(config, framework.teacher_model.config))
     opens = opening_tokens(framework.teacher_tokenizer, framework.teacher_model.get_output_embeddings().weight.shape[0])
     with Progress('asking the teacher', len(text['train']), 'windows') as line:
         write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples, config.batch_size, pad,
@@ -161,9 +171,10 @@ def open_cache(
     if not config.teacher_cache: return None
     cache = TeacherCache(config.teacher_cache)
     inside = text['vocab_map'].inside
-    cache.check(text['train'], config.teacher_model, inside, text['held_out'])
+    model_config = load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher'))
+    cache.check(text['train'], config.teacher_model, inside, text['held_out'], known_of(config, model_config))
     text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', 'teacher_tokens', *['teacher_inside', 'teacher_crossing'] * (inside is not None)))
-    cache.stand_in = AbsentModel(load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher')))
+    cache.stand_in = AbsentModel(model_config)
     return cache
 
 # %% ../nbs/52_run.ipynb #109b1d58
@@ -184,7 +195,7 @@ class Run:
         interrupts: Interrupts,
     ):
         self.config, self.arguments, self.interrupts = config, arguments, interrupts
-        self.folder, self.first = Path(config.output_dir), int(os.environ.get('RANK', 0)) == 0
+        self.folder, self.first = Path(config.output_dir), is_first()
         self.asked, self.steps = [config.max_steps, config.num_epochs], None  # how many steps that makes is known when the text is paired
         self.rate = config.learning_rate  # unset: the student's score before training decides
         self.clock = Clock(deadline(config.max_hours, time.time()))
@@ -208,23 +219,31 @@ class Run:
 
     def pair(self):
         "The text of both sides, and the framework. Whatever is wrong with names, text or models shows here, before anything is written."
+        asked, self.config = self.config, self.as_it_fits()
         config = self.config
         say(in_short(look(), config.teacher_dtype))
-        self.text = prepare_text(config)
+        with in_turn('prepare'): self.text = prepare_text(config)
         self.steps = count_steps(config, len(self.text['train']))
         paired = dict(train=text_digest(self.text['train']), held_out=text_digest(self.text['held_out']), steps=self.steps,
-                      windows_a_step=windows_a_step(config.to_dict()) * int(os.environ.get('WORLD_SIZE', 1)))
+                      windows_a_step=windows_a_step(config.to_dict()) * how_many())
         self.cache = open_cache(config, self.text)
         self.framework = make_framework(config, self.text, self.cache and self.cache.stand_in)
         together()
-        if self.first: claim_folder(config, self.arguments)
+        if self.first: claim_folder(asked, self.arguments)
         together()
         self.stages = Stages(self.folder, self.first)
         if 'paired' in self.stages: self.check_paired(self.stages['paired'], paired)
-        self.stages.mark('paired', **paired)
+        self.stages.mark('paired', **paired, **({'fits': fits} if (fits := self.stages.marks.get('paired', {}).get('fits')) else {}))
         for sentence in about_text(self.text): say(sentence)
         if self.framework.device.type == 'cuda' and not self.arguments.get('full_determinism'):
             say("sums on this GPU are not made in a fixed order, so that two runs of one seed differ a little; full_determinism makes them equal, and slower")
+
+    def as_it_fits(self) -> DistillConfig:
+        "The run's config, in the micro-batches that its memory had room for when it was begun."
+        config, fits = self.config, self.stages.marks.get('paired', {}).get('fits')
+        if config.overwrite or not fits or fits[0] >= config.batch_size or fits[0] * fits[1] != config.batch_size * config.gradient_accumulation_steps: return config
+        say(f"micro-batches of {fits[0]} windows, {fits[1]} to an optimizer step, as this run's memory had room for when it was begun")
+        return replace(config, batch_size=fits[0], gradient_accumulation_steps=fits[1])
 
     def check_paired(self, found, now):
         "RunError where the run cannot go on with this text, or with as many processes."
@@ -248,6 +267,9 @@ class Run:
     @cached_property
     def batches(self): return eval_batches(self.text['held_out'], self.framework, self.config.batch_size)
 
+    @property
+    def bits(self): return [self.stages['measured'][side]['bits_per_byte'] for side in ('teacher', 'student_before')]
+
     def measure(self):
         "Teacher and student before anything is learnt."
         if 'measured' not in self.stages:
@@ -256,10 +278,9 @@ class Run:
                           retention_before=None if self.cache else retention(self.framework, watched('comparing the two', self.batches)),
                           as_read=self.cache.about.get('as_read') if self.cache else as_read(self.framework, self.text),
                           answers=dict(teacher=self.cache.about.get('answers') if self.cache else ask(self.framework, self.text, 'teacher'), student_before=ask(self.framework, self.text)))
-            self.stages.mark('measured', **scores)
-        bits = [self.stages['measured'][side]['bits_per_byte'] for side in ('teacher', 'student_before')]
-        self.framework.curriculum.lead.begin(*bits)
-        say(worth_distilling(*bits, self.config.follows_lead))
+            self.stages.mark('measured', **as_the_first(scores))
+        self.framework.curriculum.lead.begin(*self.bits)
+        say(worth_distilling(*self.bits, self.config.follows_lead))
         if read := self.stages['measured'].get('as_read'):
             say(f"the teacher, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} bits per byte, on {read['windows']:,} windows")
         if self.config.learning_rate is None:
@@ -291,8 +312,16 @@ class Run:
         if self.is_trained(name) and 'score' in self.stages[name]: return
         if self.is_trained(name): load_student(framework, self.student_dir(name))
         else:
-            trainer = make_trainer(framework, {**self.arguments, 'learning_rate': self.rate}, self.text, folder, label, dict(run=key, interrupts=self.interrupts, clock=clock), **plan)
-            trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder, key))
+            trainer = None
+            while trainer is None:
+                trainer = make_trainer(framework, {**self.arguments, 'learning_rate': self.rate}, self.text, folder, label, dict(run=key, interrupts=self.interrupts, clock=clock), **plan)
+                try: trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder, key))
+                except DoesNotFit as error:
+                    less = smaller_batches(self.config.batch_size, self.config.gradient_accumulation_steps)
+                    if not (error.first and less): raise
+                    said, step = error.first, trainer.state.global_step + 1
+                    trainer = None
+                if trainer is None: framework = self.with_smaller_batches(framework, *less, f"step {step} does not fit into memory ({said})")
             self.interrupts.check(f'saved at step {trainer.state.global_step:,}')
             ended = 'time' if trainer.cut_short else 'done' if trainer.state.global_step >= self.steps else 'stopped'
             if self.first: save_whole(framework, self.student_dir(name))
@@ -303,6 +332,25 @@ class Run:
             made['retention'] = None if self.cache else retention(framework, watched('comparing the two', self.batches))
             made['answers'] = ask(framework, self.text)
         self.stages.mark(name, **{k: v for k, v in made.items() if k != 'seconds'})
+
+    def with_smaller_batches(self,
+        framework: StudentAwareDistillationFramework,
+        batch_size: int,
+        accumulation: int,
+        why: str,
+    ) -> StudentAwareDistillationFramework:  # the same, as it was before the first step
+        "Begin a training anew with the same optimizer steps in smaller parts; the student's training after the control's too."
+        say(f"{why}: it starts again with {batch_size} x {accumulation} windows (batch_size x gradient_accumulation_steps), which is the same optimizer step")
+        less, config, teacher, own = dict(batch_size=batch_size, gradient_accumulation_steps=accumulation), framework.config, framework.teacher_model, framework is self.framework
+        framework.student_model.to('meta')  # two of them may not fit
+        give_memory_back()
+        self.config = replace(self.config, **less)
+        self.stages.mark('paired', **{**{k: v for k, v in self.stages['paired'].items() if k != 'seconds'}, 'fits': [batch_size, accumulation]})
+        again = make_framework(replace(config, **less), self.text, teacher)
+        if not own: self.framework.config = replace(self.framework.config, **less)
+        else: self.framework = again
+        again.curriculum.lead.begin(*self.bits)
+        return again
 
     def train_control(self):
         "The same student on the same text without a teacher. Where hours are limited it gets a third of them."
@@ -357,11 +405,6 @@ class Run:
 # %% ../nbs/52_run.ipynb #927186f2
 REPORT_FILES = 'report.json', 'report.md', 'bits_per_byte.png', 'losses.png', 'curriculum.png'
 
-# %% ../nbs/52_run.ipynb #45dc5df8
-def together():
-    "Wait for the other processes of a run, if there are any."
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1: PartialState().wait_for_everyone()
-
 # %% ../nbs/52_run.ipynb #7440b0d3
 def save_whole(
     framework: StudentAwareDistillationFramework,
@@ -385,6 +428,8 @@ def distill(
     with Interrupts() as interrupts:
         try: return Run(config, arguments, interrupts).go()
         except Exception as error:
+            if is_out_of_memory(error):  # while it measures; in training the trainer knows more
+                raise DoesNotFit(f"reading held-out text does not fit into memory ({' '.join(str(error).split())[:200]}). Give {ways_to_fit(config.batch_size, config.gradient_accumulation_steps)}.") from error
             if isinstance(error, NoRoom) or not is_full(error, config.output_dir): raise
             raise NoRoom(f"the disk of {config.output_dir} is full: make room and run it again, it goes on from its last checkpoint.") from error
 
@@ -392,7 +437,10 @@ def distill(
 def quiet_libraries():
     "No progress bar for every file that is read or written; the run has one of its own."
     hf_logging.disable_progress_bar()
-    if not sys.stderr.isatty(): datasets.disable_progress_bars()
+    if not (sys.stderr.isatty() and is_first()): datasets.disable_progress_bars()
+    if not is_first():  # what a library warns of, the first process says
+        hf_logging.set_verbosity_error()
+        warnings.simplefilter('ignore')
 
 # %% ../nbs/52_run.ipynb #d35d75dd
 def versions() -> dict:  # package -> version

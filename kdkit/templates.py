@@ -29,7 +29,7 @@ def control_texts(
     tokenizer,  # fast
 ) -> dict:      # id -> how it is written
     "The tokenizer's control tokens."
-    special = {token['id']: token['content'] for token in backend_json(tokenizer)['added_tokens'] if token['special']}
+    special = {index: token.content for index, token in sorted(tokenizer.backend_tokenizer.get_added_tokens_decoder().items()) if token.special}
     return special | {index: tokenizer.convert_ids_to_tokens(index) for index in tokenizer.all_special_ids}
 
 # %% ../nbs/13_templates.ipynb #36897884

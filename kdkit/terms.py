@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['at_positions', 'next_tokens', 'aligned_mask', 'comparison', 'against_teacher', 'cached_answers', 'cached_comparison',
-           'build_map', 'shared_tokens', 'Nats', 'read_heads', 'Signals', 'Term', 'LanguageModelTerm', 'UnalignedTerm',
-           'highest_of_rows', 'KnowledgeTerm', 'span_nats', 'opening_tokens', 'span_answers', 'Listener', 'same_text',
-           'SpanTerm', 'FeatureTerm', 'AttentionTerm', 'LayerwiseTerm', 'ContrastiveTerm']
+           'map_of', 'build_map', 'shared_tokens', 'Nats', 'read_heads', 'Signals', 'Term', 'LanguageModelTerm',
+           'UnalignedTerm', 'highest_of_rows', 'KnowledgeTerm', 'span_nats', 'opening_tokens', 'span_answers',
+           'Listener', 'same_text', 'SpanTerm', 'FeatureTerm', 'AttentionTerm', 'LayerwiseTerm', 'ContrastiveTerm']
 
 # %% ../nbs/17_terms.ipynb #a9ace24d
 from collections.abc import Callable
@@ -26,8 +26,7 @@ from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid
 from .capture import span_attention
 from .projectors import (AttentionTransferModule, ContrastiveDistillationLoss, FeatureProjector, LayerwiseDistillationLoss,
                               pool_segments)
-from .vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, identity_map, ids_by_bytes,
-                         same_tokenizer, teacher_spellings, token_level_map)
+from .vocab import TokenPair, VocabMap, combined_map, common_prefix_map, first_token_map, identity_map, ids_by_bytes, token_level_map
 
 # %% ../nbs/17_terms.ipynb #8d289141
 def at_positions(
@@ -169,6 +168,25 @@ def cached_comparison(
     return compare
 
 # %% ../nbs/17_terms.ipynb #97ce4f71
+def map_of(
+    pair: TokenPair,
+    method: str,         # one of config.KD_METHODS
+    inside: bool = True, # also for positions inside a teacher's token
+) -> VocabMap:
+    "The vocabulary map of a method; for methods without one, the safest, which retention is then measured on."
+    make = dict(first_token=first_token_map, common_prefix=common_prefix_map, combined=combined_map, token_level=token_level_map)
+    if method == 'identity' and not pair.same:
+        raise ValueError("kd_method is 'identity', but the two tokenizers differ: their ids mean other text. Use 'auto'.")
+    if method not in make and pair.same:
+        foreign = [i for i, piece in enumerate(token_bytes(pair.teacher, min(len(pair.teacher), pair.teacher_rows)))
+                   if piece is None and pair.teacher.convert_ids_to_tokens(i) != pair.student.convert_ids_to_tokens(i)]
+        return identity_map(pair.student_rows, pair.teacher_rows, pair.ends, foreign)
+    vocab_map = make.get(method, combined_map)(pair)
+    if not inside or method not in ('auto', *KD_MAPS): return vocab_map
+    first = pair.first.clone()
+    for mine, theirs in pair.ends: first[theirs] = mine
+    return replace(vocab_map, inside=pair.tree, first=first, crossings=find_crossings(pair, first))
+
 def build_map(
     method: str,             # one of config.KD_METHODS
     student_tokenizer,       # fast
@@ -178,34 +196,19 @@ def build_map(
     inside: bool = True,     # also for positions inside a teacher's token
     ends: tuple|None = None, # pairs (student id, teacher id) of control tokens that mean the same; None: the ends of a document
 ) -> VocabMap:
-    "The vocabulary map of a method; for methods without one, the safest, which retention is then measured on."
-    if ends is None: ends = [(student_tokenizer.eos_token_id, teacher_tokenizer.eos_token_id)]
-    ends = [(mine, theirs) for mine, theirs in ends if mine is not None and theirs is not None and mine < student_vocab_size and theirs < teacher_vocab_size]
-    sides = student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size
-    make = dict(first_token=first_token_map, common_prefix=common_prefix_map, combined=combined_map, token_level=token_level_map)
-    same = same_tokenizer(student_tokenizer, teacher_tokenizer)
-    if method == 'identity' and not same:
-        raise ValueError("kd_method is 'identity', but the two tokenizers differ: their ids mean other text. Use 'auto'.")
-    if same and method not in make:
-        foreign = [i for i, piece in enumerate(token_bytes(teacher_tokenizer, min(len(teacher_tokenizer), teacher_vocab_size)))
-                   if piece is None and teacher_tokenizer.convert_ids_to_tokens(i) != student_tokenizer.convert_ids_to_tokens(i)]
-        return identity_map(student_vocab_size, teacher_vocab_size, ends, foreign)
-    vocab_map = make.get(method, combined_map)(*sides, ends)
-    if not inside or method not in ('auto', *KD_MAPS): return vocab_map
-    written = teacher_spellings(*sides)
-    first = torch.tensor([ids[0] if ids else student_vocab_size for ids in written])
-    for mine, theirs in ends: first[theirs] = mine
-    return replace(vocab_map, inside=continuations(written, student_vocab_size), first=first, crossings=find_crossings(*sides, first))
+    "The same for two tokenizers that are no pair yet."
+    return map_of(TokenPair(student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size, ends), method, inside)
 
 # %% ../nbs/17_terms.ipynb #1a145650
 def shared_tokens(
-    student_tokenizer,  # fast
-    teacher_tokenizer,  # fast
+    pair: TokenPair,
 ) -> tuple:             # (student ids [n], teacher ids [n])
     "The tokens that write the same bytes on both sides."
-    student, teacher = (ids_by_bytes(t, token_bytes(t)) for t in (student_tokenizer, teacher_tokenizer))
-    common = sorted(student.keys() & teacher.keys())
-    return torch.tensor([student[b] for b in common]), torch.tensor([teacher[b] for b in common])
+    def find():
+        student, teacher = (ids_by_bytes(tokenizer, token_bytes(tokenizer)) for tokenizer in (pair.student, pair.teacher))
+        common = sorted(student.keys() & teacher.keys())
+        return torch.tensor([student[b] for b in common]), torch.tensor([teacher[b] for b in common])
+    return pair.part('shared', find)
 
 # %% ../nbs/17_terms.ipynb #07bcbf2b
 @dataclass

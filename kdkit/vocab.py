@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['class_log_probs', 'Places', 'VocabMap', 'gold_consistency', 'same_tokenizer', 'identity_map', 'ids_by_bytes',
-           'longest_prefix', 'inside_text', 'speller', 'spellings', 'teacher_spellings', 'first_token_map',
-           'common_prefix_map', 'combined_map', 'token_level_map', 'boundaries', 'Continuations', 'continuations',
-           'spelling_matrix']
+           'longest_prefix', 'longest_prefixes', 'inside_text', 'speller', 'spellings', 'made_before', 'TokenPair',
+           'teacher_spellings', 'first_token_map', 'common_prefixes', 'common_prefix_map', 'combined_map',
+           'teacher_first', 'token_level_map', 'boundaries', 'Continuations', 'continuations', 'spelling_matrix']
 
 # %% ../nbs/11_vocab.ipynb #04307154
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -173,11 +175,14 @@ def ids_by_bytes(
     table: list,  # its `token_bytes`
 ) -> dict:        # bytes -> id
     "The id that writes these bytes; where several do, a plain token before a byte token, then the lowest."
-    raw = set()
-    if backend_json(tokenizer)['model'].get('byte_fallback'):
-        raw = {tokenizer.backend_tokenizer.token_to_id(f'<0x{byte:02X}>') for byte in range(256)}
+    fallback, raw = getattr(tokenizer.backend_tokenizer.model, 'byte_fallback', None), set()
+    if backend_json(tokenizer)['model'].get('byte_fallback') if fallback is None else fallback:
+        raw = {tokenizer.backend_tokenizer.token_to_id(f'<0x{byte:02X}>') for byte in range(256)} - {None}
     ids = {}
-    for index in sorted((i for i, piece in enumerate(table) if piece), key=lambda i: (i in raw, i)): ids.setdefault(table[index], index)
+    for index, piece in enumerate(table):
+        if piece and index not in raw: ids.setdefault(piece, index)
+    for index in sorted(raw):
+        if index < len(table) and table[index]: ids.setdefault(table[index], index)
     return ids
 
 # %% ../nbs/11_vocab.ipynb #f99ca12d
@@ -188,11 +193,24 @@ def longest_prefix(
     "The longest beginning of a byte string that is known."
     return next((piece[:n] for n in range(len(piece), 0, -1) if piece[:n] in known), None)
 
+def longest_prefixes(
+    table: list,  # bytes or None, the common ones among them
+    common: dict, # bytes -> number
+    other: int,   # for bytes that begin with none of these
+) -> Tensor:      # [len(table)], the number of the longest that begins each; -1 for None
+    "The same for a whole vocabulary: in the order of their bytes, what begins a string stands before it."
+    found, open_ = torch.full((len(table),), -1), []
+    for piece, i in sorted((piece, i) for i, piece in enumerate(table) if piece):
+        while open_ and not piece.startswith(open_[-1]): open_.pop()
+        if piece in common and (not open_ or open_[-1] != piece): open_.append(piece)
+        found[i] = common[open_[-1]] if open_ else other
+    return found
+
 # %% ../nbs/11_vocab.ipynb #a1c1497b
 @remembered
 def inside_text(
     tokenizer,     # fast
-) -> Tokenizer:    # a copy in Rust
+) -> Tokenizer:    # a copy in Rust, of everything but the vocabulary and merges, which both use
     "The tokenizer as it works in the middle of a text: no space put in front, no control tokens."
     def strip(part):
         if not isinstance(part, dict): return part
@@ -202,10 +220,14 @@ def inside_text(
         if part['type'] == 'Metaspace': part['prepend_scheme'] = 'never'
         if part['type'] == 'ByteLevel': part['add_prefix_space'] = False
         return None if part['type'] == 'Prepend' else part
-    state = dict(backend_json(tokenizer))
-    state.update(normalizer=strip(state['normalizer']), pre_tokenizer=strip(state['pre_tokenizer']), post_processor=None,
-                 truncation=None, padding=None)
-    copy = Tokenizer.from_str(json.dumps(state))
+    backend = tokenizer.backend_tokenizer
+    parts = {name: strip(json.loads(part.__getstate__())) if part else None for name, part in (('normalizer', backend.normalizer), ('pre_tokenizer', backend.pre_tokenizer))}
+    added = sorted(backend.get_added_tokens_decoder().items())
+    copy = Tokenizer.from_str(json.dumps(dict(parts, version='1.0', added_tokens=[], model=dict(type='BPE', vocab={}, merges=[]))))
+    copy.model = backend.model
+    copy.add_tokens([token for _, token in added])
+    if any(copy.token_to_id(token.content) != index for index, token in added):  # numbers with gaps, which only a whole copy keeps
+        copy = Tokenizer.from_str(json.dumps(dict(backend_json(tokenizer), **parts, post_processor=None, truncation=None, padding=None)))
     copy.encode_special_tokens = True
     return copy
 
@@ -226,6 +248,9 @@ def speller(
         texts = [whole(piece) for piece in unknown]
         for piece, text, encoding in zip(unknown, texts, inner.encode_batch_fast(texts, add_special_tokens=False)):
             ids, written = encoding.ids, b''
+            if max(ids, default=len(table)) < len(table) and b''.join([table[index] or b'\0\0' for index in ids]) == piece:  # nearly always
+                result[piece] = ids
+                continue
             if len(text.encode()) < len(piece) and kind == 'bytes':
                 ids = [token.id for token in inner.model.tokenize(''.join(letters[byte] for byte in piece))]
             for index in ids:
@@ -244,83 +269,146 @@ def spellings(
     "The tokens with which a tokenizer writes each of these, as of `speller`."
     return speller(tokenizer, table)(pieces)
 
-# %% ../nbs/11_vocab.ipynb #e9367bf1
+# %% ../nbs/11_vocab.ipynb #11a00002
 @remembered
-def teacher_spellings(
+def made_before(
     student_tokenizer,
     teacher_tokenizer,
-    student_vocab_size: int,
-    teacher_vocab_size: int,
+    *rows: int,        # of both models
+) -> dict:             # name -> what was made
+    "What this process has made of two tokenizers so far."
+    return {}
+
+@dataclass(eq=False)
+class TokenPair:
+    "A student's tokenizer and its teacher's, as models with so many rows see them, with all that follows from the two."
+    student: object            # fast tokenizer
+    teacher: object            # fast tokenizer
+    student_rows: int          # of the student's head; they need not be as many as there are tokens
+    teacher_rows: int          # of the teacher's
+    ends: tuple | None = None  # pairs (student id, teacher id) of control tokens that mean the same; None: the ends of a document
+    stored: object = None      # name -> what is kept elsewhere; None: nothing is
+
+    def __post_init__(self):
+        ends = [(self.student.eos_token_id, self.teacher.eos_token_id)] if self.ends is None else self.ends
+        self.ends = tuple((mine, theirs) for mine, theirs in ends if mine is not None and theirs is not None and mine < self.student_rows and theirs < self.teacher_rows)
+        self.made = made_before(self.student, self.teacher, self.student_rows, self.teacher_rows)
+
+    def part(self,
+        name: str,
+        make: Callable,  # () -> it
+    ):
+        "A table, made where it is not known yet. None of them depends on the ends."
+        if name not in self.made: self.made[name] = self.stored[name] if self.stored and name in self.stored else make()
+        return self.made[name]
+
+    def with_ends(self, ends): return replace(self, ends=ends)
+
+    @property
+    def student_bytes(self): return token_bytes(self.student, self.student_rows)
+
+    @property
+    def teacher_bytes(self): return token_bytes(self.teacher, self.teacher_rows)
+
+    @property
+    def same(self):
+        "Whether both cut every text alike."
+        return self.part('same', lambda: same_tokenizer(self.student, self.teacher))
+
+    @property
+    def spelt(self):
+        "[teacher rows] of student ids, as of `teacher_spellings`."
+        return self.part('spelt', lambda: teacher_spellings(self))
+
+    @property
+    def first(self):
+        "[teacher rows], the student token that begins each of the teacher's; student_rows for control tokens and vacant rows."
+        return self.part('first', lambda: torch.tensor([ids[0] if ids else self.student_rows for ids in self.spelt]))
+
+    @property
+    def tree(self):
+        "The spellings as a tree."
+        return self.part('tree', lambda: continuations(self.spelt, self.student_rows))
+
+    @property
+    def prefixes(self):
+        "(student's class [student rows], teacher's [teacher rows], classes): the longest beginning that is a token of both; -1 for control tokens and vacant rows."
+        return self.part('prefixes', lambda: common_prefixes(self.student_bytes, self.teacher_bytes))
+
+    @property
+    def respelt(self):
+        "[student rows], the teacher token that begins each of the student's that begins none of the teacher's; elsewhere -1."
+        return self.part('respelt', lambda: teacher_first(self))
+
+# %% ../nbs/11_vocab.ipynb #e9367bf1
+def teacher_spellings(
+    pair: TokenPair,
 ) -> list:  # a list of student ids for each row of the teacher's vocabulary; empty for control tokens and vacant rows
     "How the student writes each of the teacher's tokens."
-    student, teacher = token_bytes(student_tokenizer, student_vocab_size), token_bytes(teacher_tokenizer, teacher_vocab_size)
-    written = iter(spellings(student_tokenizer, student, [piece for piece in teacher if piece]))
-    return [next(written) if piece else [] for piece in teacher]
+    written = iter(spellings(pair.student, pair.student_bytes, [piece for piece in pair.teacher_bytes if piece]))
+    return [next(written) if piece else [] for piece in pair.teacher_bytes]
 
 # %% ../nbs/11_vocab.ipynb #8ea5f23f
-@remembered
 def first_token_map(
-    student_tokenizer,
-    teacher_tokenizer,
-    student_vocab_size: int,
-    teacher_vocab_size: int,
-    ends: tuple = (),         # pairs (student id, teacher id) of control tokens that mean the same
+    pair: TokenPair,
 ) -> VocabMap:
     "Each teacher token counts as the first student token of its bytes."
-    written = teacher_spellings(student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size)
-    same = {theirs: mine for mine, theirs in ends}
-    index = [ids[0] if ids else same.get(theirs, student_vocab_size) for theirs, ids in enumerate(written)]
-    return VocabMap('first_token', student_vocab_size, None, torch.tensor(index))
+    index = pair.first.clone()
+    for mine, theirs in pair.ends:
+        if pair.first[theirs] == pair.student_rows: index[theirs] = mine
+    return VocabMap('first_token', pair.student_rows, None, index)
 
 # %% ../nbs/11_vocab.ipynb #e320fe2d
-@remembered
+def common_prefixes(
+    student: list,  # `token_bytes`
+    teacher: list,
+) -> tuple:         # (class [student rows], class [teacher rows], classes); -1 for control tokens and vacant rows
+    "The longest beginning of every token that is a token of both."
+    common = {piece: i for i, piece in enumerate(sorted({*filter(None, student)} & {*filter(None, teacher)}))}
+    return longest_prefixes(student, common, len(common)), longest_prefixes(teacher, common, len(common)), len(common) + 1  # one class more for what no common token begins
+
 def common_prefix_map(
-    student_tokenizer,
-    teacher_tokenizer,
-    student_vocab_size: int,
-    teacher_vocab_size: int,
-    ends: tuple = (),         # pairs (student id, teacher id) of control tokens that mean the same
+    pair: TokenPair,
 ) -> VocabMap:
     "Each token of either side counts as its longest beginning that is a token of both."
-    student, teacher = token_bytes(student_tokenizer, student_vocab_size), token_bytes(teacher_tokenizer, teacher_vocab_size)
-    common = {piece: i for i, piece in enumerate(sorted({*filter(None, student)} & {*filter(None, teacher)}))}
-    other = len(common)  # one class more for what no common token begins, and one for each end
-    own = {mine: other + 1 + i for i, mine in enumerate(dict.fromkeys(mine for mine, _ in ends))}
-    silent = other + 1 + len(own)  # and one for the student's other control tokens and vacant rows, of which a teacher says nothing
-    def index(table, ends, control): return torch.tensor([common.get(longest_prefix(piece, common), other) if piece else ends.get(i, control) for i, piece in enumerate(table)])
-    return VocabMap('common_prefix', silent + 1, index(student, own, silent), index(teacher, {theirs: own[mine] for mine, theirs in ends}, silent + 1))
+    student, teacher, n = pair.prefixes
+    own = {mine: n + i for i, mine in enumerate(dict.fromkeys(mine for mine, _ in pair.ends))}  # a class for each end
+    silent = n + len(own)  # and one for the student's other control tokens and vacant rows, of which a teacher says nothing
+    def index(known, ends, control):
+        index = known.where(known >= 0, control)
+        for token, at in ends.items():
+            if known[token] < 0: index[token] = at
+        return index
+    return VocabMap('common_prefix', silent + 1, index(student, own, silent), index(teacher, {theirs: own[mine] for mine, theirs in pair.ends}, silent + 1))
 
 # %% ../nbs/11_vocab.ipynb #1de3fbd7
 def combined_map(
-    student_tokenizer,
-    teacher_tokenizer,
-    student_vocab_size: int,
-    teacher_vocab_size: int,
-    ends: tuple = (),         # pairs (student id, teacher id) of control tokens that mean the same
+    pair: TokenPair,
 ) -> VocabMap:
     "The first-token map, then its student tokens and the student's own in common-prefix classes."
-    sides = student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size, ends
-    first, prefix = first_token_map(*sides), common_prefix_map(*sides)
+    first, prefix = first_token_map(pair), common_prefix_map(pair)
     return VocabMap('combined', prefix.n_classes, prefix.student_index, F.pad(prefix.student_index, (0, 1), value=prefix.n_classes)[first.teacher_index])
 
 # %% ../nbs/11_vocab.ipynb #7e0a11c2
-@remembered
+def teacher_first(
+    pair: TokenPair,
+) -> Tensor:  # [student rows], -1 where it begins one of the teacher's tokens, or nothing begins it
+    "The teacher token that begins each student token that no token of the teacher's begins with."
+    student, begun = pair.student_bytes, set(pair.first.tolist())
+    hidden, found = [s for s, piece in enumerate(student) if piece and s not in begun], torch.full((pair.student_rows,), -1)
+    for s, ids in zip(hidden, spellings(pair.teacher, pair.teacher_bytes, [student[s] for s in hidden])):
+        if ids: found[s] = ids[0]
+    return found
+
 def token_level_map(
-    student_tokenizer,
-    teacher_tokenizer,
-    student_vocab_size: int,
-    teacher_vocab_size: int,
-    ends: tuple = (),         # pairs (student id, teacher id) of control tokens that mean the same
+    pair: TokenPair,
 ) -> VocabMap:
     "The first-token map; a student token that begins no token of the teacher's is in the class of what the teacher writes first."
-    sides = student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size
-    first = first_token_map(*sides, ends).teacher_index
-    student, teacher = token_bytes(student_tokenizer, student_vocab_size), token_bytes(teacher_tokenizer, teacher_vocab_size)
-    begun = set(first.tolist())
-    hidden = [s for s, piece in enumerate(student) if piece and s not in begun]
-    within = torch.arange(student_vocab_size)
-    for s, ids in zip(hidden, spellings(teacher_tokenizer, teacher, [student[s] for s in hidden])):
-        if ids and first[ids[0]] < student_vocab_size: within[s] = first[ids[0]]
+    first, respelt, n = first_token_map(pair).teacher_index, pair.respelt, pair.student_rows
+    own = torch.arange(n)
+    hides = (respelt >= 0) & (first[respelt.clamp_min(0)] < n)
+    hides[first[first < n]] = False  # an end that is written as text
+    within = first[respelt.clamp_min(0)].where(hides, own)
     classes, index = within.unique(return_inverse=True)
     return VocabMap('token_level', len(classes), index, F.pad(index, (0, 1), value=len(classes))[first], first=first)
 
@@ -351,6 +439,22 @@ class Continuations:
     def n_nodes(self): return len(self.whole)
 
     def to(self, device): return replace(self, **{name: getattr(self, name).to(device) for name in ('edges', 'start', 'tokens', 'following', 'paths', 'whole')})
+
+    @cached_property
+    def keys(self):
+        "[entries] ascending, node x teacher vocabulary + token."
+        entries = torch.arange(self.n_nodes, device=self.start.device).repeat_interleave(self.start.diff(), output_size=len(self.tokens))
+        return entries * len(self.paths) + self.tokens
+
+    def goes_on(self,
+        node: Tensor,    # [n]
+        tokens: Tensor,  # [n], the teacher's
+    ) -> Tensor:         # [n], the student token with which each goes on at its node; -1 where it does not pass there
+        "How the student writes on in one token."
+        if not len(self.tokens): return torch.full_like(node, -1)
+        key = node * len(self.paths) + tokens
+        at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
+        return self.following[at].where(self.keys[at] == key, -1)
 
     def step(self,
         node: Tensor,  # [...]
@@ -423,40 +527,44 @@ def continuations(
 ) -> Continuations:
     "The tree of these spellings."
     depth = min(max(map(len, written), default=1), deepest + 1)
-    spelt = torch.tensor([ids[:depth] + [-1] * (depth - len(ids)) for ids in written])
+    lengths = np.fromiter(map(len, written), np.int64, len(written))
+    flat, first = np.fromiter(chain.from_iterable(written), np.int64, lengths.sum()), lengths.cumsum() - lengths
+    spelt = np.full((len(written), depth), -1)
+    for level in range(depth): spelt[lengths > level, level] = flat[first[lengths > level] + level]
+    spelt = torch.from_numpy(spelt)
     node, paths = torch.zeros(len(spelt), dtype=torch.long), torch.full((len(spelt), depth - 1), -1)
-    edges, entries, whole = [], [], {}
+    edges, entries, whole = [], [], []
     for level in range(depth - 1):
         goes_on = (spelt[:, level + 1] >= 0).nonzero()[:, 0]
         keys, which = (node[goes_on] * vocab_size + spelt[goes_on, level]).unique(return_inverse=True)  # sorted; parents of a level come before those of the next
         first = 1 + sum(map(len, edges))
         ending = (spelt[:, level] >= 0) & (spelt[:, level + 1] < 0)
-        found = dict(zip(keys.tolist(), range(first, first + len(keys))))
-        for token, key in zip(ending.nonzero()[:, 0].tolist(), (node * vocab_size + spelt[:, level])[ending].tolist()):
-            if key in found: whole[found[key]] = token
+        if len(keys):
+            tokens, wanted = ending.nonzero()[:, 0], (node * vocab_size + spelt[:, level])[ending]
+            at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+            whole.append(torch.stack([first + at, tokens])[:, keys[at] == wanted])
         node[goes_on] = paths[goes_on, level] = which + first
         edges.append(keys)
         entries.append(torch.stack([node[goes_on], goes_on, spelt[goes_on, level + 1]]))
     nodes, tokens, following = torch.cat([torch.empty(3, 0, dtype=torch.long), *entries], 1)
     order, n_nodes = nodes.argsort(stable=True), sum(map(len, edges)) + 1
     start = torch.cat([torch.zeros(1, dtype=torch.long), nodes.bincount(minlength=n_nodes).cumsum(0)])
-    return Continuations(vocab_size, torch.cat([torch.empty(0, dtype=torch.long), *edges]), start, tokens[order], following[order], paths,
-                         torch.tensor([whole.get(at, -1) for at in range(n_nodes)]))
+    ended = torch.full((n_nodes,), -1)
+    at, token = torch.cat([torch.empty(2, 0, dtype=torch.long), *whole], 1)
+    ended.scatter_reduce_(0, at, token, 'amax')  # of several with one spelling, the last
+    return Continuations(vocab_size, torch.cat([torch.empty(0, dtype=torch.long), *edges]), start, tokens[order], following[order], paths, ended)
 
 # %% ../nbs/11_vocab.ipynb #9f9c4291
 def spelling_matrix(
-    student_tokenizer,
-    teacher_tokenizer,
-    student_vocab_size: int,
-    teacher_vocab_size: int,
+    pair: TokenPair,
     end_id: int,              # the teacher's end of document
     decay: float = 0.5,       # from one token of a spelling to the next
 ) -> tuple:                   # (student ids [n], teacher ids [n], weights [n]); a student token's weights sum to 1
     "Sparse projection from the student's vocabulary to the teacher's."
-    student, teacher = token_bytes(student_tokenizer, student_vocab_size), token_bytes(teacher_tokenizer, teacher_vocab_size)
-    own = iter(spellings(teacher_tokenizer, teacher, [piece for piece in student if piece]))
+    student, teacher = pair.student_bytes, pair.teacher_bytes
+    own = iter(spellings(pair.teacher, teacher, [piece for piece in student if piece]))
     rows = [{t: decay**i for i, t in reversed([*enumerate(next(own))])} if piece else {} for piece in student]
-    for t, ids in enumerate(teacher_spellings(student_tokenizer, teacher_tokenizer, student_vocab_size, teacher_vocab_size)):
+    for t, ids in enumerate(pair.spelt):
         for i, s in reversed([*enumerate(ids)]):
             if [teacher[x] for x in rows[s]] != [student[s]]: rows[s][t] = max(rows[s].get(t, 0), decay**i)
     entries = [(s, t, weight / sum(row.values())) for s, row in enumerate(row or {end_id: 1.} for row in rows) for t, weight in row.items()]

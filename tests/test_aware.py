@@ -9,7 +9,7 @@ from kdkit.config import ConfigError, DistillConfig
 from kdkit.framework import StudentAwareDistillationFramework
 from kdkit.prepare import about_text
 from kdkit.terms import at_positions, highest_of_rows
-from kdkit.vocab import teacher_spellings
+from kdkit.vocab import TokenPair, teacher_spellings
 
 ONLY = dict(alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0., inside_tokens=False)
 CHOICES = [dict(inside_tokens=True), dict(inside_tokens=True, mask_inconsistent=True)] + [
@@ -46,7 +46,7 @@ def test_inside_tokens_and_soft_ends_by_brute_force(pair, method):
     "Every target from the spellings of all of the teacher's tokens, position by position, without what tokens that cross add."
     framework, text = framework_of(pair, **{**ONLY, 'inside_tokens': True, 'kd_method': method})
     vocab_map = replace(framework.vocab_map, crossings=None)
-    spelt = [*map(tuple, teacher_spellings(framework.student_tokenizer, framework.teacher_tokenizer, *(m.config.vocab_size for m in (framework.student_model, framework.teacher_model))))]
+    spelt = [*map(tuple, teacher_spellings(TokenPair(framework.student_tokenizer, framework.teacher_tokenizer, *(m.config.vocab_size for m in (framework.student_model, framework.teacher_model)))))]
     to_class, coarse = framework.vocab_map.student_class(torch.arange(framework.student_model.config.vocab_size)), framework.vocab_map.n_classes
     def classes(weights): return torch.zeros(coarse, dtype=torch.float64).index_add(0, to_class[torch.tensor([*weights])], torch.stack([*weights.values()]))
     def goes_on(probs, path):

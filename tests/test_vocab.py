@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from kdkit.align import encode_bytes, shared_boundaries, token_bytes
 from kdkit.losses import forward_kl, projected_kl
 from kdkit.terms import build_map, cached_comparison, comparison
-from kdkit.vocab import (VocabMap, combined_map, common_prefix_map, continuations, first_token_map, gold_consistency, ids_by_bytes, identity_map,
+from kdkit.vocab import (TokenPair, VocabMap, combined_map, common_prefix_map, continuations, first_token_map, gold_consistency, ids_by_bytes, identity_map,
                          same_tokenizer, spelling_matrix, teacher_spellings)
 
 methods = first_token_map, common_prefix_map, combined_map
@@ -22,7 +22,7 @@ pairs = [*itertools.permutations(['bytes', 'bytes-large', 'bytes-prefix', 'bytes
 
 def sizes(*names): return [len(get(name)) + extra for name, extra in zip(names, (0, 37))]  # the teacher's model is padded
 def ends_of(student, teacher): return [(get(student).eos_token_id, get(teacher).eos_token_id)]
-def build(method, student, teacher): return method(get(student), get(teacher), *sizes(student, teacher), ends_of(student, teacher))
+def build(method, student, teacher): return method(TokenPair(get(student), get(teacher), *sizes(student, teacher), ends_of(student, teacher)))
 
 @pytest.mark.parametrize('student, teacher', pairs)
 @pytest.mark.parametrize('method', methods)
@@ -45,7 +45,7 @@ def test_maps_are_partitions(method, student, teacher):
 def test_ends_are_ends_and_other_control_tokens_are_the_rest(method, student, teacher):
     (mine, theirs), = ends_of(student, teacher)
     turn = get(student).bos_token_id, get(teacher).bos_token_id  # as if it were the end of a turn
-    vocab_map = method(get(student), get(teacher), *sizes(student, teacher), [(mine, theirs), turn])
+    vocab_map = method(TokenPair(get(student), get(teacher), *sizes(student, teacher), [(mine, theirs), turn]))
     of_student, of_teacher = (function(torch.arange(size)).tolist() for function, size in zip((vocab_map.student_class, vocab_map.teacher_class), sizes(student, teacher)))
     for own, other in ((mine, theirs), turn):
         assert of_student[own] == of_teacher[other] and of_student.count(of_student[own]) == of_teacher.count(of_student[own]) == 1
@@ -76,7 +76,7 @@ def test_the_rest_teaches_nothing(method):
 def test_a_tokenizer_maps_to_itself(name):
     tokenizer = get(name)
     table, ids = table_of(name), ids_by_bytes(tokenizer, table_of(name))
-    vocab_map = first_token_map(tokenizer, tokenizer, len(table), len(table))
+    vocab_map = first_token_map(TokenPair(tokenizer, tokenizer, len(table), len(table), ()))
     for i, piece in enumerate(table):
         same = int(vocab_map.teacher_index[i])
         if piece: assert table[same] == piece and (same == i or ids[piece] == same != i)
@@ -122,20 +122,20 @@ def toy_world():
 def test_toy_world_by_hand():
     student, teacher = toy_world()
     #                        <e> a  b  c  d  1  2  _  _a bc abc abcd
-    assert first_token_map(student, teacher, 12, 12, [(0, 0)]).teacher_index.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 9, 2, 8, 8]
-    vocab_map = common_prefix_map(student, teacher, 12, 12, [(0, 0)])
+    assert first_token_map(TokenPair(student, teacher, 12, 12, [(0, 0)])).teacher_index.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 9, 2, 8, 8]
+    vocab_map = common_prefix_map(TokenPair(student, teacher, 12, 12, [(0, 0)]))
     names = [b' ', b' a', b'1', b'2', b'a', b'b', b'c', b'd', b'other', None]
     student_classes = [names[i] for i in vocab_map.student_index]
     assert student_classes == [None, b'a', b'b', b'c', b'd', b'1', b'2', b' ', b'a', b' a', b'c', b'1']
     assert [names[i] for i in vocab_map.teacher_index] == [None, b'a', b'b', b'c', b'd', b'1', b'2', b' ', b' a', b'b', b'a', b'a']
-    both = combined_map(student, teacher, 12, 12, [(0, 0)])
+    both = combined_map(TokenPair(student, teacher, 12, 12, [(0, 0)]))
     assert [names[i] for i in both.teacher_index] == [None, b'a', b'b', b'c', b'd', b'1', b'2', b' ', b' a', b'b', b'a', b'a']
 
 @pytest.mark.parametrize('method', methods)
 def test_toy_world_by_brute_force(method):
     student, teacher = toy_world()
     student_bytes, teacher_bytes = token_bytes(student), token_bytes(teacher)
-    vocab_map = method(student, teacher, 12, 12, [(0, 0)])
+    vocab_map = method(TokenPair(student, teacher, 12, 12, [(0, 0)]))
     logits = torch.randn(4, 12)
     common = set(student_bytes) & set(teacher_bytes) - {None}
     def prefix(piece): return max((c for c in common if piece and piece.startswith(c)), key=len, default=None)
@@ -166,7 +166,7 @@ def test_a_permuted_vocabulary_permutes_the_map(method):
     state['model']['vocab'] = {token: order[i] for token, i in state['model']['vocab'].items()}
     for token in state['added_tokens']: token['id'] = order[token['id']]
     shuffled = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token='<|endoftext|>')
-    plain, permuted = (method(student, t, len(student), len(teacher), [(student.eos_token_id, t.eos_token_id)]) for t in (teacher, shuffled))
+    plain, permuted = (method(TokenPair(student, t, len(student), len(teacher), [(student.eos_token_id, t.eos_token_id)])) for t in (teacher, shuffled))
     assert permuted.teacher_index[order].tolist() == plain.teacher_index.tolist()
 
 def test_gradients_flow_and_logits_may_be_half():
@@ -179,7 +179,7 @@ def test_gradients_flow_and_logits_may_be_half():
 
 @pytest.mark.parametrize('method', methods)
 def test_a_model_may_have_fewer_rows_than_its_tokenizer(method):
-    vocab_map = method(get('bytes'), get('metaspace'), 380, 590, [(0, 2)])
+    vocab_map = method(TokenPair(get('bytes'), get('metaspace'), 380, 590, [(0, 2)]))
     assert vocab_map.teacher_log_probs(torch.randn(2, 590)).shape == vocab_map.student_log_probs(torch.randn(2, 380)).shape
 
 def test_gold_consistency_is_equality_of_classes():
@@ -195,7 +195,7 @@ def test_real_vocabularies_in_seconds(student, teacher):
     tables = [token_bytes(tokenizer, rows[name]) for tokenizer, name in zip(tokenizers, (student, teacher))]
     for method in methods:
         start = time.perf_counter()
-        vocab_map = method(*tokenizers, rows[student], rows[teacher], [(end, ends[teacher])])
+        vocab_map = method(TokenPair(*tokenizers, rows[student], rows[teacher], [(end, ends[teacher])]))
         assert time.perf_counter() - start < 30  # some 3 s on a free core
         end_class = vocab_map.student_class(torch.tensor(end))
         assert (vocab_map.teacher_index == end_class).nonzero()[:, 0].tolist() == [ends[teacher]]
@@ -213,7 +213,7 @@ def students_paths(student, teacher, text):
 
 @pytest.mark.parametrize('student, teacher', pairs)
 def test_inside_a_teacher_token_by_brute_force(student, teacher):
-    written = teacher_spellings(get(student), get(teacher), *sizes(student, teacher))
+    written = teacher_spellings(TokenPair(get(student), get(teacher), *sizes(student, teacher)))
     tree = continuations(written, len(get(student)))
     text = corpus[1][:1500] + ' 2026 naïve'
     ids, teacher_ids, here, there = students_paths(student, teacher, text)
@@ -244,7 +244,7 @@ def test_inside_a_teacher_token_by_brute_force(student, teacher):
 
 @pytest.mark.parametrize('student, teacher', [*pairs[:6], pairs[12], pairs[22]])
 def test_where_a_teacher_token_ended_but_another_goes_on_by_brute_force(student, teacher):
-    written = teacher_spellings(get(student), get(teacher), *sizes(student, teacher))
+    written = teacher_spellings(TokenPair(get(student), get(teacher), *sizes(student, teacher)))
     tree, written = continuations(written, len(get(student))), [*map(tuple, written)]
     ids, teacher_ids, here, there = students_paths(student, teacher, corpus[1][:1500])
     goes_on = {path[:n] for path in written for n in range(1, min(len(path), 9))}
@@ -291,7 +291,7 @@ def test_soft_ends_ask_for_the_teachers_marginal(seed):
 def test_the_chain_gives_back_the_first_token_map():
     "P(s1) P(s2 | s1, it goes on) P(it goes on | s1): summed over how the teacher's tokens go on, everything is there again."
     student, teacher = 'bytes', 'bytes-large'
-    written = teacher_spellings(get(student), get(teacher), *sizes(student, teacher))
+    written = teacher_spellings(TokenPair(get(student), get(teacher), *sizes(student, teacher)))
     tree, probs = continuations(written, len(get(student))), torch.randn(len(written), dtype=torch.float64).softmax(-1)
     n_nodes = len(tree.edges) + 1
     reached = torch.zeros(n_nodes, dtype=torch.float64).index_add(0, torch.arange(n_nodes).repeat_interleave(tree.start.diff()), probs[tree.tokens])
@@ -304,14 +304,14 @@ def test_the_chain_gives_back_the_first_token_map():
     assert n_nodes > 50 and (said.sum(-1) - 1).abs().max() < 1e-12
 
 def test_one_tokenizer_has_no_inside():
-    tree = continuations(teacher_spellings(get('bytes'), get('bytes'), *sizes('bytes', 'bytes')), len(get('bytes')))
+    tree = continuations(teacher_spellings(TokenPair(get('bytes'), get('bytes'), *sizes('bytes', 'bytes'))), len(get('bytes')))
     ids, positions = torch.arange(1, 8)[None], torch.arange(6)[None]
     partner, node = tree.find(ids, ids, positions, positions)
     assert partner.tolist() == [[*range(6), -1]] and node.tolist() == [[0] * 7]
 
 @pytest.mark.parametrize('student, teacher', [*pairs[:4], ('bytes', 'bytes')])
 def test_the_spelling_matrix_spreads_each_student_token_over_what_writes_it(student, teacher):
-    s, t, weights = spelling_matrix(get(student), get(teacher), *sizes(student, teacher), get(teacher).eos_token_id)
+    s, t, weights = spelling_matrix(TokenPair(get(student), get(teacher), *sizes(student, teacher)), get(teacher).eos_token_id)
     mine, theirs = token_bytes(get(student)), token_bytes(get(teacher))
     torch.testing.assert_close(torch.zeros(len(mine)).index_add(0, s, weights), torch.ones(len(mine)))
     known = set(filter(None, theirs))
@@ -327,7 +327,7 @@ def test_the_spelling_matrix_spreads_each_student_token_over_what_writes_it(stud
 def test_the_tree_of_real_vocabularies_is_small(student, teacher):
     rows = {'qwen2': 151_936, 'gpt2': 50_257}
     start = time.perf_counter()
-    tree = continuations(teacher_spellings(real(student), real(teacher), rows[student], rows[teacher]), rows[student])
+    tree = continuations(teacher_spellings(TokenPair(real(student), real(teacher), rows[student], rows[teacher])), rows[student])
     assert time.perf_counter() - start < 60 and tree.paths.shape == (rows[teacher], 8)
     assert sum(part.numel() for part in (tree.edges, tree.start, tree.tokens, tree.following)) < 3_000_000
     assert (tree.edges.diff() > 0).all() and tree.start[-1] == len(tree.tokens) and (tree.start.diff()[1:] > 0).all()
@@ -348,7 +348,7 @@ def test_projected_kl_leaves_out_what_no_rule_reaches():
 @pytest.mark.parametrize('method', ['first_token', 'combined'])
 def test_one_model_in_two_tokenizers_has_nothing_to_learn(student, teacher, method):
     "A student that gives every beginning of the teacher's tokens their probability, at boundaries and inside."
-    written = teacher_spellings(get(student), get(teacher), *sizes(student, teacher))
+    written = teacher_spellings(TokenPair(get(student), get(teacher), *sizes(student, teacher)))
     student_size, end = sizes(student, teacher)[0], get(student).eos_token_id
     vocab_map = build_map(method, get(student), get(teacher), *sizes(student, teacher))
     logits = torch.randn(len(written), dtype=torch.float64) * 3

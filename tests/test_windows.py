@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from kdkit.align import encode_bytes
 from kdkit.data import load_text
-from kdkit.vocab import first_token_map, identity_map
+from kdkit.vocab import TokenPair, first_token_map, identity_map
 from kdkit.windows import DataError, PairCollator, alignment_summary, control_ids, pair_dataset
 
 pairs = [('bytes', 'bytes-large'), ('bytes-large', 'metaspace'), ('prepend', 'bytes-NFC'), ('metaspace', 'prepend'), ('bytes', 'bytes'),
@@ -175,5 +175,5 @@ def test_alignment_summary():
     size = len(get('bytes'))
     same = alignment_summary(pair(corpus, 'bytes', 'bytes'), {'identity': identity_map(size, size)})
     assert same == {'coverage': 1.0, 'teacher_coverage': 1.0, 'gold_consistency': {'identity': 1.0}}
-    mixed = alignment_summary(pair(corpus, 'bytes', 'bytes-large'), {'first': first_token_map(get('bytes'), get('bytes-large'), size, 700, [(0, 0)])})
+    mixed = alignment_summary(pair(corpus, 'bytes', 'bytes-large'), {'first': first_token_map(TokenPair(get('bytes'), get('bytes-large'), size, 700, [(0, 0)]))})
     assert 0.5 < mixed['coverage'] < 1 and mixed['coverage'] < mixed['teacher_coverage'] and 0.9 < mixed['gold_consistency']['first'] <= 1
