@@ -11,6 +11,7 @@ __all__ = ['RECIPES', 'CONSTANT', 'KD_MAPS', 'KD_METHODS', 'BALANCES', 'AWARE_BY
 import difflib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -156,6 +157,7 @@ class DistillConfig:
     teacher_subfolder: str|None = option(None, "folder of the teacher inside its repository or local folder")
     student_subfolder: str|None = option(None, "folder of the student inside its repository or local folder")
     teacher_dtype: str = option('auto', 'precision of the teacher: auto, float32, float16 or bfloat16')
+    teacher_device: str = option('auto', "where the teacher reads: cuda:1, cuda, cpu (auto: a second GPU that would idle, else beside the student)")
     trust_remote_code: bool = option(False, "run a model's own code from the hub")
     cache_dir: str|None = option(None, 'where the hub keeps its downloads')
     teacher_cache: str|None = option(None,
@@ -190,6 +192,7 @@ class DistillConfig:
         if self.student_aware and self.kd_method == 'span': raise ConfigError("student_aware chooses positions, and kd_method 'span' compares stretches: choose one of the two.")
         demand('divergence', lambda x: x in DIVERGENCES, 'one of ' + ', '.join(DIVERGENCES))
         demand('teacher_dtype', lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
+        demand('teacher_device', lambda x: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', x), 'auto, cpu, cuda or a GPU such as cuda:1')
         for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'): demand(name, lambda x: x is None and name == 'learning_rate' or x > 0, 'above 0')
         demand('learning_rate', lambda x: x is None or x <= 100, 'at most 100')
         for name in ('temperature', 'contrastive_temperature'): demand(name, lambda x: x <= 1000, 'at most 1000')

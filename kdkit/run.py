@@ -147,7 +147,7 @@ def cache_teacher(
     config, _ = settings(config, **options)
     if not config.teacher_cache: raise RunError("teacher_cache is not given: name the folder to write.")
     quiet_libraries()
-    say(in_short(check_machine(), config.teacher_dtype))
+    say(in_short(check_machine(), config.teacher_dtype, config.teacher_device))
     started, text = time.time(), prepare_text(config)
     framework = make_framework(config, text)
     score = measure(framework, watched('measuring the teacher', eval_batches(text['held_out'], framework, config.batch_size)), 'teacher')
@@ -221,7 +221,7 @@ class Run:
         "The text of both sides, and the framework. Whatever is wrong with names, text or models shows here, before anything is written."
         asked, self.config = self.config, self.as_it_fits()
         config = self.config
-        say(in_short(look(), config.teacher_dtype))
+        say(in_short(look(), config.teacher_dtype, None if config.teacher_cache else config.teacher_device))
         with in_turn('prepare'): self.text = prepare_text(config)
         self.steps = count_steps(config, len(self.text['train']))
         paired = dict(train=text_digest(self.text['train']), held_out=text_digest(self.text['held_out']), steps=self.steps,
