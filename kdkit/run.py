@@ -122,11 +122,14 @@ def as_read(
     framework: StudentAwareDistillationFramework,
     text: dict,        # of prepare_text
     windows: int = 32, # of the held-out text, at most
-) -> dict|None:        # of `teacher_as_read`; None where no token-level target is taught, and for conversations
+) -> dict|None:        # of `teacher_as_read`, and windows, how many were read; None where no token-level target is taught, and for conversations
     "How much of the teacher reaches the student, from a few windows."
     if text['chat'] is not None or framework.vocab_map.crossings is None or not (framework.knowledge and framework.config.asks_ends): return None
-    rows = text['held_out'].select(range(min(windows, len(text['held_out']))))
-    with half_on_gpu(framework.device): return teacher_as_read(framework, watched('reading the teacher', eval_batches(rows, framework, framework.config.batch_size)))
+    held_out, windows = text['held_out'], min(windows, len(text['held_out']))
+    rows = held_out.select([len(held_out) * i // windows for i in range(windows)])  # spread over all of it
+    with half_on_gpu(framework.device):
+        found = teacher_as_read(framework, watched('reading the teacher', eval_batches(rows, framework, framework.config.batch_size)))
+    return dict(found, windows=windows)
 
 # %% ../nbs/52_run.ipynb #0bba55be
 def known_of(
@@ -281,7 +284,7 @@ class Run:
         self.framework.curriculum.lead.begin(*self.bits)
         say(worth_distilling(*self.bits, self.config.follows_lead))
         if read := self.stages['measured'].get('as_read'):
-            say(f"the teacher, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} bits per byte")
+            say(f"the teacher, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} bits per byte, on {read['windows']:,} windows")
         if self.config.learning_rate is None:
             self.rate, why = pick_learning_rate(self.stages['measured']['student_before'], self.framework.student_model.get_output_embeddings().weight.shape[0], adapters=self.framework.has_adapter)
             say(f"learning rate {self.rate:g}, since {why}")
