@@ -178,6 +178,7 @@ def pair_batch(
     texts = [text for text in table['text'].to_pylist() if text]
     encoded = [encode_bytes(tokenizer, texts, pieces) for tokenizer, pieces in zip(tokenizers, tables)]
     windows = cut_windows(texts, encoded, controls, limits, pack) if texts else []
+    del encoded
     ids, positions, n_bytes = zip(*windows) if windows else ([], [], [])
     sizes = ids_below(tables, controls)
     columns = {'input_ids': list_column([row[0] for row in ids], sizes[0])}
