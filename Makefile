@@ -4,7 +4,7 @@
 # make floors: the fast tests with the oldest versions that settings.ini allows.
 # make wheel: dist/kdkit-*.whl, with nothing but Python; for a machine without a network.
 # make faults: the long form of tests/faults (kills, damage, full disks) and of the alignment fuzzer; half an hour. make mutants: one line changed at a time, does a test notice?
-# make audit: the pinned versions against known vulnerabilities, with pip-audit in an environment of its own.
+# make audit: the installed versions against known vulnerabilities, with pip-audit in an environment of its own; says how many of them anybody knew, and fails where it was none.
 # make newest: the fast tests with the newest versions that settings.ini allows.
 PYTHON ?= python3
 BIN    := .venv/bin
@@ -40,7 +40,7 @@ audit: .venv/.installed
 	test -d .venv-audit || $(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable > .venv-audit/pins.txt
-	.venv-audit/bin/pip-audit --no-deps --disable-pip -r .venv-audit/pins.txt
+	.venv-audit/bin/python scripts/audit.py .venv-audit/pins.txt .venv-audit/bin/pip-audit
 
 newest:
 	PYTHON="$(PYTHON)" bash scripts/newest

@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+import math
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from transformers import TrainingArguments
 
 from kdkit.cli import main
-from kdkit.config import DistillConfig, read_config_file
+from kdkit.config import ConfigError, DistillConfig, read_config_file
+from kdkit.options import settings
+from kdkit.trainer import check_arguments
 
 OURS = {f.name: str(f.type) for f in fields(DistillConfig)}
 THEIRS = {f.name: str(f.type) for f in fields(TrainingArguments) if f.init and f.name not in OURS and f.name != 'num_train_epochs'}
@@ -40,6 +43,11 @@ def table() -> dict:  # option -> list of values that it cannot have
     for name in ('beta', 'skew', 'aware_share', 'eval_fraction', 'span_likely', 'adam_beta1', 'adam_beta2'): bad[name] += ['2', '-.1']
     for name in ('recipe', 'kd_method', 'divergence', 'balance', 'aware_by', 'teacher_dtype', 'documents_by'): bad[name] += ['no such thing', '']
     bad['output_dir'] += ['', ' ', '/proc/nothing/run', 'y' * 300, '/dev/null/run']
+    for name in ('data_seed', 'dataloader_prefetch_factor', 'ddp_bucket_cap_mb', 'eval_accumulation_steps', 'torch_empty_cache_steps', 'ddp_timeout', 'per_device_eval_batch_size', 'save_steps'): bad[name] += ['-1', '-7']
+    for name in ('dataloader_prefetch_factor', 'ddp_bucket_cap_mb', 'eval_accumulation_steps', 'adam_epsilon', 'save_steps'): bad[name] += ['0']
+    for name in ('dataloader_num_workers', 'num_proc', 'data_seed', 'batch_size', 'max_length', 'max_steps', 'cache_samples', 'ddp_timeout'): bad[name] += [str(10**19)]
+    for name in ('temperature', 'alpha_kd', 'learning_rate', 'adam_epsilon', 'num_epochs', 'weight_decay'): bad[name] += ['1e30']
+    bad['local_rank'] += ['-2']
     bad['seed'] += ['-1', str(2**40)]
     bad['save_total_limit'] += ['0', '-1']
     for name in ('teacher_model', 'student_model'): bad[name] += ['a/' * 200, 'a' * 300, './nowhere', '/dev/null', '/dev/null/model', 'https://huggingface.co/a/b', '']
@@ -66,6 +74,25 @@ def test_every_option_refuses_what_it_cannot_be(run):
     assert counted >= 300
 
 
+@pytest.mark.parametrize('values, says', [  # each could be, and all of them together could not
+    (dict(weight_decay=600, learning_rate=2e-3), 'take all of a weight'), (dict(save_strategy='best', eval_strategy='no'), 'makes none'), (dict(early_stopping=True, eval_strategy='no'), 'makes none'),
+    (dict(eval_delay=1000), 'nothing would be measured'), (dict(save_strategy='no', load_best_model_at_end=True), 'load_best_model_at_end'), (dict(greater_is_better=True), 'lower is better'),
+    (dict(gradient_checkpointing_kwargs=dict(use_reentrant=False)), 'give both, or neither'), (dict(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(every_n_layers=0)), 'every_n_layers'),
+    (dict(accelerator_config=dict(gradient_accumulation_kwargs=dict(num_steps=7))), 'gradient_accumulation_steps'), (dict(accelerator_config=dict(even_batches='x')), 'even_batches'),
+    (dict(lr_scheduler_type='cosine_with_restarts', lr_scheduler_kwargs=dict(num_cycles=-3)), 'num_cycles'), (dict(lr_scheduler_kwargs=dict(num_cycles=math.nan)), 'num_cycles'),
+    (dict(max_steps=20, lr_scheduler_type='cosine_with_min_lr', lr_scheduler_kwargs=dict(min_lr_rate=5)), 'between 0 and 1 times'), (dict(max_steps=20, lr_scheduler_type='warmup_stable_decay', lr_scheduler_kwargs=dict(num_decay_steps=10**5)), 'below a hundredth'),
+    (dict(warmup_steps=10**6), 'below a hundredth'), (dict(optim='sgd', optim_args='momentum=nan'), 'momentum'), (dict(optim='sgd', optim_args='momentum=5'), 'momentum'),
+    (dict(dataloader_prefetch_factor=2), 'dataloader_num_workers'), (dict(dataloader_persistent_workers=True), 'num_workers'), (dict(alpha_contrastive=1, contrastive_segments=65), 'most segments would be empty')])
+def test_what_contradicts_itself_is_refused(run, values, says):
+    with pytest.raises(ConfigError, match=says) as raised: check_arguments(*settings({**run, **values}))
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('name, value', [('data_seed', -1), ('data_seed', 'x'), ('weight_decay', '0.1'), ('adam_epsilon', [1]), ('max_grad_norm', math.nan), ('dataloader_num_workers', {}), ('eval_delay', math.inf)])
+def test_what_python_gives_as_it_is_is_looked_at_too(run, name, value):
+    with pytest.raises(ConfigError, match=name): check_arguments(*settings(run, {name: value}))
+
+
 @pytest.mark.parametrize('text, says', [
     ('- a\n- b\n', 'holds a list'), ('just words', 'holds a str'), ('', 'holds a NoneType'), ('a: [1, 2', 'not YAML'), ('\x00\x01\x02', 'not YAML'), ('temperature: [1, 2]', 'temperature'),
     ('temperature: {a: 1}', 'temperature'), ('a: &a [*a]', 'aliases'), ('a: &a 1\nb: *a', 'aliases'), ('temprature: 1', 'temperature'), ('max_steps: .nan', 'max_steps'), ('learning_rate: .inf', 'learning_rate'),
@@ -86,7 +113,6 @@ def test_a_config_file_that_is_no_file(run, tmp_path):
 
 
 def test_a_file_does_not_switch_on_foreign_code_and_holds_no_token(run, tmp_path):
-    from kdkit.options import settings
     file = tmp_path / 'run.yaml'
     file.write_text('trust_remote_code: true\n')
     with pytest.raises(ValueError, match='a file cannot decide that'): settings(str(file))

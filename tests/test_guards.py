@@ -2,15 +2,17 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from kdkit.cache import CacheError
+from kdkit.cache import CacheError, files_digest
 from kdkit.config import DistillConfig
 from kdkit.evaluation import compute_perplexity
 from kdkit.models import output_head
@@ -59,15 +61,57 @@ def test_inconsistent_positions_are_left_to_the_text_when_asked(pair):
 
 
 def test_a_cache_of_another_teacher_is_refused(pair, tmp_path):
-    "Also one with the same tokenizer, for which every window is the same."
-    import shutil
+    "Also one with the same tokenizer, for which every window is the same, and one in a folder of the same name."
     config = DistillConfig(**{**pair, 'max_length': 64, 'eval_fraction': .1, 'max_eval_rows': 4, 'max_steps': 2, 'batch_size': 4, 'teacher_cache': str(tmp_path / 'cache'), 'output_dir': str(tmp_path / 'run')})
     cache_teacher(config)
     assert open_cache(config, prepare_text(config))
-    other = tmp_path / 'other_teacher'
-    shutil.copytree(config.teacher_model, other)
-    config.teacher_model = str(other)
-    with pytest.raises(CacheError, match='was written by the teacher'): open_cache(config, prepare_text(config))
+    def with_teacher(folder, change=lambda tensors: None):
+        shutil.copytree(pair['teacher_model'], folder)
+        change(tensors := load_file(folder / 'model.safetensors'))
+        save_file(tensors, folder / 'model.safetensors', dict(format='pt'))
+        return replace(config, teacher_model=str(folder))
+    name = Path(pair['teacher_model']).name
+    other = with_teacher(tmp_path / 'other_teacher')
+    with pytest.raises(CacheError, match='was written by the teacher'): open_cache(other, prepare_text(other))
+    moved = with_teacher(tmp_path / 'moved' / name)
+    assert open_cache(moved, prepare_text(moved))
+    tuned = with_teacher(tmp_path / 'tuned' / name, lambda tensors: next(tensors[n] for n in sorted(tensors) if 'mlp' in n).add_(1e-3))
+    with pytest.raises(CacheError, match='has other weights'): open_cache(tuned, prepare_text(tuned))
+
+
+def test_a_cache_of_another_revision_is_refused(pair, tmp_path):
+    "A name of the hub stays and its branch moves on."
+    hub = tmp_path / 'hub' / 'models--some--teacher'
+    for commit, factor in dict(aaa=1., bbb=1.01).items():
+        snapshot = hub / 'snapshots' / (commit * 14)[:40]
+        shutil.copytree(pair['teacher_model'], snapshot)
+        save_file({name: tensor * factor for name, tensor in load_file(snapshot / 'model.safetensors').items()}, snapshot / 'model.safetensors', dict(format='pt'))
+    def at(commit):
+        (hub / 'refs').mkdir(exist_ok=True)
+        (hub / 'refs' / 'main').write_text((commit * 14)[:40])
+    config = DistillConfig(**{**pair, 'teacher_model': 'some/teacher', 'cache_dir': str(tmp_path / 'hub'), 'max_length': 64, 'eval_fraction': .1, 'max_eval_rows': 4, 'max_steps': 2, 'batch_size': 4,
+                              'teacher_cache': str(tmp_path / 'cache'), 'output_dir': str(tmp_path / 'run')})
+    at('aaa')
+    cache_teacher(config)
+    assert open_cache(config, prepare_text(config)).about['commit'] == ('aaa' * 14)[:40]
+    at('bbb')
+    with pytest.raises(CacheError, match='has other weights'): open_cache(config, prepare_text(config))
+    (hub / 'snapshots' / ('bbb' * 14)[:40] / 'model.safetensors').unlink()
+    with pytest.raises(CacheError, match='another revision .bbb'): open_cache(config, prepare_text(config))
+
+
+def test_every_tensor_leaves_its_print_on_a_digest(pair, tmp_path):
+    tensors, seen = load_file(Path(pair['teacher_model']) / 'model.safetensors'), set()
+    def digest_of(changed):
+        save_file(changed, tmp_path / 'model.safetensors')
+        return files_digest(tmp_path)
+    seen.add(digest_of(tensors))
+    for name, tensor in tensors.items(): seen.add(digest_of({**tensors, name: tensor + 1e-3}))
+    assert len(seen) == len(tensors) + 1 and digest_of(dict(reversed(tensors.items()))) in seen
+    assert files_digest(None) == files_digest(tmp_path / 'nowhere') == ''
+    torch.save(tensors, tmp_path / 'pytorch_model.bin')
+    (tmp_path / 'model.safetensors').unlink()
+    assert files_digest(tmp_path) not in seen | {''}
 
 
 @pytest.mark.parametrize('cap', [None, .05, 30.])

@@ -122,3 +122,41 @@ def test_the_readme_explains_every_number_and_its_links_lead_somewhere():
     for link in filter(None, map(''.join, links)): assert link.startswith('http') or (ROOT / link).exists(), link
     anchors = {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in re.findall(r'^#+ (.+)', readme, re.M)}
     assert set(re.findall(r'\]\(#([^)]+)\)', readme)) <= anchors
+
+
+# -- make audit ------------------------------------------------------------------------------------------------------
+
+def audit():
+    sys.path.insert(0, str(ROOT / 'scripts'))
+    try: import audit
+    finally: sys.path.pop(0)
+    return audit
+
+
+def test_an_audit_that_knew_no_package_is_none():
+    "The entries are as pip-audit 2.10 writes them; it ends with 0 for the first."
+    unknown = dict(name='requests', skip_reason='Dependency not found on PyPI and could not be audited: requests (2.19.0)')
+    clean, faulty = dict(name='Some_Thing', version='1.0', vulns=[]), dict(name='urllib3', version='1.24', vulns=[dict(id='PYSEC-2019-132', fix_versions=['1.24.2'], aliases=[])])
+    lines, code = audit().verdict([unknown])
+    assert code == 1 and lines[-1].startswith('NOTHING WAS AUDITED') and '0 of 1 packages were audited' in lines[-2] and 'requests' in lines[0]
+    lines, code = audit().verdict([unknown, clean, unknown], ['own', 'some-thing'])
+    assert code == 0 and lines == ['nothing is known about 2: own, requests', '1 of 3 packages were audited, 0 known vulnerabilities']
+    lines, code = audit().verdict([clean, faulty])
+    assert code == 1 and lines[0] == 'urllib3 1.24: PYSEC-2019-132, mended in 1.24.2' and lines[-1] == '2 of 2 packages were audited, 1 known vulnerabilities'
+    assert audit().verdict([])[1] == 1
+
+
+def test_the_audit_asks_about_versions_as_they_were_published(tmp_path, monkeypatch, capsys):
+    assert audit().public('torch==2.13.0+cpu\nrich==13.9 # note\nown @ file:///x\n') == (['torch==2.13.0', 'rich==13.9'], ['own'])
+    program = tmp_path / 'pip-audit'  # one that answers for the first service alone
+    program.write_text(f"""#!{sys.executable}
+import json, sys
+pins = open(sys.argv[-1]).read().split()
+if 'osv' in sys.argv: sys.exit('no network')
+print(json.dumps(dict(dependencies=[dict(name=pin.split('==')[0], version='1', vulns=[]) if pin.startswith('torch') else dict(name=pin.split('==')[0], skip_reason='not found') for pin in pins])))
+""")
+    program.chmod(0o755)
+    (tmp_path / 'pins.txt').write_text('torch==2.13.0+cpu\nrich==13.9\n')
+    monkeypatch.chdir(tmp_path)
+    assert audit().main(tmp_path / 'pins.txt', program) == 0
+    assert capsys.readouterr().out.splitlines() == ['no answer: osv: no network', 'nothing is known about 1: rich', '1 of 2 packages were audited, 0 known vulnerabilities']

@@ -65,7 +65,7 @@ ARGUMENTS = dict(
     label_names=Refused(['labels'], "student's own tokens"),
     # checkpoints
     save_strategy=Works('best'), save_steps=Works('update'), save_total_limit=Works('update'), save_on_each_node=Harmless(True), save_only_model=Refused(True, 'could not go on'),
-    enable_jit_checkpoint=Refused(True, 'lower save_steps'), load_best_model_at_end=Works('plateau'), metric_for_best_model=Works('plateau'), greater_is_better=Harmless(True),
+    enable_jit_checkpoint=Refused(True, 'lower save_steps'), load_best_model_at_end=Works('plateau'), metric_for_best_model=Works('plateau'), greater_is_better=Refused(True, 'lower is better'),
     ignore_data_skip=Harmless(True), restore_callback_states_from_checkpoint=Harmless(False), resume_from_checkpoint=Refused('runs/x/checkpoint-5', 'goes on by itself'),
     # the hub
     push_to_hub=Refused(True, _push), hub_model_id=Refused('me/student', _push), hub_strategy=Refused('end', _push), hub_always_push=Refused(True, _push), hub_revision=Refused('v1', _push),

@@ -115,6 +115,14 @@ def test_what_is_missing_at_the_end_is_made_again_and_nothing_is_trained_again(w
     equals(undisturbed, folder)
 
 
+def test_the_gap_is_the_one_between_the_control_and_the_teacher(whole):
+    values, folder = whole
+    said = report(folder)
+    control, student, teacher, before = (said[name]['bits_per_byte'] for name in ('control', 'student_after', 'teacher', 'student_before'))
+    assert said['gap_closed'] == pytest.approx((control - student) / (control - teacher), rel=1e-9) if control > teacher else said['gap_closed'] is None
+    assert abs(control - before) > 1e-3 * before  # or nothing would tell the two apart
+
+
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 FILES = ('model.safetensors', 'projectors.safetensors', 'optimizer.pt', 'scheduler.pt', 'rng_state.pth', 'trainer_state.json', 'training.json', 'config.json', 'tokenizer.json', 'manifest.json')
