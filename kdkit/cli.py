@@ -102,7 +102,7 @@ def check_together(
 
 # %% ../nbs/62_cli.ipynb #8b14c774
 EVAL_OPTIONS = ('student_model', 'dataset', 'teacher_model', 'text_column', 'cache_dir', 'max_length', 'teacher_max_length', 'batch_size', 'max_eval_rows',
-                'kd_method', 'teacher_dtype', 'trust_remote_code', 'seed', 'teacher_revision', 'student_revision', 'teacher_subfolder', 'student_subfolder',
+                'kd_method', 'teacher_dtype', 'teacher_quantization', 'student_dtype', 'student_quantization', 'attn_implementation', 'trust_remote_code', 'seed', 'teacher_revision', 'student_revision', 'teacher_subfolder', 'student_subfolder',
                 'eval_split', 'revision', 'documents_by', 'max_documents', 'num_proc', 'format', 'train_on', 'chat_template', 'teacher_system_prompt', 'long_conversations')
 FIXED = ('teacher_model', 'student_model', 'dataset', 'eval_dataset', 'split', 'eval_split')  # of the demo
 DEMO_OPTIONS = tuple(f.name for f in fields(DistillConfig) if f.name not in FIXED)
@@ -167,7 +167,7 @@ def cache_teacher(words: list):
     print(f"{said['positions']:,} positions in {said['rows']:,} windows, {said['bytes_per_position']} bytes each, in {said['seconds']:.0f} s; kdkit train with the same options reads them.")
 
 # %% ../nbs/62_cli.ipynb #38574dbb
-WRITE_OPTIONS = ('teacher_model', 'dataset', 'split', 'revision', 'text_column', 'documents_by', 'format', 'max_documents', 'teacher_system_prompt', 'batch_size', 'seed', 'cache_dir', 'teacher_dtype',
+WRITE_OPTIONS = ('teacher_model', 'dataset', 'split', 'revision', 'text_column', 'documents_by', 'format', 'max_documents', 'teacher_system_prompt', 'batch_size', 'seed', 'cache_dir', 'teacher_dtype', 'teacher_quantization', 'attn_implementation',
                  'trust_remote_code', 'teacher_revision', 'teacher_subfolder')
 WRITE_OWN = dict(output=('file.jsonl', 'file to write, or to go on with'), new_tokens=(256, 'tokens of an answer at most; one that is not over by then is left out'),
                  temperature=(1., 'of the draw; 0: always the likeliest token'), answers=(1, 'answers to each prompt'))

@@ -19,6 +19,7 @@ from .windows import control_ids
 from .crossings import Crossed, crossing_tokens
 from .framework import StudentAwareDistillationFramework
 from .losses import forward_kl, widen
+from .models import count_parameters
 from .models import body, output_head
 from .sequence import write_answers
 from .terms import against_teacher, aligned_mask, read_heads
@@ -208,7 +209,7 @@ def measure(
     model = framework.student_model if side == 'student' else framework.teacher_model
     end_id = framework.student_end_id if side == 'student' else framework.teacher_end_id
     with half_on_gpu(framework.device): scores = compute_perplexity(model, batches, side, end_id)
-    return {**{k: scores[k] for k in ('bits_per_byte', 'nats_per_token', 'perplexity')}, 'parameters': sum(p.numel() for p in model.parameters())}
+    return {**{k: scores[k] for k in ('bits_per_byte', 'nats_per_token', 'perplexity')}, 'parameters': count_parameters(model)}
 
 # %% ../nbs/40_evaluation.ipynb #465746a3
 def retention(

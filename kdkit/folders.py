@@ -140,7 +140,7 @@ def read_mapping(
     return found if isinstance(found, dict) else None
 
 # %% ../nbs/31_folders.ipynb #d4e08166
-MADE_BY_RUNS = ('config.yaml', 'stages.json', 'plan.json', 'metrics.jsonl', 'report.json', 'report.md', 'bits_per_byte.png', 'losses.png', 'curriculum.png', 'control', 'student', 'best',
+MADE_BY_RUNS = ('config.yaml', 'stages.json', 'plan.json', 'metrics.jsonl', 'report.json', 'report.md', 'bits_per_byte.png', 'losses.png', 'curriculum.png', 'control', 'student', 'adapter', 'best',
                 'checkpoint-*', '.*.part', '.*.old')
 
 # %% ../nbs/31_folders.ipynb #70646a81

@@ -8,6 +8,7 @@ __all__ = ['build_terms', 'StudentAwareDistillationFramework']
 # %% ../nbs/29_framework.ipynb #f0e91a6b
 import copy
 import warnings
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .adapters import at_door, load_adapter, merged, ready, save_adapter
 from .capture import anatomy, attending_layer, capture_attention, capture_states
 from .config import DistillConfig
 from .crossings import Crossed
@@ -22,8 +24,8 @@ from .curriculum import Curriculum, constant, default_schedules
 from .devices import look, pick_teacher_device, same_place
 from .fused import Buffers, Head
 from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
-from .models import (AbsentModel, ModelError, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
-                          pick_teacher_dtype)
+from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
+                          pick_teacher_dtype, quietly)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, cached_answers, cached_comparison, comparison, map_of, opening_tokens, read_heads,
@@ -74,15 +76,19 @@ class StudentAwareDistillationFramework(nn.Module):
         place = device if beside or config.teacher_cache else torch.device(pick_teacher_device(config.teacher_device, look())[0])
         hub = {side: load_options(config, side) for side in ('teacher', 'student')}
         dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, place)
-        teacher = teacher_model or load_causal_lm(config.teacher_model, dtype, 'teacher_model', **hub['teacher'])
-        student = student_model or load_causal_lm(config.student_model, torch.float32, 'student_model', **hub['student'])
+        dtypes, places = dict(teacher=dtype, student=getattr(torch, config.student_dtype.replace('auto', 'float32'))), dict(teacher=place, student=device)
+        def model_of(side, given):
+            if given is not None: return at_door(given, f'{side}_model')
+            bits = getattr(config, f'{side}_quantization')
+            return load_causal_lm(getattr(config, f'{side}_model'), dtypes[side], f'{side}_model', bits, config.attn_implementation, places[side], **hub[side])
+        teacher, student = model_of('teacher', teacher_model), model_of('student', student_model)
         mend_generation(student)  # one that was handed over may need it too: the first save would fail
         self.teacher_tokenizer = pair.teacher if pair else teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher'])
         self.student_tokenizer = pair.student if pair else student_tokenizer or load_tokenizer(config.student_model, 'student_model', **hub['student'])
-        count = lambda model: sum(p.numel() for p in model.parameters())
-        if count(student) > count(teacher) and not isinstance(teacher, AbsentModel):
-            warnings.warn(f"the student ({count(student):,} parameters) is larger than the teacher ({count(teacher):,}): are the two swapped?")
-        self.student_model = student.float()  # a GradScaler cannot unscale the gradient of an fp16 parameter
+        n_student, n_teacher = count_parameters(student), count_parameters(teacher)
+        if n_student > n_teacher and not isinstance(teacher, AbsentModel):
+            warnings.warn(f"the student ({n_student:,} parameters) is larger than the teacher ({n_teacher:,}): are the two swapped?")
+        self.student_model = ready(student, config)
         pair = pair or TokenPair(self.student_tokenizer, self.teacher_tokenizer, *(model.config.get_text_config().vocab_size for model in (student, teacher)))
         opens = opening_tokens(pair.teacher, pair.teacher_rows) if config.span_likely else None
         self.terms = nn.ModuleDict(build_terms(config, student, teacher, opens))
@@ -102,7 +108,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.compare = lambda vocab_map: comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
         self._hold(apart=not same_place(place, device), heads={}, ahead=None, asked=[])  # what was read before its time, and for which terms
-        if self.apart: teacher.to(place)
+        if self.apart and not is_quantized(teacher.config): teacher.to(place)  # one in few bits was loaded there
         self.to(device)
         self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew, config.temperature), Buffers()
 
@@ -417,12 +423,34 @@ class StudentAwareDistillationFramework(nn.Module):
         "The student, a plain transformers model."
         return self.student_model
 
+    @property
+    def has_adapter(self) -> bool:
+        "Whether adapters of the student are trained, and not all of it."
+        return has_adapter(self.student_model)
+
     def save_student(self,
         path: str,  # folder; made if missing
     ):
-        "Write the student and its tokenizer so that `AutoModelForCausalLM` and `AutoTokenizer` load them without kdkit."
-        self.student_model.save_pretrained(path)
+        "Write the student, merged with its adapters, and its tokenizer so that `AutoModelForCausalLM` and `AutoTokenizer` load them without kdkit."
+        (merged(self.student_model) if self.has_adapter else self.student_model).save_pretrained(path)
         self.student_tokenizer.save_pretrained(path)
+
+    def save_trained(self,
+        path: str,  # folder; made if missing
+    ):
+        "Write what of the student is trained: its adapter, as PEFT does, or all of it; with the tokenizer."
+        if not self.has_adapter: return self.save_student(path)
+        inner = Path(self.student_model.name_or_path, self.config.student_subfolder or '')
+        save_adapter(self.student_model, path, str(inner) if self.config.lora_r and inner.is_dir() else None, self.config.student_revision if self.config.lora_r else None)
+        self.student_tokenizer.save_pretrained(path)
+
+    def load_trained(self,
+        path: str,  # folder that save_trained wrote
+    ):
+        "Put what was saved back into the student, exactly."
+        if self.has_adapter: return load_adapter(self.student_model, path)
+        with quietly(): saved = type(self.student_model).from_pretrained(path, dtype=torch.float32)  # the class is at hand: no code to trust again
+        self.student_model.load_state_dict(saved.state_dict())
 
     def save_projectors(self,
         path: str,  # file name
