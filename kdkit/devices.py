@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Gpu', 'Machine', 'nvidia_files', 'one_gpu', 'look', 'has_kernels', 'launch', 'older_wheel', 'cannot_train',
-           'pick_teacher_dtype', 'pick_autocast', 'has_bf16', 'attention_kernels', 'asks_for_grouped_mm',
-           'pick_experts', 'pick_teacher_device', 'same_place', 'idle_gpus', 'several_processes', 'in_short']
+           'cpu_flags', 'cpu_lacks', 'pick_teacher_dtype', 'pick_autocast', 'has_bf16', 'attention_kernels',
+           'asks_for_grouped_mm', 'pick_experts', 'pick_teacher_device', 'same_place', 'idle_gpus', 'several_processes',
+           'in_short']
 
 # %% ../nbs/07_devices.ipynb #5c7c0a10
 import importlib.util
@@ -13,6 +14,7 @@ import os
 import re
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -135,12 +137,27 @@ def cannot_train(
     return '', ''
 
 # %% ../nbs/07_devices.ipynb #20d8aebe
+@lru_cache(1)
+def cpu_flags() -> frozenset:
+    "What the processor can do, where the system tells."
+    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError: return frozenset()
+    return frozenset(next((line.split(':', 1)[1].split() for line in lines if line.startswith('flags')), ()))
+
+def cpu_lacks(
+    wish: str,  # float16 or bfloat16
+) -> bool:
+    "Whether this processor has no instructions for it; unknown counts as nothing."
+    return bool(cpu_flags()) and not cpu_flags() & dict(bfloat16={'avx512_bf16', 'amx_bf16'}, float16={'avx512_fp16', 'amx_fp16'}).get(wish, cpu_flags())
+
 def pick_teacher_dtype(
     wish: str,             # auto, float32, float16 or bfloat16
     device: torch.device,  # where the teacher will run
 ) -> tuple:                # (dtype, why)
     "The frozen teacher's dtype, with the reason."
-    if wish != 'auto': return getattr(torch, wish), 'asked for'
+    if wish != 'auto':
+        slow = device.type == 'cpu' and cpu_lacks(wish)
+        return getattr(torch, wish), 'asked for' + '; VERY slow: this CPU has no instructions for it, and float32 may be a hundred times faster' * slow
     if device.type == 'cuda': return torch.float16, 'half the memory, and fast on every GPU'
     return torch.float32, f'half precision is slow on {device.type}'
 

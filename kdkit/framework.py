@@ -107,7 +107,7 @@ class StudentAwareDistillationFramework(nn.Module):
         matched = spelling_matrix(pair, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
         self.compare = lambda vocab_map: comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
-        self._hold(apart=not same_place(place, device), heads={})
+        self._hold(apart=not same_place(place, device), heads={}, ahead=None, asked=[])  # what was read before its time, and for which terms
         if self.apart and not is_quantized(teacher.config): teacher.to(place)  # one in few bits was loaded there
         self.to(device)
         self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew, config.temperature), Buffers()
@@ -272,6 +272,29 @@ class StudentAwareDistillationFramework(nn.Module):
             states = self.teacher_states(batch)
         return states, layers, attention
 
+    def who_asks(self, terms, batch) -> list:  # of terms
+        "Those that want a teacher to read this batch: one that was written down is not asked again."
+        if batch.get('teacher_said') is not None or batch.get('teacher_tokens') is not None: return []
+        return [term for term in terms if term.needs_teacher and not isinstance(term, UnalignedTerm)]
+
+    def read_ahead(self,
+        batch: dict|None,  # complete, the next one of this optimizer step; None: there is none
+    ):
+        "Let a teacher on its own device read what comes next, while the student is in its backward pass."
+        self._hold(ahead=None)
+        if batch is None or not self.apart or not self.asked: return
+        self._hold(ahead=(batch['teacher_input_ids'], self.asked, self.read_teacher(batch, self.asked)))
+
+    def take_read(self,
+        batch: dict,   # complete
+        asking: list,  # terms
+    ) -> tuple|None:   # of `read_teacher`; None: nobody asks
+        "What was read ahead, if it is this batch, for these terms; otherwise the teacher reads now."
+        ahead = self.ahead
+        self._hold(ahead=None, asked=asking)
+        if ahead and ahead[0] is batch['teacher_input_ids'] and ahead[1] == asking: return ahead[2]
+        return self.read_teacher(batch, asking) if asking else None
+
     @torch.no_grad()
     def hand_over(self,
         signals: Signals,  # teacher's fields are filled in
@@ -325,13 +348,13 @@ class StudentAwareDistillationFramework(nn.Module):
         active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name in shown}
         said, tokens = batch.get('teacher_said'), batch.get('teacher_tokens')  # by a teacher that is not asked again
         weights = {name: weight * self.balance(name) for name, weight in weights.items()}
-        asking = [term for term in active.values() if said is tokens is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
+        asking = self.who_asks(active.values(), batch)
         aligned, partner, node = (batch[name] for name in ('aligned', 'partner', 'node'))
         self.keep_time(step)
         units = units or {name: term.units(labels, aligned, partner >= 0) for name, term in active.items()}
 
         signals = Signals(labels, None, student_positions=batch['student_positions'], teacher_positions=batch['teacher_positions'], aligned=aligned)
-        read = self.read_teacher(batch, asking) if asking else None
+        read = self.take_read(batch, asking)
         if tokens is not None: signals.teacher_nats, signals.new_word = tokens.unbind(-1)
         wanted = lambda kind: [layer for term in active.values() for layer in getattr(term, kind)]
         with (capture_states(self.student_model, wanted('student_layers')) as signals.student_layers,

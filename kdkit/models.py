@@ -522,6 +522,7 @@ def attach_adapter(
         with warnings.catch_warnings():
             warnings.filterwarnings('error', message='Found missing adapter keys')
             warnings.filterwarnings('ignore', message='.*tie_word_embeddings')
+            warnings.filterwarnings('ignore', message='.*_pattern keys did not match')  # PEFT's own, for the experts of a mixture
             peft.PeftModel.from_pretrained(model, adapter.name, **how)
     except Exception as error: raise ModelError(f"{adapter.what} is an adapter that does not fit {source.what.partition('its base ')[2]}: {' '.join(str(error).split())[:240]}") from error
     check_numbers(model, adapter.what)

@@ -159,7 +159,7 @@ def pair_stream(
                 made = sorted(path.name for path in folder.glob(f'{n:05}*.arrow'))  # several processes write a file each
                 write_whole(mark, json.dumps(dict(state=state, files=made)))
             about = json.loads(mark.read_text())
-            state, parts = about['state'], parts + [Dataset.from_file(str(folder / name)) for name in about['files']]
+            state, parts = about['state'], parts + [Dataset.from_file(str(folder / name)).with_transform(make.unpack) for name in about['files']]
             if line.to(sum(map(len, parts))).done >= enough: break
     if not parts: raise DataError("the stream holds no text to train on.")
     return concatenate_datasets(parts)

@@ -508,6 +508,7 @@ class DistillationTrainer(Trainer):
         self.eval_seconds = 0.  # of the last evaluation
         self.meter, self.controls, self.plan = Meter(), Controls(), dict(label=label)
         self.run, self.interrupts, self.clock = run, interrupts or Interrupts(), clock or Clock()
+        self.coming = []         # micro-batches of this step that follow
         self.updates = False     # whether the optimizer is at work
         self.in_passing = False  # whether an evaluation decides nothing
         self.cut_short, self.saved_at, self.aside, self.metered = '', None, None, None  # why it ended before its time; step of the newest checkpoint; where one is being written, and what the meter shows
@@ -526,6 +527,7 @@ class DistillationTrainer(Trainer):
         "The micro-batches of one optimizer step, and the units that each loss is divided by."
         self.model.listens = (self.state.global_step + 1) % max(self.state.logging_steps, 1) == 0  # one without a share is asked where a line is logged
         batches = [self.model.complete(batch) for _, batch in zip(range(num_batches), epoch_iterator)]
+        self.coming = batches[1:]
         units = {}
         for batch in batches:
             for name, n in self.model.count_units(batch, self.state.global_step).items(): units[name] = units.get(name, 0) + n.to(device)
@@ -534,6 +536,7 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs, units=num_items_in_batch, step=self.state.global_step)
+        if model.training and self.args.world_size == 1: self.model.read_ahead(self.coming.pop(0) if self.coming else None)
         if model.training: self.meter.add(output, inputs['input_ids'].numel())
         loss = output['loss'] * self.args.world_size  # the wrapper of a distributed run averages gradients; ours are parts of a sum
         return (loss, output) if return_outputs else loss
@@ -565,6 +568,7 @@ class DistillationTrainer(Trainer):
         step, args = self.state.global_step, self.args
         ways = ways_to_fit(args.per_device_train_batch_size, args.gradient_accumulation_steps)
         self.model.zero_grad(set_to_none=True)
+        self.model.read_ahead(None)
         give_memory_back()
         if self.saved_at is None and not resumed: return DoesNotFit(f"step {step + 1} does not fit into memory ({said}). Give {ways}.", said if args.world_size == 1 else '')
         if not self.updates and args.world_size == 1 and self.saved_at != step: self._save_checkpoint(self.model, None)  # others would wait in the middle of the step

@@ -152,7 +152,7 @@ def test_a_run_as_a_user_types_it(pair, tmp_path, capsys):
     framework = StudentAwareDistillationFramework(replace(config, student_model=str(run / 'adapter'), lora_r=None))
     assert measure(framework, eval_batches(text['held_out'], framework, 2))['bits_per_byte'] == pytest.approx(report['student_after']['bits_per_byte'], abs=1e-6)
 
-@pytest.mark.parametrize('options', [dict(lora_dropout=.2), dict(student_dtype='bfloat16', lora_target_modules='q_proj,lm_head')])
+@pytest.mark.parametrize('options', [dict(lora_dropout=.2), pytest.param(dict(student_dtype='bfloat16', lora_target_modules='q_proj,lm_head'), marks=pytest.mark.slow)])
 def test_a_killed_run_ends_like_an_uninterrupted_one(pair, tmp_path, options):
     values = dict(pair, **SHORT, **options, recipe='seed', gradient_accumulation_steps=2, learning_rate=1e-3, lora_r=4) | dict(max_steps=16, eval_steps=5)
     env, whole, cut = dict(os.environ, OMP_NUM_THREADS='1'), tmp_path / 'whole', tmp_path / 'cut'

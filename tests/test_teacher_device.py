@@ -13,7 +13,7 @@ from kdkit.doctor import about_device
 from kdkit.evaluation import eval_batches, retention
 from kdkit.models import body, load_causal_lm
 from kdkit.prepare import prepare_text
-from kdkit.run import cache_teacher, make_framework, open_cache
+from kdkit.run import cache_teacher, make_framework, make_trainer, open_cache
 from pairs import save_pair, save_text
 
 aten = torch.ops.aten
@@ -23,7 +23,7 @@ class Elsewhere(TorchDispatchMode):
     "Lets tokens go to the teacher, and its states and head come back; everything else stays where it is."
     def __init__(self, twin):
         super().__init__()
-        self.twin, self.sent, self.came, self.order = twin, [], [], []
+        self.twin, self.sent, self.came = twin, [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -44,7 +44,7 @@ class Elsewhere(TorchDispatchMode):
         head = self.twin.get_output_embeddings().weight
         self.came.append(tuple(source.shape))
         if source.shape == head.shape: return head.detach().clone()
-        ids, mask = self.sent[-2:]
+        ids, mask, *self.sent = self.sent  # what is read first comes first
         states = body(self.twin)(input_ids=ids, attention_mask=mask, use_cache=False)[0]
         assert states.shape == source.shape and states.dtype == source.dtype, f'{tuple(source.shape)} comes from the teacher'
         return states
@@ -98,6 +98,30 @@ def test_the_student_reads_while_its_teacher_does(dense, tmp_path):
     body(framework.student_model).register_forward_hook(lambda *_: order.append('student'))
     with watch: framework(**framework.collator()([text['train'][0]]))
     assert order[:3] == ['teacher', 'student', 'arrives']
+
+
+def test_the_next_micro_batch_is_read_during_the_backward_pass(dense, tmp_path):
+    "The teacher reads before the backward pass of the micro-batch before, and the student that comes of it is the same to the last bit."
+    config = DistillConfig(**dense, max_length=64, batch_size=2, gradient_accumulation_steps=3, max_steps=4, logging_steps=1, learning_rate=1e-3, output_dir=str(tmp_path / 'run'), eval_fraction=.1)
+    text, students, order = prepare_text(config), [], []
+    twin = load_causal_lm(config.teacher_model, torch.float32, 'teacher_model').eval()
+    for place in ('beside', 'elsewhere'):
+        framework = make_framework(config, text)
+        framework.curriculum.lead.begin(2., 2.2)
+        watch = Elsewhere(twin)
+        if place == 'elsewhere':
+            framework.teacher_model.to('meta')
+            framework._hold(apart=True)
+        trainer = make_trainer(framework, dict(save_strategy='no', eval_strategy='no'), text, tmp_path / place, place)
+        if place == 'elsewhere':
+            body(framework.teacher_model).register_forward_hook(lambda *_: order.append('teacher'))
+            body(framework.student_model).register_forward_hook(lambda *_: order.append('student'))
+            framework.student_model.get_input_embeddings().weight.register_post_accumulate_grad_hook(lambda *_: order.append('backward'))
+            with watch: trainer.train()
+        else: trainer.train()
+        students.append({name: value.clone() for name, value in framework.student_model.state_dict().items()})
+    assert order == 4 * ['teacher', 'student', 'teacher', 'backward', 'student', 'teacher', 'backward', 'student', 'backward'] and not watch.sent
+    assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
 
 
 def test_a_cache_needs_no_teacher_anywhere(dense, tmp_path):
