@@ -451,8 +451,6 @@ def plan(
 ) -> dict:                                # of `planned`, and measured
     "What a run would take, said and returned."
     config, arguments = settings(config, training_arguments, **options)
-    less = [name for name in ('lora_r', 'student_quantization', 'teacher_quantization') if getattr(config, name)]
-    if less: raise ConfigError(f"{less[0]} is given, but adapters and weights in few bits cannot be planned yet: leave it out, and take the plan for the most that such a run needs.")
     found = planned(config, arguments, gb=gb)
     if measure: found['measured'] = measured_steps(config, arguments, measure)
     print('\n'.join(in_lines(found)))

@@ -10,9 +10,9 @@ import torch
 from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3MoeConfig, Qwen3MoeForCausalLM)
 
 from kdkit.cli import main
-from kdkit.config import ConfigError, DistillConfig
+from kdkit.config import DistillConfig
 from kdkit.models import load_config
-from kdkit.plan import Text, count_parameters, plan, plan_memory, planned, side
+from kdkit.plan import Text, count_parameters, plan_memory, planned, side
 from kdkit.prepare import prepare_text
 from pairs import save_text
 from tiny_tokenizers import byte_level, sentencepiece
@@ -93,6 +93,8 @@ def test_mistakes_are_one_line(more, said, pair, capsys):
     assert said in error and error.count('\n') == 1
 
 
-@pytest.mark.parametrize('less', [dict(lora_r=4), dict(teacher_quantization='4bit')])
-def test_what_is_not_planned_is_not_given_other_figures(pair, less):
-    with pytest.raises(ConfigError, match='cannot be planned yet'): plan(dict(pair, **less))
+@pytest.mark.parametrize('less, part', [(dict(lora_r=4), 'optimizer'), (dict(teacher_quantization='4bit'), 'teacher'), (dict(teacher_device='cuda:1'), 'teacher')])
+def test_options_that_need_less_show_in_their_part(less, part):
+    sides = dict(teacher=side(QWEN), student=side(SMOL))
+    whole, some = (planned(DistillConfig(batch_size=8, **more), sides=sides, gb=15) for more in ({}, less))
+    assert some['parts'][part] < whole['parts'][part] / 2 and some['peak'] < whole['peak']
