@@ -24,7 +24,7 @@ TABLE = (  # module, line as it is, line as it is made, tests that may notice
     ('cache', 'max(tensor.numel() // 64, 1)].contiguous()', 'max(tensor.numel(), 1)].contiguous() * 0', 'test_guards.py -k digest'),
     ('align', "collapses = any(normalize(a + b) != forms[a] + forms[b] for a in blank for b in blank)", 'collapses = False', 'test_align.py -k "once or collapse"'),
     ('fused', 'return self.cap * torch.tanh(logits / self.cap) if self.cap else logits', 'return logits', 'test_guards.py'),
-    ('evaluation', 'if end_id is not None: labels = labels.masked_fill(labels == end_id, -100)', 'pass', 'test_guards.py'),
+    ('evaluation', 'return labels.masked_fill(torch.isin(labels, torch.tensor(ends, device=device, dtype=labels.dtype)), -100)', 'return labels', 'test_guards.py -k end'),
     ('signs', 'full <= .9 else', 'full >= .9 else', 'test_guards.py'),
     ('losses', 'return log_probs.masked_fill(', 'return log_probs if True else log_probs.masked_fill(', 'test_edges.py'),
     ('checkpoints', "if digest(folder / name) != known: return", 'if False: return', 'faults/test_faults.py -k damaged'),
