@@ -22,7 +22,7 @@ TABLE = (  # module, line as it is, line as it is made, tests that may notice
     ('cache', "if Path(teacher).name != Path(self.about['name']).name:", 'if False:', 'test_guards.py'),
     ('cache', 'if both and known[what := both[0]] != self.about[what]:', 'if False:', 'test_guards.py -k cache'),
     ('cache', 'max(tensor.numel() // 64, 1)].contiguous()', 'max(tensor.numel(), 1)].contiguous() * 0', 'test_guards.py -k digest'),
-    ('align', "collapses = any(normalize(a + b) != forms[a] + forms[b] for a in blank for b in blank)", 'collapses = False', 'test_align.py -k "once or collapse"'),
+    ('align', "collapses = any(normalize(a + b) != forms[a] + forms[b] for a in blank for b in blank)", 'collapses = False', 'test_align.py -k made_one'),
     ('fused', 'return self.cap * torch.tanh(logits / self.cap) if self.cap else logits', 'return logits', 'test_guards.py'),
     ('evaluation', 'return labels.masked_fill(torch.isin(labels, torch.tensor(ends, device=device, dtype=labels.dtype)), -100)', 'return labels', 'test_guards.py -k end'),
     ('signs', 'full <= .9 else', 'full >= .9 else', 'test_guards.py'),
