@@ -185,11 +185,12 @@ def write_cache(
     pad_id: int = 0,       # the teacher's
     vocab_map: VocabMap|None = None,    # with a tree, also ask inside the teacher's tokens and of tokens that cross
     opens: Tensor|None = None,          # [teacher vocabulary] bool, tokens that begin a new word; None: every one does
-    shard_rows: int = 512, # rows in a file
+    shard_rows: int|None = None, # rows in a file; unset: a 64th of them, in whole batches, so that little is asked again where it is cut off
     progress=lambda done, total: None,  # called with the rows done so far, and how many there are
 ) -> Path:                 # the folder
     "Ask the teacher about every row, or go on where that was cut off; CacheError if the folder holds answers to something else."
     folder, size, inside = Path(folder), teacher.get_output_embeddings().weight.shape[0], vocab_map and vocab_map.inside
+    shard_rows = shard_rows or batch_size * max(min(len(rows) // 64, 512) // batch_size, 1)
     folder.mkdir(parents=True, exist_ok=True)
     key = dict(form=FORM, rows={side: rows_digest(rows, names) for side, names in SIDES.items()}, teacher=weights_digest(teacher), inside=tree_digest(inside), top_k=min(top_k, size), samples=samples, shard_rows=shard_rows)
     narrow = max(size, inside.vocab_size if inside else 0) <= 2**16

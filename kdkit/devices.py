@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Gpu', 'Machine', 'nvidia_files', 'one_gpu', 'look', 'has_kernels', 'launch', 'older_wheel', 'cannot_train',
-           'pick_teacher_dtype', 'pick_autocast', 'has_bf16', 'attention_kernels', 'asks_for_grouped_mm',
-           'pick_experts', 'idle_gpus', 'in_short']
+           'cpu_flags', 'cpu_lacks', 'pick_teacher_dtype', 'pick_autocast', 'has_bf16', 'attention_kernels',
+           'asks_for_grouped_mm', 'pick_experts', 'pick_teacher_device', 'same_place', 'idle_gpus', 'several_processes',
+           'in_short']
 
 # %% ../nbs/07_devices.ipynb #5c7c0a10
 import importlib.util
@@ -13,6 +14,7 @@ import os
 import re
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -135,12 +137,27 @@ def cannot_train(
     return '', ''
 
 # %% ../nbs/07_devices.ipynb #20d8aebe
+@lru_cache(1)
+def cpu_flags() -> frozenset:
+    "What the processor can do, where the system tells."
+    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError: return frozenset()
+    return frozenset(next((line.split(':', 1)[1].split() for line in lines if line.startswith('flags')), ()))
+
+def cpu_lacks(
+    wish: str,  # float16 or bfloat16
+) -> bool:
+    "Whether this processor has no instructions for it; unknown counts as nothing."
+    return bool(cpu_flags()) and not cpu_flags() & dict(bfloat16={'avx512_bf16', 'amx_bf16'}, float16={'avx512_fp16', 'amx_fp16'}).get(wish, cpu_flags())
+
 def pick_teacher_dtype(
     wish: str,             # auto, float32, float16 or bfloat16
     device: torch.device,  # where the teacher will run
 ) -> tuple:                # (dtype, why)
     "The frozen teacher's dtype, with the reason."
-    if wish != 'auto': return getattr(torch, wish), 'asked for'
+    if wish != 'auto':
+        slow = device.type == 'cpu' and cpu_lacks(wish)
+        return getattr(torch, wish), 'asked for' + '; VERY slow: this CPU has no instructions for it, and float32 may be a hundred times faster' * slow
     if device.type == 'cuda': return torch.float16, 'half the memory, and fast on every GPU'
     return torch.float32, f'half precision is slow on {device.type}'
 
@@ -184,25 +201,58 @@ def pick_experts(
     return 'eager', 'this transformers would choose the grouped product without asking card or dtype, and it fails before capability 8 and under autocast'
 
 # %% ../nbs/07_devices.ipynb #116bab19
+def pick_teacher_device(
+    wish: str|None,     # auto, or a device; None: no teacher in memory
+    machine: Machine,
+) -> tuple:             # (device as text, why; '': beside the student)
+    "Where the frozen teacher reads; ValueError for a GPU that is not there."
+    student = 'cuda' if machine.gpus else 'cpu'
+    if wish in (None, 'auto'):
+        alone, other = int(os.environ.get('WORLD_SIZE', 1)) == 1, machine.gpus[1:2]
+        if not (wish and alone and other and has_kernels(other[0].capability, machine.arches)): return student, ''
+        return 'cuda:1', 'it would idle; the teacher reads there while the student does, and cuda:0 is left to the student'
+    index = int(wish.partition(':')[2] or 0)
+    if wish.startswith('cuda') and index >= len(machine.gpus):
+        raise ValueError(f"teacher_device is {wish!r}, but there {'is no GPU' if not machine.gpus else 'is one GPU, cuda:0' if len(machine.gpus) == 1 else f'are {len(machine.gpus)} GPUs, from cuda:0 on'}: leave it out.")
+    return wish, 'asked for'
+
+# %% ../nbs/07_devices.ipynb #07d0e5c1
+def same_place(
+    one: torch.device,
+    other: torch.device,
+) -> bool:
+    "Whether two names mean one device."
+    index = lambda device: (torch.cuda.current_device() if device.type == 'cuda' and torch.cuda.is_available() else 0) if device.index is None else device.index
+    return one.type == other.type and index(one) == index(other)
+
+# %% ../nbs/07_devices.ipynb #07d0e5c2
 def idle_gpus(
     machine: Machine,
+    teacher_device: str|None = None,  # as of pick_teacher_device
 ) -> tuple:  # (what idles, what to do); ('', '') where nothing does
     "GPUs that no process of this run uses."
     n, used = len(machine.gpus), int(os.environ.get('WORLD_SIZE', 1))
+    if used == 1 and pick_teacher_device(teacher_device, machine)[0] not in ('cpu', 'cuda', 'cuda:0'): used = 2
     if n <= used: return '', ''
     return (f"{used} of {n} GPUs {'is' if used == 1 else 'are'} used",
-            f"`torchrun --nproc_per_node {n} -m kdkit.cli train …` uses all of them; divide gradient_accumulation_steps by {n} for the same update")
+            f"{several_processes(n)} uses all of them; divide gradient_accumulation_steps by {n} for the same update")
+
+# %% ../nbs/07_devices.ipynb #07d0e5c3
+def several_processes(n): return f"`torchrun --nproc_per_node {n} --no-python kdkit train …`"
 
 # %% ../nbs/07_devices.ipynb #a860393b
 def in_short(
     machine: Machine,
-    teacher_dtype: str = 'auto',  # as in the config
+    teacher_dtype: str = 'auto',       # as in the config
+    teacher_device: str|None = 'auto', # as in the config; None: no teacher in memory
 ) -> str:
     "The choices in one sentence."
-    device, gpu = torch.device('cuda' if machine.gpus else 'cpu'), machine.gpu
-    dtype, why = pick_teacher_dtype(teacher_dtype, device)
+    gpu, (place, because) = machine.gpu, pick_teacher_device(teacher_device, machine)
+    dtype, why = pick_teacher_dtype(teacher_dtype, torch.device(place))
     precision, reason = pick_autocast(gpu)
-    idle = idle_gpus(machine)
+    idle = idle_gpus(machine, teacher_device)
+    there = f" on {place} ({because})" if because else ''
+    if because and len(machine.gpus) > 1 and not idle[0]: there += f"; where both models fit on one GPU, {several_processes(len(machine.gpus))} trains on both"
     where = str(gpu) if gpu else f"CPU, {machine.cores} core{'s' * (machine.cores != 1)}"
-    return (f"training on {where}: teacher in {str(dtype).removeprefix('torch.')} ({why}), student in {precision} ({reason})"
+    return (f"training on {where}: teacher in {str(dtype).removeprefix('torch.')} ({why}){there}, student in {precision} ({reason})"
             + (f"; {idle[0]}: {idle[1]}" if idle[0] else ''))

@@ -24,7 +24,7 @@ from transformers.utils.versions import require_version
 
 from .config import DistillConfig
 from .devices import (Machine, asks_for_grouped_mm, attention_kernels, cannot_train, has_bf16, idle_gpus, in_short, look, pick_autocast, pick_experts,
-                           pick_teacher_dtype)
+                           pick_teacher_device, pick_teacher_dtype, several_processes)
 from .progress import running_kernel
 
 # %% ../nbs/30_doctor.ipynb #13b9fc8b
@@ -58,7 +58,10 @@ def about_device(
         return [Finding('device', 'warning', f'no GPU: training on the CPU ({machine.cores} cores)',
                         'the demo and models of some million parameters train here; for more choose an accelerator, on Kaggle GPU T4 x2')]
     found = [Finding('device', 'ok', f"{gpu}, PyTorch {machine.version} with kernels for it" + (', and it computes' if try_it and torch.backends.cuda.is_built() else ''))]
-    dtype, why = pick_teacher_dtype(config.teacher_dtype, torch.device('cuda'))
+    wish = None if config.teacher_cache else config.teacher_device
+    try: place, because = pick_teacher_device(wish, machine)
+    except ValueError as error: return found + [Finding('teacher', 'problem', str(error).partition(': leave')[0], 'leave teacher_device out')]
+    dtype, why = pick_teacher_dtype(config.teacher_dtype, torch.device(place))
     student, reason = pick_autocast(gpu)
     bf16 = 'bf16 in hardware' if has_bf16(gpu) else 'no bf16 in hardware'
     said = f"teacher in {str(dtype).removeprefix('torch.')} ({why}), student in {student} ({reason}); {bf16}"
@@ -67,7 +70,8 @@ def about_device(
     found.append(Finding('attention', 'ok', f"scaled_dot_product_attention runs {', '.join(attention_kernels(gpu))} kernels"))
     experts, why = pick_experts(asks_for_grouped_mm())
     found.append(Finding('experts', 'ok', f"{f'experts_implementation={experts!r} for a mixture of experts' if experts else 'a mixture of experts runs'}: {why}"))
-    idle, remedy = idle_gpus(machine)
+    if because: found.append(Finding('teacher', 'ok', f"the teacher on {place}: {because}" + (f"; where both models fit on one GPU, {several_processes(len(machine.gpus))} trains on both" if len(machine.gpus) > 1 else '')))
+    idle, remedy = idle_gpus(machine, wish)
     return found + ([Finding('second GPU', 'warning', idle, remedy)] if idle else [])
 
 # %% ../nbs/30_doctor.ipynb #00a16160

@@ -49,7 +49,7 @@ def teacher_seconds(
     teacher, config = framework.teacher_model, framework.config
     if isinstance(teacher, AbsentModel) or len(trainer.train_dataset) < 1: return 0.
     rows = [trainer.train_dataset[i] for i in range(min(args.per_device_train_batch_size, len(trainer.train_dataset)))]
-    batch = {name: value.to(framework.device) for name, value in trainer.data_collator(rows).items() if name.startswith('teacher_')}
+    batch = {name: value.to(next(teacher.parameters()).device) for name, value in trainer.data_collator(rows).items() if name.startswith('teacher_')}
     if 'teacher_input_ids' not in batch: return 0.
     wait = torch.cuda.synchronize if framework.device.type == 'cuda' else lambda: None
     for _ in range(times):

@@ -19,6 +19,7 @@ from .windows import control_ids
 from .crossings import Crossed, crossing_tokens
 from .framework import StudentAwareDistillationFramework
 from .losses import forward_kl, widen
+from .models import count_parameters
 from .models import body, output_head
 from .sequence import write_answers
 from .terms import against_teacher, aligned_mask, read_heads
@@ -116,13 +117,13 @@ def aligned_log_probs(
     training = framework.training
     framework.eval()
     classes = framework.vocab_map.to(framework.device)
-    heads = output_head(framework.student_model), output_head(framework.teacher_model)
+    heads = framework.output_head_of('student'), framework.output_head_of('teacher')
     for batch in batches:
         batch = framework.complete({k: v.to(framework.device) for k, v in batch.items()})
         here, there = batch['student_positions'], batch['teacher_positions']
         row, pair = aligned_mask(batch['labels'], here).nonzero(as_tuple=True)
         student = body(framework.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
-        teacher = body(framework.teacher_model)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'], use_cache=False)[0]
+        teacher = framework.teacher_states(batch).to(framework.device)
         for some in torch.arange(len(row), device=row.device).split(framework.chunk):
             yield (classes.student_log_probs(heads[0](student[row[some], here[row[some], pair[some]]])),
                    classes.teacher_log_probs(heads[1](teacher[row[some], there[row[some], pair[some]]])))
@@ -159,13 +160,13 @@ def teacher_as_read(
         vocab_map = framework.vocab_map.to(device).with_nodes(batch)
         following = F.pad(batch['labels'][:, 1:], (0, 1), value=-100)
         said = (following != -100) & (following != (-100 if framework.student_end_id is None else framework.student_end_id))
-        states = body(framework.teacher_model)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'], use_cache=False)[0]
+        states = framework.teacher_states(batch).to(framework.device)
         def expect(_, logits, node, earlier, *chain):
             probs = vocab_map.by_token.teacher_knows(logits, node, earlier)[0]
             for some in chain: probs = probs.index_copy(0, some.rows, crossing_tokens(vocab_map, logits, node, earlier, some)[0])
             return probs
         sides = batch['input_ids'], batch['teacher_input_ids']
-        ask = against_teacher(expect, output_head(framework.teacher_model), states, batch['partner'], batch['node'],
+        ask = against_teacher(expect, framework.output_head_of('teacher'), states, batch['partner'], batch['node'],
                               Crossed(vocab_map.inside, batch['reached'], batch['ending'], *sides))
         row, at = (said & (batch['partner'] >= 0)).nonzero(as_tuple=True)
         for r, a in zip(row.split(framework.chunk), at.split(framework.chunk)):
@@ -176,7 +177,7 @@ def teacher_as_read(
         n_bytes += batch['n_bytes'].sum().item()
         theirs = batch['teacher_input_ids'].masked_fill(batch['teacher_attention_mask'] == 0, -100)
         if framework.teacher_end_id is not None: theirs = theirs.masked_fill(theirs == framework.teacher_end_id, -100)
-        nats[1] += read_heads(output_head(framework.teacher_model), states, theirs, chunk=framework.chunk).rest.double().clamp(max=-math.log(least)).sum()
+        nats[1] += read_heads(framework.output_head_of('teacher'), states, theirs, chunk=framework.chunk).rest.double().clamp(max=-math.log(least)).sum()
     framework.train(training)
     read, own, unread = nats.tolist()
     return dict(bits_per_byte=read / math.log(2) / max(n_bytes, 1), teacher_bits_per_byte=own / math.log(2) / max(n_bytes, 1), unread=unread / max(tokens, 1))
@@ -208,7 +209,7 @@ def measure(
     model = framework.student_model if side == 'student' else framework.teacher_model
     end_id = framework.student_end_id if side == 'student' else framework.teacher_end_id
     with half_on_gpu(framework.device): scores = compute_perplexity(model, batches, side, end_id)
-    return {**{k: scores[k] for k in ('bits_per_byte', 'nats_per_token', 'perplexity')}, 'parameters': sum(p.numel() for p in model.parameters())}
+    return {**{k: scores[k] for k in ('bits_per_byte', 'nats_per_token', 'perplexity')}, 'parameters': count_parameters(model)}
 
 # %% ../nbs/40_evaluation.ipynb #465746a3
 def retention(
@@ -268,7 +269,7 @@ def next_token_probs(
 ) -> tuple:           # (student's [classes], teacher's [classes], what each class writes)
     "What student and teacher expect after a text, in the classes in which they are compared."
     def last(model, tokenizer, log_probs):
-        return log_probs(model(input_ids=prompt_ids(model, tokenizer, text), use_cache=False).logits[0, -1]).exp()
+        return log_probs(model(input_ids=prompt_ids(model, tokenizer, text), use_cache=False).logits[0, -1].to(framework.device)).exp()
     classes, tokenizer = framework.vocab_map.to(framework.device), framework.student_tokenizer
     student = last(framework.student_model, tokenizer, classes.student_log_probs)
     teacher = last(framework.teacher_model, framework.teacher_tokenizer, classes.teacher_log_probs)

@@ -24,7 +24,7 @@ from .prepare import RunError
 from .progress import say
 
 # %% ../nbs/31_folders.ipynb #27f71d1d
-ONLY_HOW = ('output_dir', 'cache_dir', 'num_proc', 'max_hours', 'resume_from', 'overwrite', 'control', 'logging_steps', 'trust_remote_code',  # options of DistillConfig
+ONLY_HOW = ('output_dir', 'cache_dir', 'num_proc', 'teacher_device', 'max_hours', 'resume_from', 'overwrite', 'control', 'logging_steps', 'trust_remote_code',  # options of DistillConfig
             'report_to', 'run_name', 'project', 'disable_tqdm', 'gradient_checkpointing', 'gradient_checkpointing_kwargs', 'skip_memory_metrics', 'ddp_timeout',  # and of TrainingArguments
             'torch_empty_cache_steps', 'per_device_eval_batch_size', 'include_num_input_tokens_seen', 'include_tokens_per_second')
 ONLY_HOW_PREFIXES = 'log_', 'logging_', 'save_', 'dataloader_', 'trackio_'
@@ -140,7 +140,7 @@ def read_mapping(
     return found if isinstance(found, dict) else None
 
 # %% ../nbs/31_folders.ipynb #d4e08166
-MADE_BY_RUNS = ('config.yaml', 'stages.json', 'plan.json', 'metrics.jsonl', 'report.json', 'report.md', 'bits_per_byte.png', 'losses.png', 'curriculum.png', 'control', 'student', 'best',
+MADE_BY_RUNS = ('config.yaml', 'stages.json', 'plan.json', 'metrics.jsonl', 'report.json', 'report.md', 'bits_per_byte.png', 'losses.png', 'curriculum.png', 'control', 'student', 'adapter', 'best',
                 'checkpoint-*', '.*.part', '.*.old')
 
 # %% ../nbs/31_folders.ipynb #70646a81

@@ -6,7 +6,9 @@
 __all__ = ['build_terms', 'StudentAwareDistillationFramework']
 
 # %% ../nbs/29_framework.ipynb #f0e91a6b
+import copy
 import warnings
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .adapters import at_door, load_adapter, merged, ready, save_adapter
 from .capture import anatomy, attending_layer, capture_attention, capture_states
 from .config import DistillConfig
 from .crossings import Crossed
 from .curriculum import Curriculum, constant, default_schedules
-from .fused import Buffers
+from .devices import look, pick_teacher_device, same_place
+from .fused import Buffers, Head
 from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
-from .models import (AbsentModel, ModelError, body, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
-                          pick_teacher_dtype)
+from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
+                          pick_teacher_dtype, quietly)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, cached_answers, cached_comparison, comparison, map_of, opening_tokens, read_heads,
@@ -67,18 +71,24 @@ class StudentAwareDistillationFramework(nn.Module):
     ):
         super().__init__()
         self.config = config = DistillConfig.from_dict(config) if isinstance(config, dict) else config
+        beside = bool(device) and config.teacher_device == 'auto'
         device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        place = device if beside or config.teacher_cache else torch.device(pick_teacher_device(config.teacher_device, look())[0])
         hub = {side: load_options(config, side) for side in ('teacher', 'student')}
-        dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, device)
-        teacher = teacher_model or load_causal_lm(config.teacher_model, dtype, 'teacher_model', **hub['teacher'])
-        student = student_model or load_causal_lm(config.student_model, torch.float32, 'student_model', **hub['student'])
+        dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, place)
+        dtypes, places = dict(teacher=dtype, student=getattr(torch, config.student_dtype.replace('auto', 'float32'))), dict(teacher=place, student=device)
+        def model_of(side, given):
+            if given is not None: return at_door(given, f'{side}_model')
+            bits = getattr(config, f'{side}_quantization')
+            return load_causal_lm(getattr(config, f'{side}_model'), dtypes[side], f'{side}_model', bits, config.attn_implementation, places[side], **hub[side])
+        teacher, student = model_of('teacher', teacher_model), model_of('student', student_model)
         mend_generation(student)  # one that was handed over may need it too: the first save would fail
         self.teacher_tokenizer = pair.teacher if pair else teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher'])
         self.student_tokenizer = pair.student if pair else student_tokenizer or load_tokenizer(config.student_model, 'student_model', **hub['student'])
-        count = lambda model: sum(p.numel() for p in model.parameters())
-        if count(student) > count(teacher) and not isinstance(teacher, AbsentModel):
-            warnings.warn(f"the student ({count(student):,} parameters) is larger than the teacher ({count(teacher):,}): are the two swapped?")
-        self.student_model = student.float()  # a GradScaler cannot unscale the gradient of an fp16 parameter
+        n_student, n_teacher = count_parameters(student), count_parameters(teacher)
+        if n_student > n_teacher and not isinstance(teacher, AbsentModel):
+            warnings.warn(f"the student ({n_student:,} parameters) is larger than the teacher ({n_teacher:,}): are the two swapped?")
+        self.student_model = ready(student, config)
         pair = pair or TokenPair(self.student_tokenizer, self.teacher_tokenizer, *(model.config.get_text_config().vocab_size for model in (student, teacher)))
         opens = opening_tokens(pair.teacher, pair.teacher_rows) if config.span_likely else None
         self.terms = nn.ModuleDict(build_terms(config, student, teacher, opens))
@@ -97,6 +107,8 @@ class StudentAwareDistillationFramework(nn.Module):
         matched = spelling_matrix(pair, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
         self.compare = lambda vocab_map: comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
+        self._hold(apart=not same_place(place, device), heads={}, ahead=None, asked=[])  # what was read before its time, and for which terms
+        if self.apart and not is_quantized(teacher.config): teacher.to(place)  # one in few bits was loaded there
         self.to(device)
         self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew, config.temperature), Buffers()
 
@@ -106,7 +118,8 @@ class StudentAwareDistillationFramework(nn.Module):
 
     def _apply(self, fn, recurse=True):
         "Moving the framework moves the parts that it merely holds."
-        for part in filter(None, (self.teacher_model, self.logit_projector)): part._apply(fn, recurse)
+        for part in filter(None, (None if self.apart else self.teacher_model, self.logit_projector)): part._apply(fn, recurse)
+        self.heads.clear()
         super()._apply(fn, recurse)
         vocab_map = self.vocab_map.to(self.device)
         self._hold(vocab_map=vocab_map, columns=Columns.of(vocab_map), lists=Lists(vocab_map.inside, vocab_map) if vocab_map.inside else None)
@@ -228,21 +241,78 @@ class StudentAwareDistillationFramework(nn.Module):
             batch.update(teacher_input_ids=ids, teacher_attention_mask=mask, student_positions=everywhere, teacher_positions=everywhere)
         return dict(batch, **self.partners(batch))
 
+    def output_head_of(self,
+        side: str,  # student or teacher
+    ) -> Head:
+        "A model's head where the student is: a teacher elsewhere sends its last states, and a copy of its head reads them."
+        if side == 'student' or not self.apart: return output_head(self.student_model if side == 'student' else self.teacher_model)
+        if 'teacher' not in self.heads:
+            head = output_head(self.teacher_model)
+            self.heads['teacher'] = Head(copy.deepcopy(head.linear).to(self.device), head.scale, head.cap)
+        return self.heads['teacher']
+
+    @torch.no_grad()
+    def teacher_states(self,
+        batch: dict,  # of the teacher's side
+    ) -> Tensor:      # [batch, T, H_t], where the teacher is
+        "The teacher reads its own tokens."
+        place = next(self.teacher_model.parameters()).device
+        ids, mask = (batch[name].to(place, non_blocking=True) for name in ('teacher_input_ids', 'teacher_attention_mask'))
+        return body(self.teacher_model)(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+
     @torch.no_grad()
     def read_teacher(self,
-        signals: Signals,     # teacher's fields are filled in
-        batch: dict,          # complete
-        terms: list,          # those that want something of the teacher
-    ) -> None:
+        batch: dict,  # complete
+        terms: list,  # those that want something of the teacher
+    ) -> tuple:       # (last states, layer -> states, layer -> attention), where the teacher is
         "The teacher reads its own tokens; only the layers that the terms want are kept."
         wanted = lambda kind: [layer for term in terms for layer in getattr(term, kind)]
         with (capture_states(self.teacher_model, wanted('teacher_layers')) as layers,
               capture_attention(self.teacher_model, wanted('teacher_attention')) as attention):
-            states = body(self.teacher_model)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'], use_cache=False)[0]
+            states = self.teacher_states(batch)
+        return states, layers, attention
+
+    def who_asks(self, terms, batch) -> list:  # of terms
+        "Those that want a teacher to read this batch: one that was written down is not asked again."
+        if batch.get('teacher_said') is not None or batch.get('teacher_tokens') is not None: return []
+        return [term for term in terms if term.needs_teacher and not isinstance(term, UnalignedTerm)]
+
+    def read_ahead(self,
+        batch: dict|None,  # complete, the next one of this optimizer step; None: there is none
+    ):
+        "Let a teacher on its own device read what comes next, while the student is in its backward pass."
+        self._hold(ahead=None)
+        if batch is None or not self.apart or not self.asked: return
+        self._hold(ahead=(batch['teacher_input_ids'], self.asked, self.read_teacher(batch, self.asked)))
+
+    def take_read(self,
+        batch: dict,   # complete
+        asking: list,  # terms
+    ) -> tuple|None:   # of `read_teacher`; None: nobody asks
+        "What was read ahead, if it is this batch, for these terms; otherwise the teacher reads now."
+        ahead = self.ahead
+        self._hold(ahead=None, asked=asking)
+        if ahead and ahead[0] is batch['teacher_input_ids'] and ahead[1] == asking: return ahead[2]
+        return self.read_teacher(batch, asking) if asking else None
+
+    @torch.no_grad()
+    def hand_over(self,
+        signals: Signals,  # teacher's fields are filled in
+        read: tuple,       # of `read_teacher`
+        batch: dict,       # complete
+        terms: list,
+    ) -> None:
+        "What the teacher has read comes to the student's device. A teacher elsewhere has read while the student did: nothing waits for it before."
+        states, layers, attention = read
+        if self.apart:
+            place, here = states.device, self.device
+            elsewhere = lambda rows: lambda positions: rows(positions.to(place)).to(here)
+            states, layers = states.to(here, non_blocking=True), {layer: values.to(here, non_blocking=True) for layer, values in layers.items()}
+            attention = {layer: elsewhere(rows) for layer, rows in attention.items()}
         signals.teacher_states, signals.teacher_layers, signals.teacher_attention = states, layers, attention
         if spans := [term for term in terms if isinstance(term, SpanTerm)]:
             side = batch['teacher_input_ids'], batch['teacher_attention_mask']
-            signals.teacher_nats, signals.new_word = span_answers(output_head(self.teacher_model), states, *side, spans[0].opens if spans[0].likely else None, self.chunk)
+            signals.teacher_nats, signals.new_word = span_answers(self.output_head_of('teacher'), states, *side, spans[0].opens if spans[0].likely else None, self.chunk)
 
     @property
     def chunk(self):
@@ -262,7 +332,7 @@ class StudentAwareDistillationFramework(nn.Module):
 
     def teacher_head(self):
         "Teacher states -> logits: its own head's, or through the projector into the student's vocabulary."
-        return self.logit_projector if self.config.kd_method == 'projector' else output_head(self.teacher_model)
+        return self.logit_projector if self.config.kd_method == 'projector' else self.output_head_of('teacher')
 
     def forward(self,
         input_ids: Tensor,              # [batch, S] student tokens
@@ -278,18 +348,19 @@ class StudentAwareDistillationFramework(nn.Module):
         active = {name: term for name, term in self.terms.items() if weights[name] > 0 or name in shown}
         said, tokens = batch.get('teacher_said'), batch.get('teacher_tokens')  # by a teacher that is not asked again
         weights = {name: weight * self.balance(name) for name, weight in weights.items()}
-        asking = [term for term in active.values() if said is tokens is None and term.needs_teacher and not isinstance(term, UnalignedTerm)]
+        asking = self.who_asks(active.values(), batch)
         aligned, partner, node = (batch[name] for name in ('aligned', 'partner', 'node'))
         self.keep_time(step)
         units = units or {name: term.units(labels, aligned, partner >= 0) for name, term in active.items()}
 
         signals = Signals(labels, None, student_positions=batch['student_positions'], teacher_positions=batch['teacher_positions'], aligned=aligned)
-        if asking: self.read_teacher(signals, batch, asking)
+        read = self.take_read(batch, asking)
         if tokens is not None: signals.teacher_nats, signals.new_word = tokens.unbind(-1)
         wanted = lambda kind: [layer for term in active.values() for layer in getattr(term, kind)]
         with (capture_states(self.student_model, wanted('student_layers')) as signals.student_layers,
               capture_attention(self.student_model, wanted('student_attention')) as signals.student_attention):
             signals.student_states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
+        if asking: self.hand_over(signals, read, batch, asking)
 
         kd = self.knowledge if 'kd' in active else None
         hears = Listener(batch['teacher_input_ids']) if kd and said is None and self.curriculum.follows and self.config.kd_method != 'projector' else None
@@ -352,12 +423,34 @@ class StudentAwareDistillationFramework(nn.Module):
         "The student, a plain transformers model."
         return self.student_model
 
+    @property
+    def has_adapter(self) -> bool:
+        "Whether adapters of the student are trained, and not all of it."
+        return has_adapter(self.student_model)
+
     def save_student(self,
         path: str,  # folder; made if missing
     ):
-        "Write the student and its tokenizer so that `AutoModelForCausalLM` and `AutoTokenizer` load them without kdkit."
-        self.student_model.save_pretrained(path)
+        "Write the student, merged with its adapters, and its tokenizer so that `AutoModelForCausalLM` and `AutoTokenizer` load them without kdkit."
+        (merged(self.student_model) if self.has_adapter else self.student_model).save_pretrained(path)
         self.student_tokenizer.save_pretrained(path)
+
+    def save_trained(self,
+        path: str,  # folder; made if missing
+    ):
+        "Write what of the student is trained: its adapter, as PEFT does, or all of it; with the tokenizer."
+        if not self.has_adapter: return self.save_student(path)
+        inner = Path(self.student_model.name_or_path, self.config.student_subfolder or '')
+        save_adapter(self.student_model, path, str(inner) if self.config.lora_r and inner.is_dir() else None, self.config.student_revision if self.config.lora_r else None)
+        self.student_tokenizer.save_pretrained(path)
+
+    def load_trained(self,
+        path: str,  # folder that save_trained wrote
+    ):
+        "Put what was saved back into the student, exactly."
+        if self.has_adapter: return load_adapter(self.student_model, path)
+        with quietly(): saved = type(self.student_model).from_pretrained(path, dtype=torch.float32)  # the class is at hand: no code to trust again
+        self.student_model.load_state_dict(saved.state_dict())
 
     def save_projectors(self,
         path: str,  # file name

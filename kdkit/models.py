@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['kept_waiting', 'TOKENIZERS', 'WEIGHTS', 'FOREIGN', 'attached', 'ModelError', 'load_options', 'HubError', 'HubAway',
-           'hub_error', 'ask_hub', 'holds', 'what_it_is', 'read_json', 'damage', 'below', 'among_inputs',
-           'kaggle_folder', 'Source', 'weight_bytes', 'find_model', 'cannot_load', 'without_copy', 'quietly',
-           'load_tokenizer', 'load_config', 'read_config', 'loading', 'has_experts', 'load_causal_lm', 'check_whole',
-           'is_sound', 'what_ends_a_text', 'mend_generation', 'kept_generation', 'weights_folder', 'AbsentModel',
-           'body', 'output_head', 'check_causal_lm']
+           'hub_error', 'ask_hub', 'holds', 'is_adapter', 'what_it_is', 'read_json', 'damage', 'below', 'among_inputs',
+           'kaggle_folder', 'Source', 'weight_bytes', 'find_model', 'find_whole', 'cannot_load', 'without_copy',
+           'quietly', 'load_tokenizer', 'load_config', 'read_config', 'loading', 'has_experts', 'load_causal_lm',
+           'need_peft', 'attach_adapter', 'has_adapter', 'unwrapped', 'is_quantized', 'bits_and_bytes', 'try_quantized',
+           'check_quantization', 'count_parameters', 'check_whole', 'check_numbers', 'is_sound', 'what_ends_a_text',
+           'mend_generation', 'kept_generation', 'weights_folder', 'AbsentModel', 'body', 'output_head',
+           'check_causal_lm']
 
 # %% ../nbs/15_models.ipynb #25ffeed7
 import json
+import logging
 import os
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -23,8 +27,9 @@ import huggingface_hub
 import safetensors
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
+from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
@@ -144,6 +149,12 @@ def holds(
     return [file for file in files if any(fnmatch(file, pattern) for pattern in patterns)]
 
 # %% ../nbs/15_models.ipynb #f2a85b40
+def is_adapter(
+    files: list,  # names in a folder or repository
+) -> bool:
+    "Whether they are an adapter as PEFT saves one: what was trained besides a model, without the model."
+    return 'adapter_config.json' in files and not holds([file for file in files if '/' not in file], *WEIGHTS)
+
 def what_it_is(
     files: list,              # names in the folder or repository, with those one level down
     folder: Path|None = None, # where they can be read; None: they are on the hub
@@ -153,9 +164,9 @@ def what_it_is(
     inner = sorted(file.removesuffix('/config.json') for file in holds(files, '*/config.json') if file.count('/') == 1)
     weights, whole = holds(here, *WEIGHTS), 'config.json' in here
     name = lambda sub: str(folder / sub) if folder else sub
-    if 'adapter_config.json' in here and not weights:
+    if is_adapter(files):
         base = folder and read_json(folder / 'adapter_config.json').get('base_model_name_or_path')
-        return (f"is an adapter{f' of {base!r}' if base else ''}, not a model: merge it first (peft: "
+        return (f"is an adapter itself{f', of {base!r}' if base else ''}, and no model: merge it first (peft: "
                 "AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…), with the tokenizer).")
     if 'model_index.json' in here: return "is a pipeline of diffusers, which makes images: choose a causal language model."
     if holds(here, 'modules.json', 'config_sentence_transformers.json'):
@@ -276,6 +287,7 @@ class Source:
     folder: Path|None     # where the files are; None: on the hub
     away: HubAway|None    # why the hub could not be asked, so that the cache is all there is
     n_bytes: int|None = None  # of its weights, as far as the hub says
+    adapter: 'Source|None' = None  # what PEFT puts on it
 
 # %% ../nbs/15_models.ipynb #15a0b001
 def weight_bytes(
@@ -321,6 +333,30 @@ def find_model(
     if sub and listed and not files: raise ModelError(f"{what} has no folder {sub!r} on the hub: check {side}_subfolder.")
     return Source(what, repo, options, files or None, None, None, weight_bytes(info))
 
+# %% ../nbs/15_models.ipynb #860ac1a9
+def find_whole(
+    name: str,     # hub id or folder, of a model or of an adapter
+    role: str,     # for errors: teacher_model, student_model
+    **options,     # of from_pretrained: cache_dir, trust_remote_code, revision, subfolder
+) -> Source:       # of the model; `adapter` says where an adapter of it is
+    "What a name stands for; of an adapter also the model that it belongs to. ModelError where one of them is not to be had."
+    source = find_model(name, role, **options)
+    if source.files is not None and not is_adapter(source.files): return source
+    how = {k: v for k, v in source.options.items() if k != 'trust_remote_code'}
+    try: path = source.folder / 'adapter_config.json' if source.folder else cached_file(source.name, 'adapter_config.json', **how)
+    except Exception: path = None  # a model that only the cache may hold
+    if path is None: return source
+    about = read_json(Path(path))
+    base, kind = about.get('base_model_name_or_path'), about.get('peft_type')
+    if not base: raise ModelError(f"{source.what} is an adapter, but its adapter_config.json does not say of which model: write that in as base_model_name_or_path.")
+    if kind in ('PROMPT_TUNING', 'P_TUNING', 'PREFIX_TUNING', 'MULTITASK_PROMPT_TUNING', 'ADAPTION_PROMPT', 'CPT'):
+        raise ModelError(f"{source.what} is {kind}, which puts vectors before the text and is no part of any layer: choose a model, or an adapter in its layers such as LoRA.")
+    if source.folder and not Path(base).is_absolute() and (source.folder / base).is_dir(): base = str(source.folder / base)
+    more = {k: v for k, v in options.items() if k not in ('revision', 'subfolder')} | ({'revision': about['revision']} if about.get('revision') and not Path(base).expanduser().exists() else {})
+    whole = find_model(base, f'{source.what} is an adapter, and its base', **more)
+    whole.adapter = source
+    return whole
+
 # %% ../nbs/15_models.ipynb #4d07a1fe
 def cannot_load(
     source: Source,
@@ -365,7 +401,8 @@ def load_tokenizer(
     **options,                      # of AutoTokenizer.from_pretrained: cache_dir, trust_remote_code, revision, subfolder
 ) -> PreTrainedTokenizerBase:       # fast
     "The model's own fast tokenizer; ModelError if there is none."
-    source = find_model(name, role, **options)
+    source = find_whole(name, role, **options)
+    if source.adapter and holds(source.adapter.files or [], *TOKENIZERS): source = source.adapter
     if source.files is not None:
         if not holds(source.files, *TOKENIZERS):
             odd = what_it_is(source.files, source.folder) if 'config.json' not in source.files else None
@@ -388,7 +425,7 @@ def load_config(
     **options,               # of from_pretrained: cache_dir, trust_remote_code, revision, subfolder
 ):                           # the model's config
     "Read a model's config, which says what it is before its weights are loaded; ModelError if it is no decoder."
-    return read_config(find_model(name, role, **options))
+    return read_config(find_whole(name, role, **options))
 
 # %% ../nbs/15_models.ipynb #6b3a90e4
 def read_config(
@@ -434,13 +471,20 @@ def load_causal_lm(
     name: str,                                  # hub id or folder
     dtype: torch.dtype = torch.float32,         # of its parameters
     role: str = 'model',                        # for the error message: teacher_model, student_model
+    quantization: str|None = None,              # 4bit or 8bit; None: the weights as they are
+    attention: str|None = None,                 # attn_implementation of from_pretrained; None: the library's choice
+    device: torch.device|str = 'cpu',           # to load it to, of a model whose weights are quantised: such weights do not travel
     **options,                                  # of from_pretrained: cache_dir, trust_remote_code, revision, subfolder
-) -> PreTrainedModel:                           # in eval mode
+) -> PreTrainedModel:                           # in eval mode; of an adapter its model, with the adapter in its layers
     "A checked causal language model; ModelError if it cannot be loaded, is not whole or does not read from left to right."
-    source = find_model(name, role, **options)
+    source = find_whole(name, role, **options)
     config = read_config(source)
     experts = pick_experts(asks_for_grouped_mm())[0] if has_experts(config) else None
+    how = dict(attn_implementation=attention) if attention else {}
+    if quantization: how['quantization_config'] = bits_and_bytes(quantization, dtype)
+    if quantization or is_quantized(config): how['device_map'] = {'': str(device)}
     def load(**more):
+        more.update(how)
         if experts: more['experts_implementation'] = experts
         return AutoModelForCausalLM.from_pretrained(source.name, config=config, dtype=dtype, output_loading_info=True,
                                                     ignore_mismatched_sizes=True, **source.options, **more)
@@ -452,9 +496,119 @@ def load_causal_lm(
                 model, said = load(generation_config=settings)
     except Exception as error: raise cannot_load(source, error) from error
     check_whole(model, said, source.what)
+    if source.adapter: attach_adapter(model, source)
     check_causal_lm(model, source.what)
     mend_generation(model)
     return model.eval()
+
+# %% ../nbs/15_models.ipynb #88eab0e2
+def need_peft(
+    why: str,  # the beginning of a sentence, such as "teacher_model 'x' is an adapter"
+):             # the package peft
+    "ModelError where PEFT is not installed."
+    try: import peft
+    except ImportError as error: raise ModelError(f"{why}, and peft is not installed: pip install 'kdkit[lora]'.") from error
+    return peft
+
+# %% ../nbs/15_models.ipynb #649f19c9
+def attach_adapter(
+    model: PreTrainedModel,  # changed in place
+    source: Source,          # of the model, with its adapter
+) -> None:
+    "Put a saved adapter into a model's layers, frozen and in float32; ModelError where it does not belong there."
+    adapter, peft = source.adapter, need_peft(f'{source.adapter.what} is an adapter')
+    how = {k: v for k, v in adapter.options.items() if k in ('revision', 'subfolder', 'cache_dir', 'local_files_only')}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('error', message='Found missing adapter keys')
+            warnings.filterwarnings('ignore', message='.*tie_word_embeddings')
+            warnings.filterwarnings('ignore', message='.*_pattern keys did not match')  # PEFT's own, for the experts of a mixture
+            peft.PeftModel.from_pretrained(model, adapter.name, **how)
+    except Exception as error: raise ModelError(f"{adapter.what} is an adapter that does not fit {source.what.partition('its base ')[2]}: {' '.join(str(error).split())[:240]}") from error
+    check_numbers(model, adapter.what)
+
+# %% ../nbs/15_models.ipynb #758e6816
+def has_adapter(
+    model: nn.Module,
+) -> bool:
+    "Whether there are adapters of PEFT in its layers."
+    return bool(getattr(model, 'peft_config', None))
+
+# %% ../nbs/15_models.ipynb #a8fc4927
+def unwrapped(
+    model: nn.Module,  # as it was handed over
+    name: str,         # for the error message
+) -> PreTrainedModel:
+    "The language model itself, with its adapters in its layers, without a wrapper of PEFT's around it; ModelError for adapters that are no part of a layer."
+    if type(model).__module__.split('.')[0] != 'peft': return model
+    if any(getattr(config, 'is_prompt_learning', False) for config in model.peft_config.values()):
+        raise ModelError(f"{name} ({type(model).__name__}) puts vectors before the text, which are no part of any layer: hand over the model itself, or one with adapters in its layers such as LoRA.")
+    return model.get_base_model()
+
+# %% ../nbs/15_models.ipynb #ac757705
+def is_quantized(
+    config,  # a model's
+) -> bool:
+    "Whether its weights are in fewer bits."
+    return getattr(config, 'quantization_config', None) is not None
+
+def bits_and_bytes(
+    wish: str,           # 4bit or 8bit
+    dtype: torch.dtype,  # of the products
+):                       # for from_pretrained
+    "How bitsandbytes is asked: for 4 bits the levels of a normal distribution (nf4), whose scales are quantised too."
+    logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)  # it would tell each layer that its inputs become float16
+    if wish == '8bit': return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+
+# %% ../nbs/15_models.ipynb #94734e34
+def try_quantized(
+    wish: str,             # 4bit or 8bit
+    device: torch.device,
+) -> str:                  # '' or why it does not work, the rest of a sentence
+    "Quantise a small layer and let it read something."
+    try: import bitsandbytes
+    except ImportError: return "needs bitsandbytes, which is not installed: pip install 'kdkit[quantization]'."
+    except Exception as error: return f"needs bitsandbytes, which cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:160]}): install a build for this machine."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            layers = {'4bit': lambda: bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type='nf4'),
+                      '8bit': lambda: bitsandbytes.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)}
+            layer = layers[wish]()
+            layer.weight.data.copy_(torch.eye(64))
+            read = layer.to(device)(torch.ones(2, 64, device=device, dtype=torch.float16 if device.type == 'cuda' else torch.float32))
+            if (off := (read.float() - 1).abs().max().item()) > .1: return f"does not compute on {device}: a product with ones is off by {off:.2g}. Leave it out."
+    except Exception as error:
+        return f"does not work on {device} with bitsandbytes {bitsandbytes.__version__} ({type(error).__name__}: {' '.join(str(error).split())[:160]}): leave it out, or install another build."
+    return ''
+
+# %% ../nbs/15_models.ipynb #9600bfcd
+def check_quantization(
+    config: DistillConfig,
+    side: str,              # teacher or student
+    device: torch.device,
+    model_config,           # of the side's model
+) -> None:
+    "ModelError, before any weights are read, where a model cannot have its weights in so few bits."
+    wish, what = getattr(config, f'{side}_quantization'), f"{side}_model {getattr(config, f'{side}_model')!r}"
+    if is_quantized(model_config):
+        saved = model_config.quantization_config
+        saved = saved if isinstance(saved, dict) else saved.to_dict()
+        kind = str(getattr(saved.get('quant_method'), 'value', saved.get('quant_method')) or 'unknown')
+        if wish: raise ModelError(f"{what} is quantised already ({kind}): leave {side}_quantization out.")
+        try: AutoHfQuantizer.from_config(saved, pre_quantized=True).validate_environment(device_map={'': str(device)})
+        except Exception as error: raise ModelError(f"{what} is quantised ({kind}), which cannot be loaded here: {' '.join(str(error).split())[:240]}") from error
+        if kind == 'bitsandbytes' and (why := try_quantized('4bit' if saved.get('load_in_4bit') else '8bit', device)): raise ModelError(f"{what} is quantised ({kind}), which {why}")
+    elif wish and (why := try_quantized(wish, device)): raise ModelError(f"{side}_quantization {wish} {why}")
+
+# %% ../nbs/15_models.ipynb #bc0208c5
+def count_parameters(
+    model: nn.Module,
+) -> int:
+    "Numbers of a model as it was made: of weights in 4 bits, two are in a byte; adapters and their like do not count."
+    count = lambda p: p.numel() * (2 * p.element_size() if type(p).__name__ == 'Params4bit' and p.dtype in (torch.uint8, torch.int8) or hasattr(p, 'quant_state') and p.dtype == torch.uint8 else 1)
+    return sum(count(p) for name, p in model.named_parameters() if '.lora_' not in name)
 
 # %% ../nbs/15_models.ipynb #3fd60b92
 def check_whole(
@@ -471,15 +625,22 @@ def check_whole(
     if missing := [name for name in parts if name in set(said.get('missing_keys') or ())]:
         raise ModelError(f"{what} lacks {len(missing)} of its {len(parts)} tensors ({some(missing)}): download it again, or choose a "
                          "checkpoint of a whole language model.")
+    check_numbers(model, what)
+
+def check_numbers(
+    model: PreTrainedModel,
+    what: str,               # for the error message
+) -> None:
+    "ModelError for weights that are no numbers."
     head = model.get_output_embeddings()
-    for name, part in parts.items():
+    for name, part in model.named_parameters():
         if not part.numel() or part.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64): continue
         low, high = part.detach().aminmax()  # a NaN comes through, and no second tensor is made
         if high.isfinite() and (low.isfinite() or part is getattr(head, 'bias', None)): continue
         if low.isnan() or part.dtype != torch.float16:
             raise ModelError(f"weights of {what} hold {'NaN' if low.isnan() else 'inf'}: {name}. Download it again, or choose another "
                              "checkpoint.")
-        raise ModelError(f"weights of {what} are too large for float16: {name}. Choose float32 or bfloat16 as teacher_dtype.")
+        raise ModelError(f"weights of {what} are too large for float16: {name}. Choose float32 or bfloat16 as {'student' if what.startswith('student') else 'teacher'}_dtype.")
 
 # %% ../nbs/15_models.ipynb #d64b28f1
 def is_sound(
@@ -591,10 +752,11 @@ def check_causal_lm(
     try: logits, states = model(input_ids=ids).logits.float(), body(model)(input_ids=ids)[0]
     except Exception as error: raise ModelError(f"{name} ({type(model).__name__}) cannot read eight tokens: {' '.join(str(error).split())[:240]}") from error
     finally: model.train(training)
-    tolerance = 1e-3 if states.dtype == torch.float32 else 5e-2
+    exact = states.dtype == torch.float32 and not is_quantized(model.config)
+    tolerance = 1e-3 if exact else 5e-2
     close = lambda a, b: torch.allclose(a, b, rtol=tolerance, atol=tolerance * logits.abs().max().clamp_min(1).item())
     ahead = (states[0, :-1] - states[1, :-1]).abs().max() / states.abs().max()  # a decoder's would be 0 but for rounding
-    if ahead > (1e-5 if states.dtype == torch.float32 else 5e-3):
+    if ahead > (1e-5 if exact else 5e-3):
         raise ModelError(f"{name} ({type(model).__name__}) sees later tokens: it is an encoder. Choose a decoder-only model.")
     if not close(output_head(model)(states).float(), logits):
         raise ModelError(f"{name} ({type(model).__name__}) does more to its states than its head shows: it cannot be distilled a chunk at "

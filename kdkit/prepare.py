@@ -18,6 +18,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, concatenate_datasets
 
+from .adapters import check_sides, check_trained
 from .align import token_bytes
 from .checkpoints import drop_damaged, write_whole
 from .config import DistillConfig
@@ -46,7 +47,9 @@ def read_sides(
     names = {side: getattr(config, f'{side}_model') for side in PAIR}
     for side, name in names.items():
         if not name: raise RunError(f"{side}_model is not given: name a hub id or a local folder.")
-    configs = {side: load_config(name, f'{side}_model', **load_options(config, side)).get_text_config() for side, name in names.items()}
+    whole = {side: load_config(name, f'{side}_model', **load_options(config, side)) for side, name in names.items()}
+    check_sides(config, whole)
+    configs = {side: one.get_text_config() for side, one in whole.items()}
     tokenizers = {side: load_tokenizer(name, f'{side}_model', **load_options(config, side)) for side, name in names.items()}
     pair = open_pair(*(tokenizers[side] for side in PAIR), *(configs[side].vocab_size for side in PAIR), config.cache_dir)
     for side, tokenizer in tokenizers.items():
@@ -156,7 +159,7 @@ def pair_stream(
                 made = sorted(path.name for path in folder.glob(f'{n:05}*.arrow'))  # several processes write a file each
                 write_whole(mark, json.dumps(dict(state=state, files=made)))
             about = json.loads(mark.read_text())
-            state, parts = about['state'], parts + [Dataset.from_file(str(folder / name)) for name in about['files']]
+            state, parts = about['state'], parts + [Dataset.from_file(str(folder / name)).with_transform(make.unpack) for name in about['files']]
             if line.to(sum(map(len, parts))).done >= enough: break
     if not parts: raise DataError("the stream holds no text to train on.")
     return concatenate_datasets(parts)
@@ -281,6 +284,7 @@ def prepare_text(
 ) -> dict:               # train, held_out: paired datasets; pair and map; summary; method and why
     "Load tokenizers and text, pair both sides, and choose the vocabulary map; what was chosen is said."
     if not config.dataset: raise RunError("dataset is not given: name a hub dataset, a file or a folder.")
+    if train: check_trained(config)
     configs, pair = read_sides(config)
     tokenizers = dict(student=pair.student, teacher=pair.teacher)
     limits = window_limits(config, configs)

@@ -34,11 +34,11 @@ class TeacherToStudentLogitProjector(nn.Module):
         teacher_shared: Tensor,  # [n], the teacher's ids of the same tokens
     ):
         super().__init__()
-        fitted = fit_linear(student_head[student_shared], teacher_head[teacher_shared])  # [H_s, H_t]
+        fitted = fit_linear(student_head[student_shared], teacher_head[teacher_shared].to(student_head.device))  # [H_s, H_t]
         self.hidden_projector = nn.Linear(teacher_head.shape[1], student_head.shape[1], bias=False,
                                           dtype=teacher_head.dtype, device=teacher_head.device)
         self.hidden_projector.weight.data.copy_(fitted)
-        self.register_buffer('student_head', student_head.detach().to(teacher_head.dtype, copy=True), persistent=False)
+        self.register_buffer('student_head', student_head.detach().to(teacher_head.device, teacher_head.dtype, copy=True), persistent=False)
         self.requires_grad_(False)
 
     def forward(self,

@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ import datasets
 from transformers import set_seed
 from transformers.utils import logging as hf_logging
 
+from .adapters import about_adapters
 from .cache import SIDES, CachedRows, TeacherCache, files_digest, rows_digest, write_cache
 from .checkpoints import MANIFEST, NoRoom, contents, differs, is_full, newest_whole, whole_folder
 from .config import DistillConfig
@@ -34,7 +36,7 @@ from .evaluation import about_answers, eval_batches, half_on_gpu, measure, reten
 from .folders import Stages, check_folder, claim_folder, read_mapping, run_key, take_over, windows_a_step
 from .framework import StudentAwareDistillationFramework
 from .interrupts import Clock, Interrupts, again, deadline
-from .models import AbsentModel, load_config, load_options, load_tokenizer, weights_folder
+from .models import AbsentModel, is_quantized, load_config, load_options, load_tokenizer, weights_folder
 from .options import settings
 from .prepare import RunError, about_text, prepare_text
 from .processes import as_the_first, how_many, in_turn, is_first, together
@@ -120,11 +122,14 @@ def as_read(
     framework: StudentAwareDistillationFramework,
     text: dict,        # of prepare_text
     windows: int = 32, # of the held-out text, at most
-) -> dict|None:        # of `teacher_as_read`; None where no token-level target is taught, and for conversations
+) -> dict|None:        # of `teacher_as_read`, and windows, how many were read; None where no token-level target is taught, and for conversations
     "How much of the teacher reaches the student, from a few windows."
     if text['chat'] is not None or framework.vocab_map.crossings is None or not (framework.knowledge and framework.config.asks_ends): return None
-    rows = text['held_out'].select(range(min(windows, len(text['held_out']))))
-    with half_on_gpu(framework.device): return teacher_as_read(framework, watched('reading the teacher', eval_batches(rows, framework, framework.config.batch_size)))
+    held_out, windows = text['held_out'], min(windows, len(text['held_out']))
+    rows = held_out.select([len(held_out) * i // windows for i in range(windows)])  # spread over all of it
+    with half_on_gpu(framework.device):
+        found = teacher_as_read(framework, watched('reading the teacher', eval_batches(rows, framework, framework.config.batch_size)))
+    return dict(found, windows=windows)
 
 # %% ../nbs/52_run.ipynb #0bba55be
 def known_of(
@@ -144,7 +149,7 @@ def cache_teacher(
     config, _ = settings(config, **options)
     if not config.teacher_cache: raise RunError("teacher_cache is not given: name the folder to write.")
     quiet_libraries()
-    say(in_short(check_machine(), config.teacher_dtype))
+    say(in_short(check_machine(), config.teacher_dtype, config.teacher_device))
     started, text = time.time(), prepare_text(config)
     framework = make_framework(config, text)
     score = measure(framework, watched('measuring the teacher', eval_batches(text['held_out'], framework, config.batch_size)), 'teacher')
@@ -218,7 +223,7 @@ class Run:
         "The text of both sides, and the framework. Whatever is wrong with names, text or models shows here, before anything is written."
         asked, self.config = self.config, self.as_it_fits()
         config = self.config
-        say(in_short(look(), config.teacher_dtype))
+        say(in_short(look(), config.teacher_dtype, None if config.teacher_cache else config.teacher_device))
         with in_turn('prepare'): self.text = prepare_text(config)
         self.steps = count_steps(config, len(self.text['train']))
         paired = dict(train=text_digest(self.text['train']), held_out=text_digest(self.text['held_out']), steps=self.steps,
@@ -231,7 +236,7 @@ class Run:
         self.stages = Stages(self.folder, self.first)
         if 'paired' in self.stages: self.check_paired(self.stages['paired'], paired)
         self.stages.mark('paired', **paired, **({'fits': fits} if (fits := self.stages.marks.get('paired', {}).get('fits')) else {}))
-        for sentence in about_text(self.text): say(sentence)
+        for sentence in filter(None, (*about_text(self.text), about_adapters(self.framework.student_model))): say(sentence)
         if self.framework.device.type == 'cuda' and not self.arguments.get('full_determinism'):
             say("sums on this GPU are not made in a fixed order, so that two runs of one seed differ a little; full_determinism makes them equal, and slower")
 
@@ -279,9 +284,9 @@ class Run:
         self.framework.curriculum.lead.begin(*self.bits)
         say(worth_distilling(*self.bits, self.config.follows_lead))
         if read := self.stages['measured'].get('as_read'):
-            say(f"the teacher, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} bits per byte")
+            say(f"the teacher, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} bits per byte, on {read['windows']:,} windows")
         if self.config.learning_rate is None:
-            self.rate, why = pick_learning_rate(self.stages['measured']['student_before'], self.framework.student_model.get_output_embeddings().weight.shape[0])
+            self.rate, why = pick_learning_rate(self.stages['measured']['student_before'], self.framework.student_model.get_output_embeddings().weight.shape[0], adapters=self.framework.has_adapter)
             say(f"learning rate {self.rate:g}, since {why}")
         self.clock.reserve = 1.2 * self.stages['measured'].get('seconds', 0.)  # measuring at the end takes as long
 
@@ -293,9 +298,12 @@ class Run:
         "Whether a training is over, for this number of steps, and its student is what it left."
         mark = self.stages.marks.get(name, {})
         as_long = mark.get('asked') == self.asked if self.steps is None else mark.get('of') == self.steps
-        return bool(mark.get('ended') in ('done', 'stopped') and as_long and mark.get('files')) and not differs(self.student_dir(name), mark['files'])
+        whole = mark.get('ended') in ('done', 'stopped') and as_long and mark.get('files')
+        return bool(whole) and not differs(self.student_dir(name), mark['files']) and not differs(self.student_dir(name).with_name('adapter'), mark.get('adapter') or {})
 
     def student_dir(self, name): return self.folder / ('control/student' if name == 'control' else 'student')
+
+    def trained_dir(self, name, framework): return self.student_dir(name).with_name('adapter' if framework.has_adapter else 'student')
 
     def train_to_end(self,
         name: str,       # control or trained
@@ -307,7 +315,7 @@ class Run:
         "Train a student from its newest checkpoint on, keep it, score it, and leave the mark."
         folder, key = self.student_dir(name).parent, run_key(self.config, self.arguments)
         if self.is_trained(name) and 'score' in self.stages[name]: return
-        if self.is_trained(name): load_student(framework, self.student_dir(name))
+        if self.is_trained(name): load_student(framework, self.trained_dir(name, framework))
         else:
             trainer = None
             while trainer is None:
@@ -321,9 +329,12 @@ class Run:
                 if trainer is None: framework = self.with_smaller_batches(framework, *less, f"step {step} does not fit into memory ({said})")
             self.interrupts.check(f'saved at step {trainer.state.global_step:,}')
             ended = 'time' if trainer.cut_short else 'done' if trainer.state.global_step >= self.steps else 'stopped'
-            if self.first: save_whole(framework, self.student_dir(name))
+            if self.first:
+                if framework.has_adapter: save_whole(framework.save_trained, self.trained_dir(name, framework))
+                save_whole(framework.save_student, self.student_dir(name))
             together()
-            self.stages.mark(name, ended=ended, steps=trainer.state.global_step, of=self.steps, asked=self.asked, skipped=trainer.finite_steps.skipped, files=contents(self.student_dir(name)))
+            self.stages.mark(name, ended=ended, steps=trainer.state.global_step, of=self.steps, asked=self.asked, skipped=trainer.finite_steps.skipped, files=contents(self.student_dir(name)),
+                             adapter=contents(self.trained_dir(name, framework)) if framework.has_adapter else None)
         made = {**self.stages[name], 'score': measure(framework, watched(f"measuring the {'control' if name == 'control' else 'student'}", self.batches))}
         if name == 'trained':
             made['retention'] = None if self.cache else retention(framework, watched('comparing the two', self.batches))
@@ -339,7 +350,7 @@ class Run:
         "Begin a training anew with the same optimizer steps in smaller parts; the student's training after the control's too."
         say(f"{why}: it starts again with {batch_size} x {accumulation} windows (batch_size x gradient_accumulation_steps), which is the same optimizer step")
         less, config, teacher, own = dict(batch_size=batch_size, gradient_accumulation_steps=accumulation), framework.config, framework.teacher_model, framework is self.framework
-        framework.student_model.to('meta')  # two of them may not fit
+        if not is_quantized(framework.student_model.config): framework.student_model.to('meta')  # two of them may not fit
         give_memory_back()
         self.config = replace(self.config, **less)
         self.stages.mark('paired', **{**{k: v for k, v in self.stages['paired'].items() if k != 'seconds'}, 'fits': [batch_size, accumulation]})
@@ -382,6 +393,7 @@ class Run:
         fair = report['control'] and report['control']['steps'] == trained['steps']  # not where one of them was stopped
         report['gap_closed'] = gap_closed(*bits.values()) if fair else None
         where = dict(device=str(self.framework.device), dtype=str(self.framework.teacher_model.dtype).removeprefix('torch.'), dtype_reason=self.framework.teacher_dtype_reason)
+        if self.framework.has_adapter: report['adapters'] = about_adapters(self.framework.student_model)
         report.update(data=dict(text['summary'], as_read=self.stages['measured'].get('as_read'), chat=text['chat'] is not None, method=text['method'], why=text['why'], train_windows=len(text['train']), eval_windows=len(text['held_out'])),
                       versions=versions(), seed=config.seed, learning_rate=self.rate, **where, steps=trained['steps'], skipped_steps=trained['skipped'], seconds=self.stages.seconds)
         if trained['ended'] == 'time':
@@ -404,11 +416,11 @@ REPORT_FILES = 'report.json', 'report.md', 'bits_per_byte.png', 'losses.png', 'c
 
 # %% ../nbs/52_run.ipynb #7440b0d3
 def save_whole(
-    framework: StudentAwareDistillationFramework,
+    save: Callable,  # folder -> anything, of the framework
     path: Path,
 ):
-    "Write the student aside and put it into its place: a folder that is there is whole."
-    with whole_folder(path) as folder: framework.save_student(folder)
+    "Write a student aside and put it into its place: a folder that is there is whole."
+    with whole_folder(path) as folder: save(folder)
     (path / MANIFEST).unlink()  # the run's mark keeps it; the student is a plain folder
 
 # %% ../nbs/52_run.ipynb #919d1521
@@ -442,7 +454,7 @@ def quiet_libraries():
 # %% ../nbs/52_run.ipynb #d35d75dd
 def versions() -> dict:  # package -> version
     "What a run depended on."
-    packages = 'kdkit', 'torch', 'transformers', 'tokenizers', 'datasets', 'accelerate'
+    packages = 'kdkit', 'torch', 'transformers', 'tokenizers', 'datasets', 'accelerate', *(name for name in ('peft', 'bitsandbytes') if name in sys.modules)
     def version(name):
         try: return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError: return None

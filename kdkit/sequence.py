@@ -16,9 +16,10 @@ import torch
 from transformers import GenerationConfig
 
 from .align import encode_bytes, token_bytes
+from .adapters import check_sides
 from .config import DistillConfig
 from .files import DataError
-from .models import load_causal_lm, load_options, load_tokenizer, pick_teacher_dtype
+from .models import is_quantized, load_causal_lm, load_config, load_options, load_tokenizer, pick_teacher_dtype
 from .data import read_corpus
 from .prepare import read_texts
 from .progress import Progress, say
@@ -60,7 +61,10 @@ def load_writer(
 ):                # of transformers, on a GPU if there is one
     "The teacher, to write."
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    return load_causal_lm(config.teacher_model, pick_teacher_dtype(config.teacher_dtype, device)[0], 'teacher_model', **load_options(config, 'teacher')).to(device).eval()
+    name, hub = config.teacher_model, load_options(config, 'teacher')
+    if config.teacher_quantization or config.attn_implementation: check_sides(config, dict(teacher=load_config(name, 'teacher_model', **hub)), device)
+    model = load_causal_lm(name, pick_teacher_dtype(config.teacher_dtype, device)[0], 'teacher_model', config.teacher_quantization, config.attn_implementation, device, **hub)
+    return (model if is_quantized(model.config) else model.to(device)).eval()
 
 # %% ../nbs/27_sequence.ipynb #fe16120e
 def write_batches(

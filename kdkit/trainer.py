@@ -39,7 +39,7 @@ from .evaluation import compute_perplexity, score_of
 from .framework import StudentAwareDistillationFramework
 from .interrupts import Clock, Interrupts
 from .metrics import MetricsFile, ProgressLine
-from .models import body, output_head, quietly
+from .models import ModelError, body, output_head, quietly
 from .processes import how_many, is_first, summed, together
 from .progress import say
 from .share import is_cost
@@ -48,15 +48,17 @@ from .progress import folder_bytes, say
 from .signs import write_plan
 
 # %% ../nbs/50_trainer.ipynb #35a00002
-LEARNING_RATES = dict(untrained=2e-4, pretrained=1e-4)  # where the config gives none
+LEARNING_RATES = dict(untrained=2e-4, pretrained=1e-4, adapters=5e-4)  # where the config gives none
 
 def pick_learning_rate(
     score: dict,      # of the student before training, as of `measure`
     vocab_size: int,  # rows of its head
     known: float = .7,# part of the nats of guessing that a student spends at most which has learnt something
+    adapters: bool = False, # whether they are what is trained
 ) -> tuple:           # (learning rate, why)
     "The highest learning rate for this student, by what it knows of the text before training."
     spent, guessing = score.get('nats_per_token'), math.log(vocab_size)
+    if adapters: return LEARNING_RATES['adapters'], "adapters begin at nothing, beside weights that stay, and need larger steps than weights that know something"
     if is_cost(spent) and spent < known * guessing:
         return LEARNING_RATES['pretrained'], (f"the student is pretrained ({spent:.2f} nats per token before training, where guessing costs {guessing:.2f}), "
                                               "and larger steps would undo what it knows")
@@ -295,7 +297,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
         if loss < self.best_seen:
             self.best_seen = loss
             if state.is_world_process_zero:
-                with whole_folder(os.path.join(args.output_dir, 'best')) as folder: model.save_student(folder)
+                with whole_folder(os.path.join(args.output_dir, 'best')) as folder: model.save_trained(folder)
         if self(loss, state.global_step): control.should_training_stop = True
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
@@ -312,12 +314,10 @@ class EarlyStopping(TrainerCallback, ExportableState):
 # %% ../nbs/50_trainer.ipynb #2db1d6f3
 def load_student(
     framework: StudentAwareDistillationFramework,
-    path: str,  # a folder that save_student wrote
+    path: str,  # a folder that save_trained wrote
 ):
     "Put saved weights into the framework's student, exactly."
-    student = framework.student_model
-    with quietly(): saved = type(student).from_pretrained(path, dtype=torch.float32)  # the class is at hand: no code to trust again
-    student.load_state_dict(saved.state_dict())
+    framework.load_trained(path)
 
 # %% ../nbs/50_trainer.ipynb #d98385b7
 class TrainingDiverged(RuntimeError):
@@ -494,7 +494,9 @@ class DistillationTrainer(Trainer):
         clock: Clock|None = None,              # the time that is left
         **kwargs,                              # of transformers.Trainer
     ):
-        config = framework.config
+        config, learns = framework.config, {name: p.dtype for name, p in framework.named_parameters() if p.requires_grad}
+        if not any(name.startswith('student_model.') for name in learns): raise ModelError("nothing of the student can be trained: its weights are in few bits, or frozen. Give lora_r to train adapters.")
+        if half := [name for name, dtype in learns.items() if dtype in (torch.float16, torch.bfloat16)]: raise ModelError(f"{half[0]} is trained in {str(learns[half[0]]).removeprefix('torch.')}, where small steps are lost: train in float32, or give lora_r.")
         args = args or training_arguments(config, config.max_steps)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would copy the teacher every step; use torchrun for two GPUs
         if args.world_size > 1 and args.ddp_find_unused_parameters is None and every_weight_learns(framework): args.ddp_find_unused_parameters = False
@@ -506,6 +508,7 @@ class DistillationTrainer(Trainer):
         self.eval_seconds = 0.  # of the last evaluation
         self.meter, self.controls, self.plan = Meter(), Controls(), dict(label=label)
         self.run, self.interrupts, self.clock = run, interrupts or Interrupts(), clock or Clock()
+        self.coming = []         # micro-batches of this step that follow
         self.updates = False     # whether the optimizer is at work
         self.in_passing = False  # whether an evaluation decides nothing
         self.cut_short, self.saved_at, self.aside, self.metered = '', None, None, None  # why it ended before its time; step of the newest checkpoint; where one is being written, and what the meter shows
@@ -524,6 +527,7 @@ class DistillationTrainer(Trainer):
         "The micro-batches of one optimizer step, and the units that each loss is divided by."
         self.model.listens = (self.state.global_step + 1) % max(self.state.logging_steps, 1) == 0  # one without a share is asked where a line is logged
         batches = [self.model.complete(batch) for _, batch in zip(range(num_batches), epoch_iterator)]
+        self.coming = batches[1:]
         units = {}
         for batch in batches:
             for name, n in self.model.count_units(batch, self.state.global_step).items(): units[name] = units.get(name, 0) + n.to(device)
@@ -532,6 +536,7 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs, units=num_items_in_batch, step=self.state.global_step)
+        if model.training and self.args.world_size == 1: self.model.read_ahead(self.coming.pop(0) if self.coming else None)
         if model.training: self.meter.add(output, inputs['input_ids'].numel())
         loss = output['loss'] * self.args.world_size  # the wrapper of a distributed run averages gradients; ours are parts of a sum
         return (loss, output) if return_outputs else loss
@@ -563,6 +568,7 @@ class DistillationTrainer(Trainer):
         step, args = self.state.global_step, self.args
         ways = ways_to_fit(args.per_device_train_batch_size, args.gradient_accumulation_steps)
         self.model.zero_grad(set_to_none=True)
+        self.model.read_ahead(None)
         give_memory_back()
         if self.saved_at is None and not resumed: return DoesNotFit(f"step {step + 1} does not fit into memory ({said}). Give {ways}.", said if args.world_size == 1 else '')
         if not self.updates and args.world_size == 1 and self.saved_at != step: self._save_checkpoint(self.model, None)  # others would wait in the middle of the step
@@ -677,7 +683,7 @@ class DistillationTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         output_dir = output_dir or self.args.output_dir
-        self.model.save_student(output_dir)
+        self.model.save_trained(output_dir)
         self.model.save_projectors(os.path.join(output_dir, 'projectors.safetensors'))
         more = dict(multipliers=self.controls.multipliers, magnitudes={name: size.item() for name, size in self.model.magnitudes.items()}, meter=self.metered or Meter().state(),
                     teacher_lead=self.model.curriculum.lead.state_dict(),
@@ -721,7 +727,7 @@ class DistillationTrainer(Trainer):
     def bytes_of_checkpoint(self) -> int:
         "How much a checkpoint takes: as much as the last one, or else the weights, and twice as much for AdamW."
         last = list(checkpoints(self.args.output_dir).values())[-1:]
-        trained = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
         return max([folder_bytes(folder) for folder in last] + [3 * trained if not last else 0])
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):

@@ -1,6 +1,7 @@
 "Alignment against brute force, on awkward text and on many tokenizers."
 import inspect
 import itertools
+import json
 import random
 import unicodedata
 from functools import lru_cache
@@ -13,7 +14,7 @@ from tiny_tokenizers import awkward, byte_level, get, lossy, table_of, tiny
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from kdkit.align import encode_bytes, located_ends, shared_boundaries, token_bytes
+from kdkit.align import encode_bytes, encode_long, located_ends, plain_backend, safe_cuts, shared_boundaries, token_bytes
 
 names = [*tiny, 'qwen2', 'gpt2', 'mistral']
 forms = {'bytes-NFC': 'NFC', 'bytes-NFKC': 'NFKC', 'qwen2': 'NFC'}
@@ -183,3 +184,29 @@ def test_the_text_between_two_unknown_letters_keeps_its_ends():
     text = 'the \ufb01le \U0001f600 and the \ufb01le \U0001f600 of it'
     (ids, ends), = encode_bytes(tokenizer, [text], table)
     assert (ends < 0).sum() == 2 and {10, text.encode().index(b' of') + 3, len(text.encode())} <= set(ends.tolist())
+
+
+@pytest.mark.parametrize('name', [*tiny, *lossy, 'gpt2', 'qwen2', 'mistral'])
+def test_a_long_document_in_pieces_is_read_as_one(name):
+    "Every piece by itself, or none where there is a doubt."
+    rng, tokenizer, table = random.Random(0), get(name), token_bytes(get(name))
+    plain = ' '.join(inspect.getsource(module) for module in (inspect, random, json))[:40_000]
+    odd = [text for text in awkward if text]
+    mixed = ''.join(rng.choice(odd) if rng.random() < .05 else plain[(at := rng.randrange(len(plain) - 400)):at + rng.randrange(400)] for _ in range(60))
+    in_pieces = 0
+    for text in (plain, mixed, 'word ' * 4000, 'x' * 6000, ' ' * 6000, 'é ' * 4000):
+        (ids, ends), = encode_bytes(tokenizer, [text], table)
+        for size, around in ((1500, 256), (6000, 1024)):
+            with plain_backend(tokenizer) as backend: found = encode_long(backend, text, table, size, around)
+            if found is None: continue
+            in_pieces += 1
+            assert found[0].dtype == found[1].dtype == np.int64 and np.array_equal(found[0], ids) and np.array_equal(found[1], ends)
+        by_itself, short = encode_bytes(tokenizer, [text, 'a b'], table, long=5000)
+        assert np.array_equal(by_itself[0], ids) and np.array_equal(by_itself[1], ends) and len(short[0])
+    assert in_pieces >= 4 or name in lossy
+
+
+def test_pieces_meet_between_words_only():
+    text = ('some words and_more  12 34\n\nnext line ' * 200)
+    cuts = safe_cuts(text, 100, 50)
+    assert len(cuts) > 40 and all(text[at - 1].isalnum() and text[at] in ' \n' and text[at + 1].isalpha() for at in cuts) and max(cuts) <= len(text) - 50

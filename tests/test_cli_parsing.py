@@ -8,8 +8,9 @@ import pytest
 
 from kdkit import cli
 from kdkit.cli import main, read_options
-from kdkit.config import ConfigError, DistillConfig, options_by_group
+from kdkit.config import ConfigError, DistillConfig, options_by_group, recipe_files
 from kdkit.options import settings
+from kdkit.trainer import check_arguments
 
 NAMES = ['--teacher_model', 'big', '--student_model', 'small', '--dataset', 'wikitext:raw']
 
@@ -203,6 +204,14 @@ def test_a_recipe_of_the_package_goes_by_its_name(fake, tmp_path, monkeypatch, n
     assert (config.student_model, config.max_steps, config.batch_size) == ('HuggingFaceTB/SmolLM-135M', 7, 4) and arguments == dict(gradient_checkpointing=True)
     (tmp_path / 'smollm').write_text('student_model: mine')  # a file of that name comes first
     assert read_options(['smollm'])[0].student_model == 'mine'
+
+
+@pytest.mark.parametrize('name', recipe_files())
+def test_every_recipe_is_a_whole_run(name):
+    config, arguments = read_options([name])
+    assert all((config.teacher_model, config.student_model, config.dataset)) and config.output_dir == f'runs/{name}'
+    assert config.max_steps > 0 and config.learning_rate is None
+    check_arguments(config, arguments)
 
 
 def test_python_takes_what_the_command_line_takes(tmp_path):

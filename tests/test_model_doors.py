@@ -108,7 +108,7 @@ def vision(folder):
 FOLDERS = {  # what is there -> (how it came about, words of the sentence)
     'empty': (only, 'holds no config.json (it is empty): name a folder'),
     'documents': (lambda f: (only(f), touch('notes.md')(f)), 'it holds notes.md'),
-    'adapter': (adapter, "is an adapter of 'org/base', not a model: merge it first"),
+    'adapter': (adapter, "is an adapter, and its base 'org/base' is not a local folder, and offline mode is on"),
     'gguf': (foreign('model-q4.gguf'), 'GGUF weights (of llama.cpp) only (model-q4.gguf), which'),
     'gguf alone': (lambda f: (only(f), touch('x.gguf')(f)), 'GGUF weights (of llama.cpp) only (x.gguf) and no config.json'),
     'onnx': (foreign('model.onnx'), 'ONNX weights'),

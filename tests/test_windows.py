@@ -1,4 +1,6 @@
 "Windows and batches: no text lost, both sides the same."
+import importlib
+import inspect
 import json
 import unicodedata
 from pathlib import Path
@@ -7,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from hypothesis import HealthCheck, given, settings, strategies as st
 from tiny_tokenizers import awkward, corpus, get, shared, table_of, tiny
 from tokenizers import Tokenizer
@@ -177,3 +179,24 @@ def test_alignment_summary():
     assert same == {'coverage': 1.0, 'teacher_coverage': 1.0, 'gold_consistency': {'identity': 1.0}}
     mixed = alignment_summary(pair(corpus, 'bytes', 'bytes-large'), {'first': first_token_map(TokenPair(get('bytes'), get('bytes-large'), size, 700, [(0, 0)]))})
     assert 0.5 < mixed['coverage'] < 1 and mixed['coverage'] < mixed['teacher_coverage'] and 0.9 < mixed['gold_consistency']['first'] <= 1
+
+
+@pytest.mark.parametrize('student, teacher', [('gpt2', 'qwen2'), ('mistral', 'gpt2'), ('bytes', 'metaspace')])
+def test_windows_take_little_more_room_than_their_text(student, teacher, tmp_path):
+    "Two bytes a byte of text at most, however large the vocabularies."
+    texts = prose()
+    paired = pair_dataset(Dataset.from_dict(dict(text=texts)), get(student), get(teacher), max_length=512, cache_dir=tmp_path, **{f'{side}_control': control(name) for side, name in (('student', student), ('teacher', teacher))})
+    size = sum(file.stat().st_size for file in tmp_path.glob('kdkit/*.arrow'))
+    share = size / sum(len(text.encode()) for text in texts)
+    assert share < (2 if 'bytes' != student else 3), share  # a tokenizer of 400 tokens makes one of two bytes
+    row, again = paired[3], paired.select([3])[0]
+    assert row == again and all(type(row[name]) is list and type(row[name][0]) is int for name in ('input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions'))
+    assert paired[2:5]['teacher_input_ids'] == [paired[i]['teacher_input_ids'] for i in (2, 3, 4)] == list(paired['teacher_input_ids'])[2:5]
+    joined = concatenate_datasets([paired.select([0]), paired.select([1])]).shuffle(seed=0)  # the way of reading stays
+    assert sorted(joined, key=str) == sorted((paired[0], paired[1]), key=str)
+
+
+def prose():
+    "Real text: what this project's own source and the standard library say."
+    modules = [importlib.import_module(name) for name in ('argparse', 'ast', 'asyncio', 'collections', 'concurrent.futures', 'email', 'inspect', 'logging', 'pathlib', 'random', 'statistics', 'typing', 'unittest')]
+    return [inspect.getsource(module) for module in modules]
