@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['FLAGS', 'EVAL_OPTIONS', 'FIXED', 'DEMO_OPTIONS', 'WRITE_OPTIONS', 'WRITE_OWN', 'MAKE_OPTIONS', 'MAKE_OWN', 'PLAN_OWN',
-           'COMMANDS', 'USAGE', 'split_options', 'read_options', 'check_names', 'say_report', 'train', 'check_together',
-           'only', 'evaluate', 'demo', 'doctor', 'compare', 'cache_teacher', 'write', 'cut_student', 'plan', 'kaggle',
-           'option_lines', 'help_text', 'is_mistake', 'complain', 'answer', 'main']
+           'COMMANDS', 'USAGE', 'split_options', 'read_options', 'check_names', 'say_report', 'loading', 'train',
+           'check_together', 'only', 'evaluate', 'demo', 'doctor', 'compare', 'cache_teacher', 'write', 'cut_student',
+           'plan', 'kaggle', 'option_lines', 'help_text', 'is_mistake', 'complain', 'answer', 'main']
 
 # %% ../nbs/62_cli.ipynb #f70c8001
 import errno
 import os
 import sys
+import threading
 import time
 import traceback
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 from .config import ConfigError, DistillConfig, nearest, options_by_group, recipe_files
 from .options import ALIASES, common_name, one_value, owner, read_training_arguments, settings, trainer_fields
+from .progress import say
 
 # %% ../nbs/62_cli.ipynb #52dd6649
 FLAGS = {f.name for f in fields(DistillConfig) if isinstance(f.default, bool)}
@@ -80,13 +83,24 @@ def say_report(
     print('\n' + summary_table(report))
     if folder: print(f"\nThe student is in {Path(folder, 'student')}, the report in {Path(folder, 'report.md')}.")
 
+# %% ../nbs/62_cli.ipynb #e29e68a4
+@contextmanager
+def loading():
+    "While libraries are imported, which takes seconds from a cold disk: the first line on the screen within one."
+    timer = threading.Timer(.5, say, ['loading kdkit ...'])
+    timer.daemon = True
+    if 'torch' not in sys.modules: timer.start()
+    try: yield
+    finally: timer.cancel()
+
 # %% ../nbs/62_cli.ipynb #d2955180
 def train(words: list):
     "distil a teacher into a student"
-    config, arguments = read_options(words)
-    check_names(config, ('teacher_model', 'student_model', 'dataset'))
-    if arguments: check_together(config, arguments)
-    from kdkit.run import distill
+    with loading():
+        config, arguments = read_options(words)
+        check_names(config, ('teacher_model', 'student_model', 'dataset'))
+        if arguments: check_together(config, arguments)
+        from kdkit.run import distill
     say_report(distill(config, arguments), config.output_dir)
 
 # %% ../nbs/62_cli.ipynb #f03e7033
@@ -129,7 +143,7 @@ def evaluate(words: list):
     "measure a student, and what it keeps of a teacher"
     config, given = only(words, EVAL_OPTIONS)
     check_names(config, ('student_model', 'dataset'))
-    from kdkit.run import evaluate_run
+    with loading(): from kdkit.run import evaluate_run
     names = given.pop('student_model'), given.pop('dataset'), given.pop('teacher_model', None)
     say_report(evaluate_run(*names, **given))
 
@@ -162,7 +176,7 @@ def cache_teacher(words: list):
     "write down what the teacher says, to train without it"
     config, _ = read_options(words)
     check_names(config, ('teacher_model', 'student_model', 'dataset', 'teacher_cache'))
-    from kdkit.run import cache_teacher
+    with loading(): from kdkit.run import cache_teacher
     said = cache_teacher(config)
     print(f"{said['positions']:,} positions in {said['rows']:,} windows, {said['bytes_per_position']} bytes each, in {said['seconds']:.0f} s; kdkit train with the same options reads them.")
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPEN', 'CLOSE', 'CONTROL', 'STOP', 'MARK', 'RESERVED', 'FIELDS', 'TemplateError', 'control_texts', 'chatml',
-           'template_of', 'mark', 'unmark', 'Part', 'parts_of', 'grow', 'find_spans', 'respelt', 'Reading', 'ChatSide',
-           'shared_places', 'plot_conversation']
+           'template_of', 'mark', 'unmark', 'Part', 'parts_of', 'grow', 'find_spans', 'respelt', 'Reading',
+           'bytes_before', 'ChatSide', 'shared_places', 'plot_conversation']
 
 # %% ../nbs/13_templates.ipynb #9742d664
 import json
@@ -196,6 +196,14 @@ class Reading:
     found: int           # bytes of contents that are in the rendering
     begins: np.ndarray   # [messages], about where each begins
 
+# %% ../nbs/13_templates.ipynb #6a118082
+def bytes_before(
+    text: str,
+) -> np.ndarray:  # [characters + 1] int64
+    "How many bytes of UTF-8 stand before each character, and in all."
+    codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+    return np.append(0, (1 + (codes > 0x7f) + (codes > 0x7ff) + (codes > 0xffff)).cumsum())
+
 # %% ../nbs/13_templates.ipynb #bd792f5c
 class ChatSide:
     "One model's tokenizer and template."
@@ -313,12 +321,11 @@ class ChatSide:
 
     def ends(self, ids, raw, rendered, hits, offsets):
         "Byte of the rendering at which every token ends; -1 where that is not known."
-        sizes = self.sizes[ids]
-        ends = np.cumsum(sizes)
+        ends = np.cumsum(self.sizes[ids])
         if len(ids) and ends[-1] == len(raw) and b''.join(map(self.pieces.__getitem__, ids)) == raw: return ends
         ends, controls = np.full(len(ids), -1), [i for i, index in enumerate(ids.tolist()) if index in self.controls]
         if len(controls) != len(hits): return ends
-        offsets, bytes_to = lru_cache(offsets), np.cumsum([0, *map(len, map(str.encode, rendered))])
+        offsets, bytes_to = lru_cache(offsets), bytes_before(rendered)
         edges = [(-1, 0, 0, 0, 0), *((i, *hit) for i, hit in zip(controls, hits))]
         for (control, _, start, _, new), (following, stop, *_) in zip(edges, [*edges[1:], (len(ids), len(rendered))]):
             if control >= 0: ends[control] = bytes_to[start]

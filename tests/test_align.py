@@ -167,6 +167,12 @@ def test_of_several_spaces_one_is_left_and_ends_with_the_last(name):
     assert (ends >= 0).all() and set(stops) <= set(ends.tolist())
     assert not set(ends.tolist()) & {4, 10, 11, 15}  # inside a run of spaces
 
+@pytest.mark.parametrize('name, ends', [('unigram_xglm', {3, 8, 11, 14, 17, 20}), ('bytes_once', {3, 8, 11, 16, 17, 20})])
+def test_spaces_made_one_and_letters_composed_keep_their_ends(name, ends):
+    tokenizer, table, _ = fuzz_align.tokenizer_of(name)
+    (ids, found), = encode_bytes(tokenizer, ['the  cafe\u0301   of e\u0301'], table)
+    assert ends - {3} <= set(found.tolist()), found
+
 def test_a_letter_that_is_half_lost_takes_nothing_with_it():
     tokenizer, table, _ = fuzz_align.tokenizer_of('unigram_collapse')
     text = 'the list\u01c6\u010f and the list'  # its first half, d, is known, the other is not

@@ -269,3 +269,13 @@ def test_a_pipe_that_nobody_reads_ends_quietly(words):
     done = subprocess.run([sys.executable, '-m', 'kdkit.cli', *words], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writer)
     assert done.returncode == 141 and not done.stderr
+
+
+def test_the_first_line_comes_while_libraries_are_imported(pair, tmp_path):
+    "In a process of its own, where torch is not there yet."
+    import subprocess, sys
+    run = dict(pair, output_dir=tmp_path / 'run', max_steps=1, max_length=64, max_eval_rows=2, batch_size=2)
+    program = 'import sys; from kdkit.cli import main; sys.exit(main(sys.argv[1:]))'
+    said = subprocess.run([sys.executable, '-c', program, 'train', *(f'--{k}={v}' for k, v in run.items())], capture_output=True, text=True)
+    assert said.returncode == 0 and said.stderr.splitlines()[0] == 'loading kdkit ...'
+    assert subprocess.run([sys.executable, '-c', program, 'train'], capture_output=True, text=True).stderr.count('\n') <= 2

@@ -160,3 +160,10 @@ print(json.dumps(dict(dependencies=[dict(name=pin.split('==')[0], version='1', v
     monkeypatch.chdir(tmp_path)
     assert audit().main(tmp_path / 'pins.txt', program) == 0
     assert capsys.readouterr().out.splitlines() == ['no answer: osv: no network', 'nothing is known about 1: rich', '1 of 2 packages were audited, 0 known vulnerabilities']
+
+
+def test_every_change_that_once_lived_can_still_be_made():
+    import mutants
+    for module, old, new, tests in mutants.TABLE:
+        assert old in (ROOT / 'kdkit' / f'{module}.py').read_text() and old != new, (module, old)
+        assert (ROOT / 'tests' / tests.split()[0]).exists(), tests
