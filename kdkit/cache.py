@@ -9,7 +9,6 @@ __all__ = ['SIDES', 'PARTS', 'FORM', 'DTYPES', 'CacheError', 'rows_digest', 'wei
 # %% ../nbs/25_cache.ipynb #0d5173b8
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -244,7 +243,7 @@ class TeacherCache:
         teacher: str,   # the teacher's name in the config
         inside: Continuations|None = None,  # of the run's vocabulary map, if it asks inside tokens
         held_out: Dataset|None = None,      # of pair_dataset, to be measured on
-        known: dict = {},                   # what is known of that teacher here: weights, of `files_digest`, and commit
+        known: dict = {},                   # what is known of that teacher here: weights, of `files_digest`, commit, and quantization, where it is asked for
     ):
         "CacheError unless it was written for these rows, this teacher and this map's tree, and its teacher measured on this held-out text."
         side = 'pair' if inside else 'teacher'
@@ -259,6 +258,9 @@ class TeacherCache:
         if both and known[what := both[0]] != self.about[what]:
             says = 'has other weights than' if what == 'weights' else f"is of another revision ({known[what][:12]}) than"
             raise CacheError(f"teacher_model {teacher!r} {says} the teacher of the same name that wrote {self.folder}: give back that one, or write a new cache with this one.")
+        if known.get('quantization') and known['quantization'] != self.about.get('quantization'):  # unset says nothing: no teacher is loaded
+            raise CacheError(f"teacher_quantization is {known['quantization']}, but the teacher that wrote {self.folder} had {self.about.get('quantization') or 'its weights as they are'}: "
+                             "leave it out, or write a new cache with it.")
         if inside and tree_digest(inside) != self.about['inside']:
             raise CacheError(f"{self.folder} holds {'other' if self.about['inside'] else 'no'} answers inside the teacher's tokens: give kdkit cache-teacher the kd_method and inside_tokens of this run, or this run inside_tokens=False.")
 

@@ -20,7 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from .config import ConfigError, DistillConfig, nearest, options_by_group, recipe_files
-from .options import ALIASES, common_name, one_value, owner, read_training_arguments, settings, trainer_fields
+from .options import ALIASES, one_value, owner, read_training_arguments, settings
 from .progress import say
 
 # %% ../nbs/62_cli.ipynb #52dd6649
@@ -152,7 +152,7 @@ def demo(words: list):
     "teach a small student with the teacher that comes with the package; needs no network"
     config, given = only(words, DEMO_OPTIONS, trainer=True)
     check_names(config, ())
-    from kdkit import run
+    with loading(): from kdkit import run
     say_report(run.demo(**given), config.output_dir if 'output_dir' in given else 'runs/demo')
 
 # %% ../nbs/62_cli.ipynb #df919199
@@ -202,7 +202,7 @@ def write(words: list):
     config, _ = only([f'--{name}={one_value(name, values)}' for name, values in given.items()], WRITE_OPTIONS)
     check_names(config, ('teacher_model', 'dataset'))
     if 'output' not in own: raise ConfigError("--output is missing.")
-    from kdkit.sequence import write_dataset
+    with loading(): from kdkit.sequence import write_dataset
     said = write_dataset(config, own.pop('output'), **own, **({'batch_size': config.batch_size} if 'batch_size' in given else {}))
     left = ', '.join(f'{said[name]:,} {what}' for name, what in (('unfinished', 'that were not over left out'), ('refused', 'prompts refused by the template or too long')) if said[name])
     print(f"{said['answers']:,} answers to {said['prompts']:,} prompts are in {said['path']}{f' ({left})' * bool(left)}; kdkit train --dataset {said['path']} learns from them.")
@@ -224,8 +224,9 @@ def cut_student(words: list):
     for name in ('from', 'layers', 'output_dir'):
         if name not in own: raise ConfigError(f"--{name} is missing.")
     if not own['layers'].isdecimal(): raise ConfigError(f"layers is {own['layers']!r}, but it must be a whole number.")
-    from kdkit.make_student import make_student
-    from kdkit.models import load_options
+    with loading():
+        from kdkit.make_student import make_student
+        from kdkit.models import load_options
     made = make_student(own['from'], own['output_dir'], int(own['layers']), own.get('vocab'), **load_options(config, 'teacher'))
     rows = '' if made['one_token'] is None else f", {made['rows']:,} rows ({made['one_token']:.0%} of them one of the teacher's, the others means)"
     print(f"layers {', '.join(map(str, made['kept']))} of {made['of']}{rows}, {made['parameters'] / 1e6:,.1f} M of {made['teacher_parameters'] / 1e6:,.1f} M parameters: "
@@ -252,7 +253,7 @@ def plan(words: list) -> int:  # 1: it does not fit
     check_names(config, ('teacher_model', 'student_model'))
     if own.get('measure'): check_names(config, ('dataset',))
     if arguments: check_together(config, arguments)
-    from kdkit.plan import plan
+    with loading(): from kdkit.plan import plan
     return 0 if plan(config, arguments, **own)['fits'] else 1
 
 # %% ../nbs/62_cli.ipynb #f6004fb9

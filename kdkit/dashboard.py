@@ -11,7 +11,6 @@ import importlib.util
 import textwrap
 import time
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure

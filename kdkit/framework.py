@@ -21,11 +21,11 @@ from .capture import anatomy, attending_layer, capture_attention, capture_states
 from .config import DistillConfig
 from .crossings import Crossed
 from .curriculum import Curriculum, constant, default_schedules
-from .devices import look, pick_teacher_device, same_place
+from .devices import look, pick_teacher_device, pick_teacher_dtype, same_place
 from .fused import Buffers, Head
 from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
 from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
-                          pick_teacher_dtype, quietly)
+                          quietly)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, cached_answers, cached_comparison, comparison, map_of, opening_tokens, read_heads,

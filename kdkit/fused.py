@@ -10,10 +10,9 @@ __all__ = ['Buffers', 'Pull', 'forward_pull', 'reverse_pull', 'mixture', 'jsd_pu
 
 # %% ../nbs/02_fused.ipynb #d43c9d6c
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn

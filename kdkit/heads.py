@@ -10,7 +10,7 @@ __all__ = ['WHOLE', 'LIST', 'CROSSING', 'Columns', 'Lists', 'Teaching', 'Compari
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F

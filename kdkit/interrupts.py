@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from .progress import in_words, running_kernel, say
+from .progress import running_kernel, say
 
 # %% ../nbs/35_interrupts.ipynb #9895889c
 def again() -> str:

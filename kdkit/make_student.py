@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from .align import token_bytes
 from .capture import decoder_layers
-from .models import ModelError, check_causal_lm, load_causal_lm, load_tokenizer, mend_generation, quietly
+from .models import ModelError, check_causal_lm, count_parameters, load_causal_lm, load_tokenizer, mend_generation, quietly
 from .templates import ChatSide, TemplateError, control_texts
 from .vocab import spellings
 from .windows import control_ids
@@ -182,6 +182,5 @@ def make_student(
     mend_generation(student)
     student.save_pretrained(folder)
     mine.save_pretrained(folder)
-    count = lambda one: sum(part.numel() for part in one.parameters())
-    return dict(kept=kept, of=there, rows=student.config.get_text_config().vocab_size, parameters=count(student), teacher_parameters=count(model),
+    return dict(kept=kept, of=there, rows=student.config.get_text_config().vocab_size, parameters=count_parameters(student), teacher_parameters=count_parameters(model),
                 one_token=None if ids is None else sum(len(one) == 1 for one in ids) / len(ids))

@@ -34,7 +34,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .config import DistillConfig
-from .devices import asks_for_grouped_mm, pick_experts, pick_teacher_dtype
+from .devices import asks_for_grouped_mm, pick_experts
 from .fused import Head
 from .progress import Progress, arriving, folder_bytes
 

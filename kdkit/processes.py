@@ -8,14 +8,13 @@ __all__ = ['how_many', 'is_first', 'together', 'as_the_first', 'summed', 'in_tur
 # %% ../nbs/28_processes.ipynb #28a00003
 import os
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets.utils import _filelock
+from huggingface_hub.utils import WeakFileLock
 from torch import Tensor
 from torch import distributed
 
@@ -63,4 +62,4 @@ def in_turn(
         return
     path = Path(datasets.config.HF_DATASETS_CACHE) / 'kdkit' / f'{what}.lock'
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _filelock.FileLock(str(path)): yield
+    with WeakFileLock(path): yield

@@ -135,10 +135,11 @@ def as_read(
 def known_of(
     config: DistillConfig,
     model_config,  # the teacher's, of transformers
-) -> dict:         # weights: '' where they are not on this disk; commit: None for a folder
+) -> dict:         # weights: '' where they are not on this disk; commit: None for a folder; quantization: None for the weights as they are
     "What tells this teacher from others of its name."
     commit = getattr(model_config, '_commit_hash', None)
-    return dict(commit=commit, weights=files_digest(weights_folder(config.teacher_model, commit, **load_options(config, 'teacher'))))
+    weights = files_digest(weights_folder(config.teacher_model, commit, **load_options(config, 'teacher')))
+    return dict(commit=commit, weights=weights, quantization=config.teacher_quantization)
 
 # %% ../nbs/52_run.ipynb #0bba55bf
 def cache_teacher(
@@ -149,8 +150,8 @@ def cache_teacher(
     config, _ = settings(config, **options)
     if not config.teacher_cache: raise RunError("teacher_cache is not given: name the folder to write.")
     quiet_libraries()
-    say(in_short(check_machine(), config.teacher_dtype, config.teacher_device))
-    started, text = time.time(), prepare_text(config)
+    say(in_short(check_machine(), config.teacher_dtype, None))  # beside the student, which does nothing meanwhile
+    started, text = time.time(), prepare_text(replace(config, teacher_cache=None))  # here the teacher itself is loaded
     framework = make_framework(config, text)
     score = measure(framework, watched('measuring the teacher', eval_batches(text['held_out'], framework, config.batch_size)), 'teacher')
     pad = framework.collator().fill['teacher_input_ids']

@@ -18,8 +18,9 @@ from transformers import GenerationConfig
 from .align import encode_bytes, token_bytes
 from .adapters import check_sides
 from .config import DistillConfig
+from .devices import pick_teacher_dtype
 from .files import DataError
-from .models import is_quantized, load_causal_lm, load_config, load_options, load_tokenizer, pick_teacher_dtype
+from .models import is_quantized, load_causal_lm, load_config, load_options, load_tokenizer
 from .data import read_corpus
 from .prepare import read_texts
 from .progress import Progress, say

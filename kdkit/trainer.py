@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEARNING_RATES', 'METRICS', 'OURS', 'REFUSED', 'LEAST', 'ABOVE', 'MOST', 'pick_learning_rate', 'training_arguments',
-           'check_arguments', 'what_fails', 'try_out', 'check_trackers', 'wandb_can_log', 'EarlyStopping',
-           'load_student', 'TrainingDiverged', 'DoesNotFit', 'is_out_of_memory', 'smaller_batches', 'ways_to_fit',
-           'give_memory_back', 'FiniteSteps', 'Meter', 'memory_gb', 'open_runs', 'every_weight_learns',
-           'DistillationTrainer', 'last_complete_checkpoint']
+           'check_arguments', 'what_fails', 'check_combinations', 'check_rates', 'try_out', 'check_trackers',
+           'wandb_can_log', 'EarlyStopping', 'load_student', 'TrainingDiverged', 'DoesNotFit', 'is_out_of_memory',
+           'smaller_batches', 'ways_to_fit', 'give_memory_back', 'FiniteSteps', 'Meter', 'memory_gb', 'open_runs',
+           'every_weight_learns', 'DistillationTrainer', 'last_complete_checkpoint']
 
 # %% ../nbs/50_trainer.ipynb #902ed641
 import gc
@@ -179,13 +179,13 @@ def what_fails(
     except Exception as error: return ('' if isinstance(error, ValueError) else f'{type(error).__name__}: ') + ' '.join(str(error).split())
     return ''
 
-# %% ../nbs/50_trainer.ipynb #d1f7a6b0
-def try_out(
+# %% ../nbs/50_trainer.ipynb #7c9e07b0
+def check_combinations(
     args: TrainingArguments,
     steps: int,              # optimizer steps of the run
     config: DistillConfig,
 ) -> None:
-    "Make optimizer, schedule, loader and trackers once, for nothing; whatever they raise, or a ConfigError."
+    "ConfigError for values that make no sense beside each other, or in a dictionary of their own."
     if args.fp16 and args.device.type == 'cpu': raise ConfigError("fp16 is asked for, but it needs a GPU: leave it out.")
     if args.optim.startswith(('galore', 'apollo', 'lomo', 'adalomo', 'schedule_free')) or args.optim.endswith('layerwise'):
         raise ConfigError(f"optim {args.optim.value!r} is not supported, since it steps by itself or keeps other weights for training "
@@ -214,6 +214,33 @@ def try_out(
     if getattr(args, 'train_sampling_strategy', 'random') not in ('random', 'sequential', 'group_by_length', 'batch_rebalance'):
         raise ConfigError(f"train_sampling_strategy {args.train_sampling_strategy!r} is unknown: choose random, sequential, "
                           "group_by_length or batch_rebalance.")
+
+# %% ../nbs/50_trainer.ipynb #7c9e07b1
+def check_rates(
+    scheduler,
+    args: TrainingArguments,
+    steps: int,              # optimizer steps of the run
+    config: DistillConfig,
+) -> None:
+    "ConfigError for a learning rate that leaves what was asked for: above it, below 0, or hardly there in all of the run."
+    for rate in getattr(scheduler, 'lr_lambdas', ()):
+        shares = {step: rate(step) for step in (steps * i // 32 for i in range(33))}
+        if config.max_steps > 0 and max(shares.values()) < .01:
+            raise ConfigError(f"the learning rate would stay below a hundredth of what was asked for in all of the {steps:,} steps (lr_scheduler_type {args.lr_scheduler_type.value!r}, warmup_steps {args.get_warmup_steps(steps):,}, "
+                              f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}): lower warmup_steps or num_decay_steps.")
+        for step, share in shares.items():
+            if not 0 <= share <= 1 + 1e-6:
+                raise ConfigError(f"lr_scheduler_type {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs={args.lr_scheduler_kwargs} makes the learning rate {share:.3g} times what was asked for, "
+                                  f"at step {step} of {steps}: it must stay between 0 and 1 times.")
+
+# %% ../nbs/50_trainer.ipynb #d1f7a6b0
+def try_out(
+    args: TrainingArguments,
+    steps: int,              # optimizer steps of the run
+    config: DistillConfig,
+) -> None:
+    "Make optimizer, schedule, loader and trackers once, for nothing; whatever they raise, or a ConfigError."
+    check_combinations(args, steps, config)
     check_trackers(args.report_to)
     args.get_process_log_level()
     DataLoader([0], num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor,
@@ -227,15 +254,7 @@ def try_out(
     if not 0 <= options.get('momentum', 0) < 1: raise ConfigError(f"momentum of the optimizer is {options['momentum']}, but it must be at least 0 and below 1.")
     optimizer = make([weight], **options)
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
-    for rate in getattr(scheduler, 'lr_lambdas', ()):
-        shares = {step: rate(step) for step in (steps * i // 32 for i in range(33))}
-        if config.max_steps > 0 and max(shares.values()) < .01:
-            raise ConfigError(f"the learning rate would stay below a hundredth of what was asked for in all of the {steps:,} steps (lr_scheduler_type {args.lr_scheduler_type.value!r}, warmup_steps {args.get_warmup_steps(steps):,}, "
-                              f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}): lower warmup_steps or num_decay_steps.")
-        for step, share in shares.items():
-            if not 0 <= share <= 1 + 1e-6:
-                raise ConfigError(f"lr_scheduler_type {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs={args.lr_scheduler_kwargs} makes the learning rate {share:.3g} times what was asked for, "
-                                  f"at step {step} of {steps}: it must stay between 0 and 1 times.")
+    check_rates(scheduler, args, steps, config)
     options = {**(args.gradient_checkpointing_kwargs or {})}
     for ours in ('every_n_layers', 'offload'): options.pop(ours, None)  # of transformers, not of torch
     if args.gradient_checkpointing: checkpoint(nn.Identity(), weight, **{'use_reentrant': False, **options})

@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .dashboard import LiveDashboard, dashboard_png, draw_scores, draw_weights, one_picture, shows_widgets, side_by_side, weights_move
+from .dashboard import dashboard_png, draw_scores, draw_weights, one_picture, shows_widgets, side_by_side, weights_move
 from .metrics import read_metrics, series, thin
 from .pictures import COLOURS, finish, name_curves, plot_losses, plot_shares
 from .signs import health, read_plan, scores_of, signs_html, status_html, write_plan

@@ -30,7 +30,7 @@ from .align import encode_bytes, shared_boundaries, token_bytes, tokenizer_diges
 from .checkpoints import drop_damaged, keep_sums
 from .files import DataError
 from .progress import Progress, say
-from .templates import ChatSide, Reading, shared_places
+from .templates import ChatSide, shared_places
 from .vocab import VocabMap, gold_consistency
 
 # %% ../nbs/20_windows.ipynb #e9ffe205

@@ -23,3 +23,15 @@ def same_pair(tmp_path_factory):
     "The same with one tokenizer."
     folder = tmp_path_factory.mktemp('same_pair')
     return dict(save_pair(folder, same=True), dataset=save_text(folder))
+
+@pytest.fixture(scope='session')
+def leading(pair, tmp_path_factory):
+    "The miniature pair with a student so sure of nonsense that a random teacher is ahead of it."
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    folder = tmp_path_factory.mktemp('leading')
+    student = AutoModelForCausalLM.from_pretrained(pair['student_model'])
+    with torch.no_grad(): student.model.norm.weight.mul_(8)
+    student.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(pair['student_model']).save_pretrained(folder)
+    return dict(pair, student_model=str(folder))

@@ -77,6 +77,8 @@ def test_a_cache_of_another_teacher_is_refused(pair, tmp_path):
     assert open_cache(moved, prepare_text(moved))
     tuned = with_teacher(tmp_path / 'tuned' / name, lambda tensors: next(tensors[n] for n in sorted(tensors) if 'mlp' in n).add_(1e-3))
     with pytest.raises(CacheError, match='has other weights'): open_cache(tuned, prepare_text(tuned))
+    coarse = replace(config, teacher_quantization='4bit')
+    with pytest.raises(CacheError, match='teacher_quantization is 4bit, but .* had its weights as they are'): open_cache(coarse, prepare_text(coarse))
 
 
 def test_a_cache_of_another_revision_is_refused(pair, tmp_path):

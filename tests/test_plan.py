@@ -12,7 +12,7 @@ from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHea
 from kdkit.cli import main
 from kdkit.config import DistillConfig
 from kdkit.models import load_config
-from kdkit.plan import Text, count_parameters, plan_memory, planned, side
+from kdkit.plan import Text, adapter_parameters, plan_memory, planned, side, weight_bytes
 from kdkit.prepare import prepare_text
 from pairs import save_text
 from tiny_tokenizers import byte_level, sentencepiece
@@ -58,7 +58,7 @@ def test_a_plan_is_within_15_percent_of_what_a_run_takes(kind, tmp_path):
 def test_parameters_are_those_of_the_models():
     for kind in ('llama', 'llama_untied', 'qwen3_moe', 'gpt2', 'gemma2'):
         model = sized(kind, 600, 32, 3)
-        assert count_parameters(model.config) == sum(part.numel() for part in model.parameters())
+        assert side(model.config).parameters == sum(part.numel() for part in model.parameters())
 
 QWEN = Qwen3Config(vocab_size=151936, hidden_size=2048, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, intermediate_size=6144, tie_word_embeddings=True)
 SMOL = LlamaConfig(vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536, tie_word_embeddings=True)
@@ -98,3 +98,26 @@ def test_options_that_need_less_show_in_their_part(less, part):
     sides = dict(teacher=side(QWEN), student=side(SMOL))
     whole, some = (planned(DistillConfig(batch_size=8, **more), sides=sides, gb=15) for more in ({}, less))
     assert some['parts'][part] < whole['parts'][part] / 2 and some['peak'] < whole['peak']
+
+
+@pytest.mark.parametrize('modules', ['all-linear', 'q_proj,v_proj'])
+@pytest.mark.parametrize('kind', ['llama', 'llama_untied', 'gemma2'])
+def test_adapters_are_counted_as_peft_makes_them(kind, modules):
+    pytest.importorskip('peft')
+    from kdkit.adapters import add_adapters
+    model = sized(kind, 600, 32, 3)
+    wanted = adapter_parameters(side(model.config), 4, modules)
+    add_adapters(model, DistillConfig(lora_r=4, lora_target_modules=modules))
+    assert wanted == sum(p.numel() for p in model.parameters() if p.requires_grad) > 0
+
+
+@pytest.mark.parametrize('bits', ['4bit', '8bit'])
+def test_weights_in_few_bits_take_what_the_library_gives_them(bits, tmp_path):
+    pytest.importorskip('bitsandbytes')
+    from kdkit.models import load_causal_lm
+    sized('llama', 600, 512, 3).save_pretrained(tmp_path)
+    few = load_causal_lm(str(tmp_path), quantization=bits)
+    scales = sum(table.numel() * table.element_size() for part in few.modules() for table in (getattr(getattr(part, 'weight', None), 'quant_state', None),
+                 ) if table is not None for table in (table.absmax, table.code))
+    scales += sum(scale.numel() * scale.element_size() for part in few.modules() if (scale := getattr(getattr(part, 'weight', None), 'SCB', None)) is not None)
+    assert weight_bytes(side(load_config(str(tmp_path))), 4, bits) == pytest.approx(few.get_memory_footprint() + scales, rel=.1)

@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdkit.metrics import read_metrics
 
@@ -27,17 +25,6 @@ def launch(way, values, folder, **options):
     env = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", OMP_NUM_THREADS='1')
     done = subprocess.run([*LAUNCH[way], 'train', *words], env=env, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
-
-
-@pytest.fixture(scope='module')
-def leading(pair, tmp_path_factory):
-    "The miniature pair with a student so sure of nonsense that a random teacher is ahead of it."
-    folder = tmp_path_factory.mktemp('leading')
-    student = AutoModelForCausalLM.from_pretrained(pair['student_model'])
-    with torch.no_grad(): student.model.norm.weight.mul_(8)
-    student.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(pair['student_model']).save_pretrained(folder)
-    return dict(pair, student_model=str(folder))
 
 
 @pytest.fixture(scope='module')

@@ -5,15 +5,13 @@ import sys
 
 import pytest
 import torch
-from dataclasses import replace
 
 pytest.importorskip('bitsandbytes')
 from transformers import AutoModelForCausalLM
 
-from kdkit.adapters import add_adapters, merged
+from kdkit.adapters import merged
 from kdkit.cache import weights_digest
 from kdkit.cli import main
-from kdkit.config import DistillConfig
 from kdkit.models import ModelError, body, count_parameters, is_quantized, load_causal_lm, output_head, try_quantized
 from kdkit.run import distill
 from test_contract import batch_of, framework_of
@@ -62,11 +60,13 @@ def test_a_run_as_a_user_types_it(pair, tmp_path):
     assert plain.dtype == torch.float32 and not hasattr(plain.config, 'quantization_config') and count_parameters(plain) == report['student_after']['parameters']
     assert main(['eval', f'--student_model={run}/adapter', '--student_quantization=4bit', f"--dataset={pair['dataset']}", '--max_length=64']) == 0
 
-def test_without_bitsandbytes_one_line_says_what_to_install(pair, tmp_path):
+@pytest.mark.parametrize('command', ['train', 'cache-teacher'])
+def test_without_bitsandbytes_one_line_says_what_to_install(pair, tmp_path, command):
     code = "import sys; sys.modules['bitsandbytes'] = None; from kdkit.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = ['train', *(f'--{k}={v}' for k, v in pair.items()), f'--output_dir={tmp_path}/run', '--max_steps=2', '--max_length=64', '--teacher_quantization=4bit']
+    more = [f'--teacher_cache={tmp_path}/said'] * (command == 'cache-teacher')
+    words = [command, *more, *(f'--{k}={v}' for k, v in pair.items()), f'--output_dir={tmp_path}/run', '--max_steps=2', '--max_length=64', '--teacher_quantization=4bit']
     done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True)
-    assert done.returncode == 2 and not (tmp_path / 'run').exists()
+    assert done.returncode == 2 and not [*tmp_path.iterdir()] and 'to train on' not in done.stderr
     assert done.stderr.splitlines()[-1] == "kdkit: error: teacher_quantization 4bit needs bitsandbytes, which is not installed: pip install 'kdkit[quantization]'."
 
 def test_a_machine_that_cannot_is_told_before_anything_is_loaded(pair, tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdkit.config import ConfigError, DistillConfig
 from kdkit.embedded import embedded_student, embedded_student_tokenizer, embedded_teacher
@@ -27,17 +26,6 @@ from pairs import documents
 def config_of(values, folder, **options):
     return DistillConfig(**{**values, 'max_length': 64, 'batch_size': 4, 'max_steps': 6, 'eval_steps': 3, 'logging_steps': 1, 'learning_rate': 1e-3, 'eval_fraction': .1,
                             'max_eval_rows': 8, 'output_dir': str(folder / 'run'), **options})
-
-
-@pytest.fixture(scope='session')
-def leading(pair, tmp_path_factory):
-    "The miniature pair with a student so sure of nonsense that a random teacher is ahead of it."
-    folder = tmp_path_factory.mktemp('leading')
-    student = AutoModelForCausalLM.from_pretrained(pair['student_model'])
-    with torch.no_grad(): student.model.norm.weight.mul_(8)
-    student.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(pair['student_model']).save_pretrained(folder)
-    return dict(pair, student_model=str(folder))
 
 
 # -- what both spend ---------------------------------------------------------------------------------------------------
