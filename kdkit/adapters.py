@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .config import DistillConfig
-from .models import (AbsentModel, ModelError, check_causal_lm, check_numbers, check_quantization, count_parameters, find_whole, has_adapter, is_quantized, load_options,
+from .models import (AbsentModel, ModelError, check_causal_lm, check_numbers, check_quantization, count_parameters, find_whole,
+                          has_adapter, is_quantized, load_options,
                           need_peft, quietly, unwrapped)
 
 # %% ../nbs/22_adapters.ipynb #6675b512
@@ -30,16 +31,19 @@ def add_adapters(
     "Put fresh adapters into a model's layers; all else is frozen. ModelError where the layers are not there."
     peft, names = need_peft('lora_r is given'), config.lora_target_modules
     modules = names if names == 'all-linear' else [name.strip() for name in names.split(',')]
-    how = peft.LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha or 2 * config.lora_r, lora_dropout=config.lora_dropout, target_modules=modules, task_type='CAUSAL_LM')
+    how = peft.LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha or 2 * config.lora_r, lora_dropout=config.lora_dropout,
+                          target_modules=modules, task_type='CAUSAL_LM')
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='.*_pattern keys did not match')      # of PEFT's own for a mixture
             warnings.filterwarnings('ignore', message='.*`tie_word_embeddings=True`')  # `merged` knows
             peft.inject_adapter_in_model(how, model)
     except Exception as error:
-        if 'not found in the base model' not in str(error): raise ModelError(f"adapters cannot be put into the student ({type(model).__name__}): {' '.join(str(error).split())[:300]}") from error
+        if 'not found in the base model' not in str(error):
+            raise ModelError(f"adapters cannot be put into the student ({type(model).__name__}): {' '.join(str(error).split())[:300]}") from error
         linear = sorted({name.rpartition('.')[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
-        raise ModelError(f"lora_target_modules is {names!r}, which fits no layer of the student ({type(model).__name__}): its linear layers are {', '.join(linear)}.") from error
+        raise ModelError(f"lora_target_modules is {names!r}, which fits no layer of the student ({type(model).__name__}): its linear "
+                         f"layers are {', '.join(linear)}.") from error
     train_adapters(model)
 
 # %% ../nbs/22_adapters.ipynb #43990def
@@ -59,7 +63,9 @@ def active_adapter(
 ) -> str:
     "The name of the adapter in use; ModelError where there are several."
     names = {name for part in adapted_layers(model) for name in part.active_adapters}
-    if len(names) != 1: raise ModelError(f"the student has {len(names)} adapters in use{f' ({chr(44).join(sorted(names))})' * bool(names)}, and one can be trained: activate one of them, or merge the others.")
+    if len(names) != 1:
+        raise ModelError(f"the student has {len(names)} adapters in use{f' ({chr(44).join(sorted(names))})' * bool(names)}, and one can be "
+                         f"trained: activate one of them, or merge the others.")
     return names.pop()
 
 def train_adapters(
@@ -78,7 +84,8 @@ def about_adapters(
     "What of a student is trained, in a sentence."
     if not has_adapter(model): return ''
     about, n = model.peft_config[active_adapter(model)], sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kept = next((f"{bits} bits" for bits in (4, 8) if getattr(model, f'is_loaded_in_{bits}bit', False)), str(model.dtype).removeprefix('torch.'))
+    kept = next((f"{bits} bits" for bits in (4, 8) if getattr(model, f'is_loaded_in_{bits}bit', False)),
+                str(model.dtype).removeprefix('torch.'))
     rank = f' of rank {about.r}' if getattr(about, 'r', None) else ''
     return f"adapters{rank} at {len(list(adapted_layers(model)))} layers of the student are trained, {n:,} numbers or {n / count_parameters(model):.1%} of what it has; it stays as it is itself, in {kept}"
 
@@ -96,7 +103,8 @@ def save_adapter(
     peft, name = need_peft('the student has adapters'), active_adapter(model)
     weights = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     Path(path).mkdir(parents=True, exist_ok=True)
-    save_file({f'{PREFIX}{key}': value.detach().cpu().contiguous() for key, value in weights.items()}, Path(path, ADAPTER), {'format': 'pt'})
+    save_file({f'{PREFIX}{key}': value.detach().cpu().contiguous() for key, value in weights.items()}, Path(path, ADAPTER),
+              {'format': 'pt'})
     about = copy.deepcopy(model.peft_config[name])
     base = base or about.base_model_name_or_path or model.name_or_path
     about.base_model_name_or_path = str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
@@ -144,7 +152,8 @@ def plain_weights(
     elif kind == 'peft':
         base = part.get_base_layer()
         if in_few_bits(base):
-            yield f'{name}weight', widened(base) + sum(part.get_delta_weight(adapter).detach().float().cpu() for adapter in part.active_adapters)
+            yield f'{name}weight', widened(base) + sum(part.get_delta_weight(adapter).detach().float().cpu()
+                                                       for adapter in part.active_adapters)
             if base.bias is not None: yield f'{name}bias', base.bias.detach().float().cpu()
         else:
             layer = copy.deepcopy(part).cpu().float()
@@ -166,15 +175,21 @@ def merged(
     model: PreTrainedModel,  # with adapters; stays as it is
 ) -> PreTrainedModel:        # without, in float32, on the CPU
     "A plain model that says the same."
-    config, ends = copy.deepcopy(model.config), [dict(plain_weights(part)).get('weight') for part in (model.get_input_embeddings(), model.get_output_embeddings())]
+    config, ends = copy.deepcopy(model.config), [dict(plain_weights(part)).get('weight')
+                                                 for part in (model.get_input_embeddings(), model.get_output_embeddings())]
     if is_quantized(config): del config.quantization_config
-    if config.get_text_config().tie_word_embeddings and not torch.equal(*ends): config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+    if config.get_text_config().tie_word_embeddings and not torch.equal(*ends):
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
     with torch.random.fork_rng([]): plain = type(model)._from_config(config, dtype=torch.float32)
     places, filled = dict(plain.named_parameters(remove_duplicate=False)) | dict(plain.named_buffers()), set()
     for name, value in plain_weights(model):  # one at a time
-        if name not in places: raise ModelError(f"the student ({type(model).__name__}) cannot be merged: a plain model has no {name}. Use the adapter with its model instead.")
+        if name not in places:
+            raise ModelError(f"the student ({type(model).__name__}) cannot be merged: a plain model has no {name}. Use the "
+                             f"adapter with its model instead.")
         filled.add(id(places[name].copy_(value)))
-    if empty := [name for name, p in plain.named_parameters() if id(p) not in filled]: raise ModelError(f"the student ({type(model).__name__}) cannot be merged: {empty[0]} is not in it. Use the adapter with its model instead.")
+    if empty := [name for name, p in plain.named_parameters() if id(p) not in filled]:
+        raise ModelError(f"the student ({type(model).__name__}) cannot be merged: {empty[0]} is not in it. Use the "
+                         f"adapter with its model instead.")
     if getattr(model, 'generation_config', None) is not None: plain.generation_config = copy.deepcopy(model.generation_config)
     return plain.eval()
 
@@ -186,7 +201,9 @@ def at_door(
     "The language model itself, checked like one that is loaded; ModelError if it cannot be used."
     if isinstance(model, AbsentModel): return model
     model = unwrapped(model, role)
-    if not isinstance(model, PreTrainedModel): raise ModelError(f"{role} is a {type(model).__name__}, and no model of transformers: hand over what AutoModelForCausalLM.from_pretrained returns, or PEFT around it.")
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(f"{role} is a {type(model).__name__}, and no model of transformers: hand over what "
+                         f"AutoModelForCausalLM.from_pretrained returns, or PEFT around it.")
     check_numbers(model, role)
     check_causal_lm(model, role)
     return model
@@ -197,12 +214,17 @@ def ready(
 ) -> PreTrainedModel:  # the same
     "A student of which what is to be trained is in float32 and everything else is frozen."
     if config.lora_r:
-        if has_adapter(student): raise ModelError("the student has an adapter already, which is trained further: leave lora_r out, or merge it first.")
+        if has_adapter(student):
+            raise ModelError("the student has an adapter already, which is trained further: leave lora_r out, or merge it first.")
         add_adapters(student, config)
     elif has_adapter(student): train_adapters(student)
-    elif not is_quantized(student.config) and config.student_dtype in ('auto', 'float32'): student.float()  # a GradScaler cannot unscale the gradient of an fp16 parameter
-    odd = [type(part).__name__ for part in adapted_layers(student) if hasattr(part, 'get_base_layer') and in_few_bits(part.get_base_layer()) and (not hasattr(part, 'get_delta_weight') or any(getattr(part, 'use_dora', {}).values()))]
-    if odd: raise ModelError(f"the student's weights are in few bits, and its adapters ({odd[0]}) are of a kind that could not be merged with them: choose plain LoRA.")
+    elif not is_quantized(student.config) and config.student_dtype in ('auto', 'float32'):
+        student.float()  # a GradScaler cannot unscale the gradient of an fp16 parameter
+    odd = [type(part).__name__ for part in adapted_layers(student) if hasattr(part, 'get_base_layer') and in_few_bits(part.get_base_layer())
+           and (not hasattr(part, 'get_delta_weight') or any(getattr(part, 'use_dora', {}).values()))]
+    if odd:
+        raise ModelError(f"the student's weights are in few bits, and its adapters ({odd[0]}) are of a kind that could not be merged with "
+                         f"them: choose plain LoRA.")
     return student
 
 # %% ../nbs/22_adapters.ipynb #21eb74d2
@@ -213,8 +235,11 @@ def check_trained(
     asked = [f'{name} {getattr(config, name)}' for name, unset in dict(student_dtype=('auto', 'float32'), student_quantization=(None,)).items() if getattr(config, name) not in unset]
     if not asked and not config.lora_r: return
     adapter = find_whole(config.student_model, 'student_model', **load_options(config, 'student')).adapter
-    if adapter and config.lora_r: raise ModelError(f"{adapter.what} is an adapter already, which is trained further: leave lora_r out, or name a merged model.")
-    if asked and not (adapter or config.lora_r): raise ModelError(f"{asked[0]} is asked for, but all of the student is trained, which needs float32: leave it out, or give lora_r to train adapters.")
+    if adapter and config.lora_r:
+        raise ModelError(f"{adapter.what} is an adapter already, which is trained further: leave lora_r out, or name a merged model.")
+    if asked and not (adapter or config.lora_r):
+        raise ModelError(f"{asked[0]} is asked for, but all of the student is trained, which needs float32: leave it out, or give "
+                         f"lora_r to train adapters.")
 
 def check_sides(
     config: DistillConfig,
@@ -227,16 +252,21 @@ def check_sides(
         if side == 'teacher' and config.teacher_cache: continue  # it is not loaded
         check_quantization(config, side, device, one)
         if side == 'student' and is_quantized(one) and not config.student_quantization:
-            kind = dict(one.quantization_config if isinstance(one.quantization_config, dict) else one.quantization_config.to_dict()).get('quant_method')
-            if 'bitsandbytes' not in str(kind): raise ModelError(f"student_model {config.student_model!r} is quantised ({kind}), and what is learnt could not be merged with such weights: name the model that it was made from, with student_quantization for few bits.")
+            kind = dict(one.quantization_config if isinstance(one.quantization_config, dict)
+                        else one.quantization_config.to_dict()).get('quant_method')
+            if 'bitsandbytes' not in str(kind):
+                raise ModelError(f"student_model {config.student_model!r} is quantised ({kind}), and what is learnt could not be merged "
+                                 f"with such weights: name the model that it was made from, with student_quantization for few bits.")
         adapters = side == 'student' and config.lora_r
         if adapters: need_peft('lora_r is given')
         if not adapters and not config.attn_implementation: continue
         how, bare = dict(attn_implementation=config.attn_implementation) if config.attn_implementation else {}, copy.deepcopy(one)
         if is_quantized(bare): del bare.quantization_config
         try:
-            with torch.device('meta'), quietly(): model = AutoModelForCausalLM.from_config(bare, trust_remote_code=config.trust_remote_code, **how)
+            with torch.device('meta'), quietly():
+                model = AutoModelForCausalLM.from_config(bare, trust_remote_code=config.trust_remote_code, **how)
         except Exception as error:
             if not how: continue  # an odd model, which will speak for itself
-            raise ModelError(f"attn_implementation {config.attn_implementation!r} cannot be used for {side}_model: {' '.join(str(error).split())[:300]}") from error
+            raise ModelError(f"attn_implementation {config.attn_implementation!r} cannot be used for {side}_model: "
+                             f"{' '.join(str(error).split())[:300]}") from error
         if adapters: add_adapters(model, config)

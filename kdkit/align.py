@@ -68,10 +68,12 @@ def remembered(find):
     def recall(tokenizer, *rest, **named):
         if getattr(tokenizer, 'backend_tokenizer', None) is None: return find(tokenizer, *rest, **named)
         known, look = _remembered.setdefault(tokenizer, {}), look_of(tokenizer)
-        key = find.__qualname__, *(repr((tokenizer_digest(part), *look_of(part)[2:])) if hasattr(part, 'backend_tokenizer') else repr(part) for part in (*rest, *named.items()))
+        key = find.__qualname__, *(repr((tokenizer_digest(part), *look_of(part)[2:])) if hasattr(part, 'backend_tokenizer') else repr(part)
+                                   for part in (*rest, *named.items()))
         if key not in known or known[key][0] != look: known[key] = look, find(tokenizer, *rest, **named)
         return known[key][1]
-    def remind(tokenizer, found): _remembered.setdefault(tokenizer, {})[find.__qualname__,] = look_of(tokenizer), found  # by who read it from a file
+    def remind(tokenizer, found):
+        _remembered.setdefault(tokenizer, {})[find.__qualname__,] = look_of(tokenizer), found  # by who read it from a file
     recall.remind = remind
     return recall
 
@@ -107,7 +109,8 @@ def tokenizer_kind(
     if kind in ('BPE', 'Unigram') and not affix:
         if '"ByteLevel"' in spelling(tokenizer): return 'bytes'
         if '\u2581' in spelling(tokenizer): return 'spaces'
-    raise ValueError(f"{name} is a {kind} tokenizer{f' that marks its tokens with {affix!r}' * bool(affix)}, whose tokens do not spell the text: "
+    raise ValueError(f"{name} is a {kind} tokenizer{f' that marks its tokens with {affix!r}' * bool(affix)}, whose "
+                     f"tokens do not spell the text: "
                      "use a model with a byte-level or SentencePiece-style BPE or Unigram tokenizer.")
 
 # %% ../nbs/10_align.ipynb #e156da1d
@@ -139,7 +142,8 @@ def all_token_bytes(
             for byte in range(256):
                 if (index := vocab.get(f'<0x{byte:02X}>')) is not None: table[index] = bytes([byte])
     for token in state['added_tokens']:
-        content = token['content'] if kind == 'bytes' else token['content'].replace('\u2581', ' ')  # Gemma adds runs of them, and they write spaces
+        # Gemma adds runs of them, and they write spaces
+        content = token['content'] if kind == 'bytes' else token['content'].replace('\u2581', ' ')
         table[token['id']] = None if token['special'] else content.encode()
     for index in tokenizer.all_special_ids:
         if index < len(table): table[index] = None
@@ -182,7 +186,8 @@ def text_normalizer(
     "What the tokenizer does to characters before it cuts: its normalizer, less prefixes and spelling."
     def parts(state): return [p for s in state['normalizers'] for p in parts(s)] if state['type'] == 'Sequence' else [state]
     normalizer = tokenizer.backend_tokenizer.normalizer
-    kept = [part for part in parts(json.loads(normalizer.__getstate__())) if part['type'] not in ('Prepend', 'ByteLevel', 'Strip')] if normalizer else []
+    kept = [part for part in parts(json.loads(normalizer.__getstate__()))
+            if part['type'] not in ('Prepend', 'ByteLevel', 'Strip')] if normalizer else []
     bare = Tokenizer.from_str(json.dumps({'version': '1.0', 'added_tokens': [], 'model': {'type': 'BPE', 'vocab': {}, 'merges': []},
                                           'normalizer': {'type': 'Sequence', 'normalizers': kept}})).normalizer
     if tokenizer_kind(tokenizer) == 'bytes': return bare.normalize_str
@@ -206,7 +211,8 @@ def normalized_ends(
     normalize,            # function from str to str
 ):                        # int64 ends, -1 inside what was rewritten; None where normalizing does not explain the tokens
     "Ends of tokens that write a normalized form of the text."
-    forms = lru_cache(None)(lambda cluster: [(piece.encode(), normalize(piece).encode()) for piece in independent_pieces(cluster, normalize)])
+    forms = lru_cache(None)(lambda cluster: [(piece.encode(), normalize(piece).encode())
+                                             for piece in independent_pieces(cluster, normalize)])
     pieces = []  # bytes before and after
     for n, part in enumerate(split_clusters(text, normalize)): pieces += forms(part) if n % 2 else [(part.encode(), part.encode())]
     normal = b''.join(after for _, after in pieces)
@@ -242,7 +248,8 @@ def located_ends(
         first, last = at[offsets[group[0]][0]], at[max(offsets[i][1] for i in group)]
         wrote = b''.join(pieces[i] for i in group)
         inner = last - len(wrote) + np.cumsum([len(pieces[i]) for i in group])
-        if raw[:last].endswith(wrote) and wrote.endswith(raw[first:last]): ends[group] = inner  # also with a space before, which offsets leave out
+        if raw[:last].endswith(wrote) and wrote.endswith(raw[first:last]):
+            ends[group] = inner  # also with a space before, which offsets leave out
         elif wrote == b' ' + raw[first:last]: ends[group] = np.maximum(inner, first)           # the tokenizer added the space
         elif normalize and wrote in ((form := normalize(text[characters]).encode()), b' ' + form): ends[group[-1]] = last
     return ends
@@ -275,12 +282,15 @@ def broken_ends(
     for before, after in zip([-1, *lost], [*lost, len(pieces)]):
         first, last = offsets[before][1] if before >= 0 else 0, offsets[after][0] if after < len(pieces) else len(text)
         begin, stop = before + 1, after
-        while begin < stop and offsets[begin][0] < first: begin += 1    # it shares a character with what is lost, as the two letters of one ligature do
+        while begin < stop and offsets[begin][0] < first:
+            begin += 1    # it shares a character with what is lost, as the two letters of one ligature do
         while begin < stop and offsets[stop - 1][1] > last: stop -= 1
         if begin == stop or last < first: continue
         some, part = slice(begin, stop), text[first:last]
         found = stretch_ends(pieces[some], part, normalize)
-        if found is None: found = located_ends(pieces[some], [(a - first, b - first) for a, b in offsets[some]], part, normalize) if all(first <= a <= b <= last for a, b in offsets[some]) else np.full(stop - begin, -1)
+        if found is None:
+            found = located_ends(pieces[some], [(a - first, b - first) for a, b in offsets[some]], part,
+                                 normalize) if all(first <= a <= b <= last for a, b in offsets[some]) else np.full(stop - begin, -1)
         ends[some] = np.where(found < 0, -1, found + at[first])
     return ends
 
@@ -334,7 +344,8 @@ def encode_long(
             beyond = len(text[cut:cut + around // 2].encode())
             mine = (ends > at - half) & (ends < at + beyond)
             there = (kept[1] > base - half) & (kept[1] < base + beyond)
-            if not (at in ends and np.array_equal(ids[mine], kept[0][there]) and np.array_equal(ends[mine] - at, kept[1][there] - base)): return None
+            if not (at in ends and np.array_equal(ids[mine], kept[0][there]) and np.array_equal(ends[mine] - at, kept[1][there] - base)):
+                return None
             done.append([part[kept[1] <= base] for part in kept])
         kept = [ids[ends > at] if cut else ids, ends[ends > at] + base - at if cut else ends]
         base += len(text[cut:stop].encode())
@@ -349,13 +360,16 @@ def encode_bytes(
     "Tokenize raw text as text, and say at which byte of it every token ends (-1: inside something that was rewritten or lost)."
     result, normalizer = [], lru_cache(lambda: text_normalizer(tokenizer))
     def whole(text, encoding):
-        ends = end_places([table[i] for i in encoding.ids], text, normalizer, lambda: backend.encode(text, add_special_tokens=False).offsets)
+        ends = end_places([table[i] for i in encoding.ids], text, normalizer,
+                          lambda: backend.encode(text, add_special_tokens=False).offsets)
         return np.array(encoding.ids, dtype=np.int64), ends
     with plain_backend(tokenizer) as backend:
         short = iter(backend.encode_batch_fast([text for text in texts if len(text) < long], add_special_tokens=False))
         for text in texts:
             if len(text) < long: result.append(whole(text, next(short)))
-            else: result.append(encode_long(backend, text, table, long // 2) or whole(text, backend.encode_batch_fast([text], add_special_tokens=False)[0]))
+            else:
+                result.append(encode_long(backend, text, table, long // 2)
+                              or whole(text, backend.encode_batch_fast([text], add_special_tokens=False)[0]))
     return result
 
 # %% ../nbs/10_align.ipynb #03089257

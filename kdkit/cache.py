@@ -63,7 +63,8 @@ def files_digest(
     folder: Path|None,
 ) -> str:  # empty where there are no weights
     "A fingerprint of the weights in a folder: some numbers of each tensor, read where they lie; some bytes of files of other kinds."
-    digest, (tensors, others) = hashlib.sha256(), (sorted(folder.glob(kind)) if folder else [] for kind in ('*.safetensors', 'pytorch_model*.bin'))
+    digest, (tensors, others) = hashlib.sha256(), (sorted(folder.glob(kind)) if folder else []
+                                                   for kind in ('*.safetensors', 'pytorch_model*.bin'))
     for file in tensors:
         with safe_open(file, 'pt') as opened:
             for name in sorted(opened.keys()):
@@ -84,7 +85,8 @@ def tree_digest(
     inside: Continuations|None,
 ) -> str:  # empty for none
     "A fingerprint of how the student spells the teacher's tokens."
-    return hashlib.sha256(b''.join(part.cpu().numpy().tobytes() for part in (inside.edges, inside.tokens, inside.following))).hexdigest()[:32] if inside else ''
+    return hashlib.sha256(b''.join(part.cpu().numpy().tobytes()
+                                   for part in (inside.edges, inside.tokens, inside.following))).hexdigest()[:32] if inside else ''
 
 # %% ../nbs/25_cache.ipynb #1d9e3308
 def keep_some(
@@ -107,7 +109,8 @@ def keep_some(
     return ids.where(values > -torch.inf, ids[:, :1]), values  # what stands for nothing costs no reader the sum of a large class
 
 # %% ../nbs/25_cache.ipynb #17cba6a6
-PARTS = dict(teacher_said=('ids', 'log_probs'), teacher_tokens=('tokens',), teacher_inside=('inside_ids', 'inside_log_probs', 'inside_odds'),
+PARTS = dict(teacher_said=('ids', 'log_probs'), teacher_tokens=('tokens',),
+             teacher_inside=('inside_ids', 'inside_log_probs', 'inside_odds'),
              teacher_crossing=('crossing_ids', 'crossing_log_probs'))  # of each answer, in files of their own
 
 # %% ../nbs/25_cache.ipynb #17cba6a7
@@ -135,7 +138,8 @@ def ask_teacher(
         for row, at in zip(*(part.split(chunk) for part in mask.nonzero(as_tuple=True))):
             expected = log_probs(row, at)
             nats = -expected.gather(-1, following[row, at, None])[:, 0] * comes[row, at]
-            said.append((*keep_some(expected, generator=chance, **how), torch.stack([nats, expected.exp()[:, opens.to(device)].sum(-1)], -1)))
+            said.append((*keep_some(expected, generator=chance, **how),
+                         torch.stack([nats, expected.exp()[:, opens.to(device)].sum(-1)], -1)))
         node, crosses, crossing = torch.zeros_like(batch['input_ids']), torch.zeros_like(batch['input_ids'], dtype=torch.bool), []
         if vocab_map and vocab_map.inside:
             sides, vocab_map = (batch['input_ids'], ids), vocab_map.to(device)
@@ -144,10 +148,13 @@ def ask_teacher(
             node, crosses, vocab_map = found['node'], places.reached >= 0, vocab_map.with_nodes(found)
             tree = vocab_map.inside
             for row, at in zip(*(part.split(chunk) for part in (node != 0).nonzero(as_tuple=True))):
-                expected, odds = tree.answers(log_probs(row, places.partner[row, at] - (node[row, at] < 0).long()), node[row, at].abs(), None, tree.vocab_size)
+                expected, odds = tree.answers(log_probs(row, places.partner[row, at] - (node[row, at] < 0).long()), node[row, at].abs(),
+                                              None, tree.vocab_size)
                 within.append((*keep_some(expected.log(), generator=chance, **how), odds[:, None]))
-            def expect(_, logits, node, earlier, chain): return expected_tokens(vocab_map, logits, node, earlier, chain.came, chain.begun, chain.rest)[0]
-            ask = against_teacher(expect, output_head(teacher), states, places.partner, node, Crossed(tree, places.reached, found['ending'], *sides))
+            def expect(_, logits, node, earlier, chain):
+                return expected_tokens(vocab_map, logits, node, earlier, chain.came, chain.begun, chain.rest)[0]
+            ask = against_teacher(expect, output_head(teacher), states, places.partner, node,
+                                  Crossed(tree, places.reached, found['ending'], *sides))
             for row, at in zip(*(part.split(chunk) for part in crosses.nonzero(as_tuple=True))):
                 if len(row): crossing.append(keep_some(ask(None, row, at).log(), generator=chance, **how))  # a batch may have none
     none = [part[:0] for part in said[0][:2]]
@@ -160,7 +167,8 @@ def ask_teacher(
 # %% ../nbs/25_cache.ipynb #38d235a3
 FORM = 4  # of the files, whose numbers are kept as
 DTYPES = dict(ids=None, log_probs=np.float16, tokens=np.float32, inside_ids=None, inside_log_probs=np.float16, inside_odds=np.float16,
-              crossing_ids=None, crossing_log_probs=np.float16, starts=np.int64, inside_starts=np.int64, crossing_starts=np.int64)  # None: as ids need
+              # None: as ids need
+              crossing_ids=None, crossing_log_probs=np.float16, starts=np.int64, inside_starts=np.int64, crossing_starts=np.int64)
 
 # %% ../nbs/25_cache.ipynb #25cacf02
 def shard_fault(
@@ -191,13 +199,15 @@ def write_cache(
     folder, size, inside = Path(folder), teacher.get_output_embeddings().weight.shape[0], vocab_map and vocab_map.inside
     shard_rows = shard_rows or batch_size * max(min(len(rows) // 64, 512) // batch_size, 1)
     folder.mkdir(parents=True, exist_ok=True)
-    key = dict(form=FORM, rows={side: rows_digest(rows, names) for side, names in SIDES.items()}, teacher=weights_digest(teacher), inside=tree_digest(inside), top_k=min(top_k, size), samples=samples, shard_rows=shard_rows)
+    key = dict(form=FORM, rows={side: rows_digest(rows, names) for side, names in SIDES.items()}, teacher=weights_digest(teacher),
+               inside=tree_digest(inside), top_k=min(top_k, size), samples=samples, shard_rows=shard_rows)
     narrow = max(size, inside.vocab_size if inside else 0) <= 2**16
     began = folder / 'began.json'
     was = read_json(began)
     if was and was != key:
         differs = ', '.join(k for k, v in key.items() if was.get(k) != v)
-        raise CacheError(f"{folder} holds what a teacher said about something else ({differs} differs): choose another folder, or delete it.")
+        raise CacheError(f"{folder} holds what a teacher said about something else ({differs} differs): choose "
+                         f"another folder, or delete it.")
     if began.exists() and not was:
         say(f"WARNING: {folder} holds a damaged began.json, so nobody can tell whose answers it holds: the teacher is asked again")
         for mark in folder.glob('*.npz'): mark.unlink()
@@ -211,7 +221,8 @@ def write_cache(
             part = [rows[i] for i in range(start, min(start + shard_rows, len(rows)))]
             said = []
             for i in range(0, len(part), batch_size):
-                said.append(ask_teacher(teacher, part[i:i + batch_size], pad_id, vocab_map, opens, seed=start + i, top_k=key['top_k'], samples=samples))
+                said.append(ask_teacher(teacher, part[i:i + batch_size], pad_id, vocab_map, opens, seed=start + i, top_k=key['top_k'],
+                                        samples=samples))
                 progress(start + min(i + batch_size, len(part)), len(rows))
             for name, dtype in DTYPES.items():
                 values = torch.cat([some[name] for some in said]).numpy()
@@ -219,7 +230,8 @@ def write_cache(
                 np.save(folder / f'{shard:05}.{name}.npy', values.astype(dtype or (np.uint16 if narrow else np.uint32)))
             parts = [folder / f'{shard:05}.{name}.npy' for name in DTYPES]
             for part in parts: sync(part)
-            write_whole(path, json.dumps({part.name: [part.stat().st_size, digest(part)] for part in parts}))  # the mark that all parts are whole, and what they are
+            # the mark that all parts are whole, and what they are
+            write_whole(path, json.dumps({part.name: [part.stat().st_size, digest(part)] for part in parts}))
         progress(min(start + shard_rows, len(rows)), len(rows))
     write_whole(folder / 'cache.json', json.dumps(dict(key, n_rows=len(rows), **about)))
     return folder
@@ -233,10 +245,13 @@ class TeacherCache:
             why = 'is not finished: run kdkit cache-teacher again, it goes on' if (self.folder / 'began.json').exists() else 'holds no teacher cache: write one with kdkit cache-teacher'
             raise CacheError(f"{folder} {why}.")
         self.about, self.shards = read_json(self.folder / 'cache.json'), {}
-        if not {'form', 'n_rows', 'shard_rows', 'rows', 'name'} <= set(self.about): raise CacheError(f"{folder} holds a damaged cache.json: run kdkit cache-teacher again, it goes on.")
-        if self.about.get('form') != FORM: raise CacheError(f"{folder} was written by an earlier kdkit, in another form: delete it and run kdkit cache-teacher again.")
+        if not {'form', 'n_rows', 'shard_rows', 'rows', 'name'} <= set(self.about):
+            raise CacheError(f"{folder} holds a damaged cache.json: run kdkit cache-teacher again, it goes on.")
+        if self.about.get('form') != FORM:
+            raise CacheError(f"{folder} was written by an earlier kdkit, in another form: delete it and run kdkit cache-teacher again.")
         for shard in watched('checking the teacher cache', list(range(self.n_shards))):
-            if why := shard_fault(self.folder, shard): raise CacheError(f"{folder} {why}: run kdkit cache-teacher again with the same options, it makes this part anew.")
+            if why := shard_fault(self.folder, shard):
+                raise CacheError(f"{folder} {why}: run kdkit cache-teacher again with the same options, it makes this part anew.")
 
     def check(self,
         rows: Dataset,  # of pair_dataset, to be trained on
@@ -248,25 +263,32 @@ class TeacherCache:
         "CacheError unless it was written for these rows, this teacher and this map's tree, and its teacher measured on this held-out text."
         side = 'pair' if inside else 'teacher'
         if rows_digest(rows, SIDES[side]) != self.about['rows'][side]:
-            raise CacheError(f"{self.folder} was written for other windows ({self.about['n_rows']:,} rows, here {len(rows):,}): text, tokenizers, max_length, eval_fraction, pack and seed must be "
+            raise CacheError(f"{self.folder} was written for other windows ({self.about['n_rows']:,} rows, here {len(rows):,}): text, "
+                             f"tokenizers, max_length, eval_fraction, pack and seed must be "
                              "those of kdkit cache-teacher. Write a new one for this run.")
         if held_out is not None and rows_digest(held_out, SIDES['teacher']) != self.about['held_out']:
-            raise CacheError(f"{self.folder} holds the score of a teacher on other held-out text: eval_dataset and max_eval_rows must be those of kdkit cache-teacher.")
+            raise CacheError(f"{self.folder} holds the score of a teacher on other held-out text: eval_dataset and max_eval_rows must be "
+                             f"those of kdkit cache-teacher.")
         if Path(teacher).name != Path(self.about['name']).name:
             raise CacheError(f"{self.folder} was written by the teacher {self.about['name']!r}, but teacher_model is {teacher!r}.")
         both = [what for what in ('weights', 'commit') if known.get(what) and self.about.get(what)]  # weights need not be on this disk
         if both and known[what := both[0]] != self.about[what]:
             says = 'has other weights than' if what == 'weights' else f"is of another revision ({known[what][:12]}) than"
-            raise CacheError(f"teacher_model {teacher!r} {says} the teacher of the same name that wrote {self.folder}: give back that one, or write a new cache with this one.")
-        if known.get('quantization') and known['quantization'] != self.about.get('quantization'):  # unset says nothing: no teacher is loaded
-            raise CacheError(f"teacher_quantization is {known['quantization']}, but the teacher that wrote {self.folder} had {self.about.get('quantization') or 'its weights as they are'}: "
+            raise CacheError(f"teacher_model {teacher!r} {says} the teacher of the same name that wrote {self.folder}: give back that one, "
+                             f"or write a new cache with this one.")
+        # unset says nothing: no teacher is loaded
+        if known.get('quantization') and known['quantization'] != self.about.get('quantization'):
+            raise CacheError(f"teacher_quantization is {known['quantization']}, but the teacher that wrote {self.folder} had "
+                             f"{self.about.get('quantization') or 'its weights as they are'}: "
                              "leave it out, or write a new cache with it.")
         if inside and tree_digest(inside) != self.about['inside']:
-            raise CacheError(f"{self.folder} holds {'other' if self.about['inside'] else 'no'} answers inside the teacher's tokens: give kdkit cache-teacher the kd_method and inside_tokens of this run, or this run inside_tokens=False.")
+            raise CacheError(f"{self.folder} holds {'other' if self.about['inside'] else 'no'} answers inside the teacher's tokens: give "
+                             f"kdkit cache-teacher the kd_method and inside_tokens of this run, or this run inside_tokens=False.")
 
     def shard(self, index):
         "The arrays of a shard by name, mapped."
-        if index not in self.shards: self.shards[index] = {name: np.load(self.folder / f'{index:05}.{name}.npy', mmap_mode='r') for name in DTYPES}
+        if index not in self.shards:
+            self.shards[index] = {name: np.load(self.folder / f'{index:05}.{name}.npy', mmap_mode='r') for name in DTYPES}
         return self.shards[index]
 
     def read(self,
@@ -277,7 +299,8 @@ class TeacherCache:
         index, at = divmod(row, self.about['shard_rows'])
         shard, start = self.shard(index), dict(teacher_inside='inside_starts', teacher_crossing='crossing_starts').get(name, 'starts')
         some = slice(shard[start][at], shard[start][at + 1])
-        values = np.concatenate([shard[part][some].astype(np.float32) for part in PARTS[name]], 1)  # every id below 2**24 is a whole number in fp32
+        # every id below 2**24 is a whole number in fp32
+        values = np.concatenate([shard[part][some].astype(np.float32) for part in PARTS[name]], 1)
         if name == 'teacher_tokens': values[1:, 0], values[0, 0] = values[:-1, 0].copy(), 0  # said before a token, spent at it
         return values
 
@@ -285,10 +308,12 @@ class TeacherCache:
     def n_shards(self): return -(-self.about['n_rows'] // self.about['shard_rows'])
 
     @property
-    def positions(self): return sum(len(self.shard(i)[name]) for i in range(self.n_shards) for name in ('ids', 'inside_ids', 'crossing_ids'))
+    def positions(self):
+        return sum(len(self.shard(i)[name]) for i in range(self.n_shards) for name in ('ids', 'inside_ids', 'crossing_ids'))
 
     @property
-    def bytes_per_position(self): return round(sum(array.nbytes for i in range(self.n_shards) for array in self.shard(i).values()) / self.positions)
+    def bytes_per_position(self):
+        return round(sum(array.nbytes for i in range(self.n_shards) for array in self.shard(i).values()) / self.positions)
 
 # %% ../nbs/25_cache.ipynb #8d1dbac4
 class CachedRows(torch.utils.data.Dataset):

@@ -112,7 +112,8 @@ def fault(
     except (ValueError, TypeError, KeyError, AttributeError, OSError): return f'has a damaged {MANIFEST}'
     if said.get('form') != FORM: return f"was written by another kdkit (form {said.get('form')}, this one reads form {FORM})"
     if run is not None and said.get('run') != run: return 'belongs to another run'
-    if outside := [name for name in files if Path(name).is_absolute() or '..' in Path(name).parts]: return f'names a file outside of it ({outside[0]})'
+    if outside := [name for name in files if Path(name).is_absolute() or '..' in Path(name).parts]:
+        return f'names a file outside of it ({outside[0]})'
     return differs(folder, files)
 
 # %% ../nbs/03_checkpoints.ipynb #06cac002
@@ -120,7 +121,8 @@ def parts_of(
     file: Path,  # of Arrow
 ) -> list:
     "The file, or those that several processes have written for it."
-    return sorted(path for path in file.parent.glob(f'{file.stem}*.arrow') if re.fullmatch(re.escape(file.stem) + r'(_\d+_of_\d+)?', path.stem))
+    return sorted(path for path in file.parent.glob(f'{file.stem}*.arrow')
+                  if re.fullmatch(re.escape(file.stem) + r'(_\d+_of_\d+)?', path.stem))
 
 # %% ../nbs/03_checkpoints.ipynb #06cac003
 def keep_sums(
@@ -190,7 +192,8 @@ def checkpoints(
     output_dir: str|Path,
 ) -> dict:  # step -> folder, oldest first
     "All checkpoints of a run, whole or not."
-    found = {int(match[1]): path for path in Path(output_dir).glob('checkpoint-*') if path.is_dir() and (match := re.fullmatch(r'checkpoint-(\d+)', path.name))}
+    found = {int(match[1]): path for path in Path(output_dir).glob('checkpoint-*') if path.is_dir()
+             and (match := re.fullmatch(r'checkpoint-(\d+)', path.name))}
     return dict(sorted(found.items()))
 
 # %% ../nbs/03_checkpoints.ipynb #dbab82f3
@@ -205,7 +208,9 @@ def newest_whole(
         if not (why := fault(folder, run)): break
         passed.append(f'{folder} {why}')
     else: folder = None
-    for sentence in passed: say(f"WARNING: {sentence}. It is passed over: {f'the run goes on from {folder.name}' if folder else 'no other checkpoint is whole, and training begins anew'}.")
+    for sentence in passed:
+        say(f"WARNING: {sentence}. It is passed over: "
+            f"{f'the run goes on from {folder.name}' if folder else 'no other checkpoint is whole, and training begins anew'}.")
     return folder
 
 # %% ../nbs/03_checkpoints.ipynb #248f16d0

@@ -115,9 +115,12 @@ def check_together(
     check_arguments(config, arguments)
 
 # %% ../nbs/62_cli.ipynb #8b14c774
-EVAL_OPTIONS = ('student_model', 'dataset', 'teacher_model', 'text_column', 'cache_dir', 'max_length', 'teacher_max_length', 'batch_size', 'max_eval_rows',
-                'kd_method', 'teacher_dtype', 'teacher_quantization', 'student_dtype', 'student_quantization', 'attn_implementation', 'trust_remote_code', 'seed', 'teacher_revision', 'student_revision', 'teacher_subfolder', 'student_subfolder',
-                'eval_split', 'revision', 'documents_by', 'max_documents', 'num_proc', 'format', 'train_on', 'chat_template', 'teacher_system_prompt', 'long_conversations')
+EVAL_OPTIONS = ('student_model', 'dataset', 'teacher_model', 'text_column', 'cache_dir', 'max_length', 'teacher_max_length', 'batch_size',
+                'max_eval_rows',
+                'kd_method', 'teacher_dtype', 'teacher_quantization', 'student_dtype', 'student_quantization', 'attn_implementation',
+                'trust_remote_code', 'seed', 'teacher_revision', 'student_revision', 'teacher_subfolder', 'student_subfolder',
+                'eval_split', 'revision', 'documents_by', 'max_documents', 'num_proc', 'format', 'train_on', 'chat_template',
+                'teacher_system_prompt', 'long_conversations')
 FIXED = ('teacher_model', 'student_model', 'dataset', 'eval_dataset', 'split', 'eval_split')  # of the demo
 DEMO_OPTIONS = tuple(f.name for f in fields(DistillConfig) if f.name not in FIXED)
 
@@ -167,7 +170,8 @@ def compare(words: list):
     "set finished runs side by side"
     folders, given = split_options(words)
     if given: raise ConfigError(f"option --{next(iter(given))} is unknown: kdkit compare takes the folders of runs.")
-    if len(folders) < 2: raise ConfigError(f"two runs or more are compared, but {len(folders)} {'was' if len(folders) == 1 else 'were'} given.")
+    if len(folders) < 2:
+        raise ConfigError(f"two runs or more are compared, but {len(folders)} {'was' if len(folders) == 1 else 'were'} given.")
     from kdkit.report import comparison_table
     print(comparison_table(folders))
 
@@ -178,12 +182,15 @@ def cache_teacher(words: list):
     check_names(config, ('teacher_model', 'student_model', 'dataset', 'teacher_cache'))
     with loading(): from kdkit.run import cache_teacher
     said = cache_teacher(config)
-    print(f"{said['positions']:,} positions in {said['rows']:,} windows, {said['bytes_per_position']} bytes each, in {said['seconds']:.0f} s; kdkit train with the same options reads them.")
+    print(f"{said['positions']:,} positions in {said['rows']:,} windows, {said['bytes_per_position']} bytes each, in {said['seconds']:.0f} "
+          f"s; kdkit train with the same options reads them.")
 
 # %% ../nbs/62_cli.ipynb #38574dbb
-WRITE_OPTIONS = ('teacher_model', 'dataset', 'split', 'revision', 'text_column', 'documents_by', 'format', 'max_documents', 'teacher_system_prompt', 'batch_size', 'seed', 'cache_dir', 'teacher_dtype', 'teacher_quantization', 'attn_implementation',
+WRITE_OPTIONS = ('teacher_model', 'dataset', 'split', 'revision', 'text_column', 'documents_by', 'format', 'max_documents',
+                 'teacher_system_prompt', 'batch_size', 'seed', 'cache_dir', 'teacher_dtype', 'teacher_quantization', 'attn_implementation',
                  'trust_remote_code', 'teacher_revision', 'teacher_subfolder')
-WRITE_OWN = dict(output=('file.jsonl', 'file to write, or to go on with'), new_tokens=(256, 'tokens of an answer at most; one that is not over by then is left out'),
+WRITE_OWN = dict(output=('file.jsonl', 'file to write, or to go on with'),
+                 new_tokens=(256, 'tokens of an answer at most; one that is not over by then is left out'),
                  temperature=(1., 'of the draw; 0: always the likeliest token'), answers=(1, 'answers to each prompt'))
 
 # %% ../nbs/62_cli.ipynb #6900998c
@@ -205,12 +212,15 @@ def write(words: list):
     with loading(): from kdkit.sequence import write_dataset
     said = write_dataset(config, own.pop('output'), **own, **({'batch_size': config.batch_size} if 'batch_size' in given else {}))
     left = ', '.join(f'{said[name]:,} {what}' for name, what in (('unfinished', 'that were not over left out'), ('refused', 'prompts refused by the template or too long')) if said[name])
-    print(f"{said['answers']:,} answers to {said['prompts']:,} prompts are in {said['path']}{f' ({left})' * bool(left)}; kdkit train --dataset {said['path']} learns from them.")
+    print(f"{said['answers']:,} answers to {said['prompts']:,} prompts are in {said['path']}{f' ({left})' * bool(left)}; kdkit train "
+          f"--dataset {said['path']} learns from them.")
 
 # %% ../nbs/62_cli.ipynb #a024cb0a
 MAKE_OPTIONS = 'cache_dir', 'trust_remote_code', 'teacher_revision', 'teacher_subfolder'
-MAKE_OWN = {'from': ('', 'the teacher that the student is cut out of: hub id or local folder'), 'layers': ('', 'layers that it keeps, evenly, the first and the last among them'),
-            'vocab': ('', "a model or folder whose tokenizer it gets (unset: the teacher's)"), 'output_dir': ('', 'folder for it, which must be new or empty')}
+MAKE_OWN = {'from': ('', 'the teacher that the student is cut out of: hub id or local folder'),
+            'layers': ('', 'layers that it keeps, evenly, the first and the last among them'),
+            'vocab': ('', "a model or folder whose tokenizer it gets (unset: the teacher's)"),
+            'output_dir': ('', 'folder for it, which must be new or empty')}
 
 # %% ../nbs/62_cli.ipynb #9e64d0a3
 def cut_student(words: list):
@@ -229,8 +239,10 @@ def cut_student(words: list):
         from kdkit.models import load_options
     made = make_student(own['from'], own['output_dir'], int(own['layers']), own.get('vocab'), **load_options(config, 'teacher'))
     rows = '' if made['one_token'] is None else f", {made['rows']:,} rows ({made['one_token']:.0%} of them one of the teacher's, the others means)"
-    print(f"layers {', '.join(map(str, made['kept']))} of {made['of']}{rows}, {made['parameters'] / 1e6:,.1f} M of {made['teacher_parameters'] / 1e6:,.1f} M parameters: "
-          f"the student is in {own['output_dir']}; kdkit train --student_model {own['output_dir']} --teacher_model {own['from']} teaches it.")
+    print(f"layers {', '.join(map(str, made['kept']))} of {made['of']}{rows}, {made['parameters'] / 1e6:,.1f} M of "
+          f"{made['teacher_parameters'] / 1e6:,.1f} M parameters: "
+          f"the student is in {own['output_dir']}; kdkit train --student_model {own['output_dir']} --teacher_model "
+          f"{own['from']} teaches it.")
 
 # %% ../nbs/62_cli.ipynb #eba3af14
 PLAN_OWN = dict(gb=('', "memory of the GPU to plan for, in 10^9 bytes: 15 for a T4 (unset: that of the device that is here)"),
@@ -244,7 +256,8 @@ def plan(words: list) -> int:  # 1: it does not fit
         if name not in given: continue
         try: own[name] = kind(one_value(name, given[name]))
         except ValueError: own[name] = -1
-        if own[name] < 0 or name == 'gb' and not 0 < own[name] < 1e6: raise ConfigError(f"{name} is {given[name][0]!r}, but it must be {'a number above 0' if kind is float else 'a whole number'}.")
+        if own[name] < 0 or name == 'gb' and not 0 < own[name] < 1e6:
+            raise ConfigError(f"{name} is {given[name][0]!r}, but it must be {'a number above 0' if kind is float else 'a whole number'}.")
     rest, skip = [], False
     for word in words:  # what is left of the command line without these two
         if word.startswith('--'): skip = word.partition('=')[0] in names
@@ -260,7 +273,8 @@ def plan(words: list) -> int:  # 1: it does not fit
 def kaggle(words: list) -> int:
     "hand the notebook for Kaggle to Kaggle: kdkit kaggle push"
     others, given = split_options(words)
-    if others != ['push']: raise ConfigError(f"kdkit kaggle takes one word, push{f', and not {chr(32).join(others)!r}' if others else ''}: {USAGE['kaggle']}")
+    if others != ['push']:
+        raise ConfigError(f"kdkit kaggle takes one word, push{f', and not {chr(32).join(others)!r}' if others else ''}: {USAGE['kaggle']}")
     known = dict(user='user', title='title', dataset='datasets', model='models')
     for name in given:
         if name not in known: raise ConfigError(f"option --{name} is unknown.{nearest(name, known)}")
@@ -268,16 +282,19 @@ def kaggle(words: list) -> int:
     return push(**{known[name]: values if known[name].endswith('s') else one_value(name, values) for name, values in given.items()})
 
 # %% ../nbs/62_cli.ipynb #308935ee
-COMMANDS = {'doctor': doctor, 'demo': demo, 'train': train, 'eval': evaluate, 'compare': compare, 'cache-teacher': cache_teacher, 'kaggle': kaggle, 'write': write, 'make-student': cut_student, 'plan': plan}
+COMMANDS = {'doctor': doctor, 'demo': demo, 'train': train, 'eval': evaluate, 'compare': compare, 'cache-teacher': cache_teacher,
+            'kaggle': kaggle, 'write': write, 'make-student': cut_student, 'plan': plan}
 
 # %% ../nbs/62_cli.ipynb #4df92035
-USAGE = {'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR [--cache_top_k N] [--cache_samples N] [--option value ...]'} | dict(kaggle='kdkit kaggle push [--user NAME] [--title TITLE] [--dataset OWNER/NAME ...] [--model OWNER/MODEL/FRAMEWORK/VARIATION/VERSION ...]', doctor='kdkit doctor [config.yaml or recipe] [--output_dir DIR] [--option value ...]', demo='kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
+USAGE = {'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR '
+                          '[--cache_top_k N] [--cache_samples N] [--option value ...]'} | dict(kaggle='kdkit kaggle push [--user NAME] [--title TITLE] [--dataset OWNER/NAME ...] [--model OWNER/MODEL/FRAMEWORK/VARIATION/VERSION ...]', doctor='kdkit doctor [config.yaml or recipe] [--output_dir DIR] [--option value ...]', demo='kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
              train='kdkit train [config.yaml or recipe] --teacher_model NAME --student_model NAME --dataset NAME [--option value ...]',
              eval='kdkit eval --student_model NAME --dataset NAME [--teacher_model NAME] [--option value ...]',
              compare='kdkit compare RUN RUN [RUN ...]',
              plan='kdkit plan [config.yaml or recipe] --teacher_model NAME --student_model NAME [--gb N] [--measure N] [--option value ...]',
              **{'make-student': 'kdkit make-student --from TEACHER --layers N --output_dir DIR [--vocab TOKENIZER] [--option value ...]'},
-             write='kdkit write --teacher_model NAME --dataset NAME --output FILE.jsonl [--answers N] [--temperature T] [--new_tokens N] [--option value ...]')
+             write='kdkit write --teacher_model NAME --dataset NAME --output FILE.jsonl [--answers N] [--temperature T] '
+                   '[--new_tokens N] [--option value ...]')
 
 # %% ../nbs/62_cli.ipynb #09d0d16a
 def option_lines(
@@ -299,12 +316,16 @@ def help_text(
 ) -> str:
     "What -h prints."
     if command is None:
-        return '\n'.join(['usage: kdkit COMMAND [--option value ...]', '', *(f'  {name:<13} {call.__doc__}' for name, call in COMMANDS.items()),
+        return '\n'.join(['usage: kdkit COMMAND [--option value ...]', '',
+                          *(f'  {name:<13} {call.__doc__}' for name, call in COMMANDS.items()),
                           '', '  kdkit COMMAND -h lists its options'])
-    names = dict(demo=DEMO_OPTIONS, eval=EVAL_OPTIONS, write=WRITE_OPTIONS, **{'make-student': MAKE_OPTIONS}, compare=(), kaggle=()).get(command, {f.name for f in fields(DistillConfig)})
+    names = dict(demo=DEMO_OPTIONS, eval=EVAL_OPTIONS, write=WRITE_OPTIONS, **{'make-student': MAKE_OPTIONS}, compare=(),
+                 kaggle=()).get(command, {f.name for f in fields(DistillConfig)})
     lines = [f'usage: {USAGE[command]}', '', f'{COMMANDS[command].__doc__}', *option_lines(names)]
     for of, heading, own in (('write', 'writing', WRITE_OWN), ('plan', 'the plan', PLAN_OWN), ('make-student', 'the student', MAKE_OWN)):
-        if command == of: lines += ['', f'{heading}:', *(f"  --{name:<27} {what}{f' [{default}]' * (default != '')}" for name, (default, what) in own.items())]
+        if command == of:
+            lines += ['', f'{heading}:', *(f"  --{name:<27} {what}{f' [{default}]' * (default != '')}"
+                                           for name, (default, what) in own.items())]
     if command == 'train':
         lines += ['', 'aliases: ' + ', '.join(f'--{a} = --{b}' for a, b in ALIASES.items()), '',
                   'Options can also stand in a YAML or JSON file; the command line beats the file. Recipes that come with',
@@ -317,7 +338,8 @@ def is_mistake(
     error: Exception,
 ) -> bool:  # True: the user can mend it
     "Whether kdkit itself refused something, or the machine refused a path: no permission, no space, nothing there."
-    if isinstance(error, OSError): return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT) or error.filename is not None
+    if isinstance(error, OSError):
+        return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT) or error.filename is not None
     if not isinstance(error, ValueError): return False
     if type(error).__module__.split('.')[0] == 'kdkit': return True
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -353,7 +375,8 @@ def answer(
         return complain(str(error) or 'interrupted; the same command goes on from the last checkpoint.', getattr(error, 'exit_code', 130))
     except Exception as error:
         if is_mistake(error): return complain(error, 2)
-        if isinstance(error, RuntimeError) and type(error).__module__.split('.')[0] == 'kdkit': return complain(error, 1)  # such as a run that diverged
+        if isinstance(error, RuntimeError) and type(error).__module__.split('.')[0] == 'kdkit':
+            return complain(error, 1)  # such as a run that diverged
         raise
 
 # %% ../nbs/62_cli.ipynb #3d261a53

@@ -74,7 +74,8 @@ def _coerce(field, value):
 @dataclass
 class DistillConfig:
     "What a distillation run may vary."
-    teacher_model: str = option('', 'the bigger model that teaches: hub id, local folder, or kaggle:owner/model/framework/variation', group='what matters first')
+    teacher_model: str = option('', 'the bigger model that teaches: hub id, local folder, or kaggle:owner/model/framework/variation',
+                                group='what matters first')
     student_model: str = option('', 'the smaller model that learns: hub id or local folder')
     dataset: str|None = option(None,
         'text: hub name, name:config, name:config[split], a .txt/.jsonl/.json/.csv/.parquet file, or a folder of them')
@@ -82,7 +83,8 @@ class DistillConfig:
     max_steps: int = option(-1, 'length of the run in optimizer steps; -1: num_epochs decides')
     num_epochs: float = option(1.0, 'length of the run in passes over the text, where max_steps is not given')
     eval_dataset: str|None = option(None,
-        'held-out text to measure on (unset: the validation split of the dataset or, without one, eval_fraction of its documents)', group='text')
+        'held-out text to measure on (unset: the validation split of the dataset or, without one, eval_fraction of its documents)',
+        group='text')
     split: str = option('train', "split to train on, as datasets writes it: train, train_sft, train[:200000]")
     eval_split: str|None = option(None, 'split to measure on (unset: the one for validation, or what comes nearest)')
     revision: str|None = option(None, 'branch, tag or commit of the dataset on the hub')
@@ -103,7 +105,8 @@ class DistillConfig:
     batch_size: int = option(8, 'windows in a micro-batch')
     gradient_accumulation_steps: int = option(1, 'micro-batches in an optimizer step')
     learning_rate: float|None = option(None,
-        'highest learning rate: it rises during warmup_steps, then falls along a cosine (unset: 2e-4, and 1e-4 for a pretrained student)', group='training')
+        'highest learning rate: it rises during warmup_steps, then falls along a cosine (unset: 2e-4, and 1e-4 for a pretrained student)',
+        group='training')
     warmup_steps: int|None = option(None, 'optimizer steps of rising learning rate (unset: 5 % of the run)')
     seed: int = option(42, 'seed of everything random')
     control: bool = option(False,
@@ -113,7 +116,8 @@ class DistillConfig:
     min_delta: float = option(0.01, 'nats per token that count as improvement')
     early_stopping_warmup: int = option(1000, 'optimizer steps during which nothing stops')
     max_hours: float|None = option(None,
-        'end the run like any other before so many hours are over, from the call on, on Kaggle from the start of the session (unset: no limit, on Kaggle 11.5)', group='ending early and going on')
+        'end the run like any other before so many hours are over, from the call on, on Kaggle from the start of the session (unset: '
+        'no limit, on Kaggle 11.5)', group='ending early and going on')
     resume_from: str|None = option(None, 'folder of this run from an earlier session: it is copied to output_dir and goes on there')
     overwrite: bool = option(False, 'start over where output_dir holds a run; what that run has made is deleted')
     eval_steps: int|None = option(None,
@@ -122,7 +126,8 @@ class DistillConfig:
     logging_steps: int = option(10, 'optimizer steps between lines of metrics.jsonl')
     recipe: str = option('default', "loss weights: 'default', or 'seed' for those of the old system", group='losses and their weights')
     alpha_lm: float|None = option(None,
-        "weight of the cross-entropy with the text, at every position (unset, here and below: the recipe's; by default 1 less the teacher's share)")
+        "weight of the cross-entropy with the text, at every position (unset, here and below: the recipe's; by default 1 "
+        "less the teacher's share)")
     alpha_kd: float|None = option(None,
         "weight of the divergence from the teacher's distribution (unset: the teacher's share, which follows its lead on this text)")
     alpha_unaligned: float|None = option(None,
@@ -145,13 +150,15 @@ class DistillConfig:
     temperature: float = option(1.0, "divides both models' logits; 1 is best across tokenizers")
     inside_tokens: bool = option(True, "compare also at positions inside a teacher's token, by the chain rule over its spellings")
     soft_ends: bool|None = option(None,
-        "let the teacher's own probability decide whether its token ends where the text ended it (unset: on with forward_kl at temperature 1)")
+        "let the teacher's own probability decide whether its token ends where the text ended it (unset: on with "
+        "forward_kl at temperature 1)")
     mask_inconsistent: bool = option(False, 'train on the text alone where the next tokens of the two models fall into different classes')
     span_likely: float = option(0.,
         'for span: stretches are merged until the teacher finds the end of a word at least this probable; 0: never')
     student_aware: bool = option(False, 'compare only at some positions, those that aware_by names; elsewhere train on the text alone')
     aware_by: str = option('disagreement',
-        'entropy (where the student is least certain), disagreement (where the two are furthest apart) or easy (nearest first, all in the end)')
+        'entropy (where the student is least certain), disagreement (where the two are furthest apart) or easy '
+        '(nearest first, all in the end)')
     aware_share: float = option(0.5, 'share of the positions of a window, for student_aware')
     teacher_revision: str|None = option(None, 'branch, tag or commit of the teacher on the hub', group='models')
     student_revision: str|None = option(None, 'branch, tag or commit of the student on the hub')
@@ -161,14 +168,20 @@ class DistillConfig:
     teacher_quantization: str|None = option(None, 'weights of the teacher in 4bit or 8bit, with bitsandbytes (unset: as they are)')
     student_dtype: str = option('auto', 'precision of a student with adapters, without them: float32 (which auto is), float16 or bfloat16')
     student_quantization: str|None = option(None, 'weights of a student with adapters, without them, in 4bit or 8bit (unset: as they are)')
-    attn_implementation: str|None = option(None, "how both models compute attention, by transformers' name for it: sdpa, eager, flash_attention_2, ... (unset: sdpa)")
-    teacher_device: str = option('auto', "where the teacher reads: cuda:1, cuda, cpu (auto: a second GPU that would idle, else beside the student)")
+    attn_implementation: str|None = option(None,
+                                           "how both models compute attention, by transformers' name for it: sdpa, eager, "
+                                           "flash_attention_2, ... (unset: sdpa)")
+    teacher_device: str = option('auto', "where the teacher reads: cuda:1, cuda, cpu (auto: a second GPU that would idle, "
+                                         "else beside the student)")
     trust_remote_code: bool = option(False, "run a model's own code from the hub")
     cache_dir: str|None = option(None, 'where the hub keeps its downloads')
-    lora_r: int|None = option(None, 'rank of the adapters (LoRA): they are trained and the student stays as it is (unset: all of the student is trained)', group='a student with adapters')
+    lora_r: int|None = option(None, 'rank of the adapters (LoRA): they are trained and the student stays as it is (unset: all '
+                                    'of the student is trained)', group='a student with adapters')
     lora_alpha: float|None = option(None, 'scale of the adapters, which is divided by lora_r (unset: twice lora_r)')
     lora_dropout: float = option(0., 'share of what goes into the adapters that is left out by chance')
-    lora_target_modules: str = option('all-linear', 'what gets adapters: all-linear (every linear layer but the head), or names of layers with commas between them, such as q_proj,v_proj')
+    lora_target_modules: str = option('all-linear',
+                                      'what gets adapters: all-linear (every linear layer but the head), or names of layers with commas '
+                                      'between them, such as q_proj,v_proj')
     teacher_cache: str|None = option(None,
         "folder written by kdkit cache-teacher: trains without a teacher in memory", group="a teacher's answers, written down once")
     cache_top_k: int = option(16, 'likeliest teacher tokens that kdkit cache-teacher keeps at a position')
@@ -193,36 +206,46 @@ class DistillConfig:
         demand('output_dir', lambda x: x.strip(), 'the name of a folder')
         for f in fields(self):
             if isinstance(getattr(self, f.name), int): demand(f.name, lambda x: x < 2**32, 'below 2**32')
-        for name in RECIPES['default']: demand(f'alpha_{name}', lambda x: x is None or 0 <= x <= 1e6, 'a weight of 0 or more, up to a million')
+        for name in RECIPES['default']:
+            demand(f'alpha_{name}', lambda x: x is None or 0 <= x <= 1e6, 'a weight of 0 or more, up to a million')
         demand('kd_method', lambda x: x in KD_METHODS, 'one of ' + ', '.join(KD_METHODS))
         demand('balance', lambda x: x in BALANCES, 'one of ' + ', '.join(BALANCES))
         demand('aware_by', lambda x: x in AWARE_BY, 'one of ' + ', '.join(AWARE_BY))
         demand('aware_share', lambda x: 0 < x <= 1, 'above 0 and at most 1')
-        if self.student_aware and self.kd_method == 'span': raise ConfigError("student_aware chooses positions, and kd_method 'span' compares stretches: choose one of the two.")
+        if self.student_aware and self.kd_method == 'span':
+            raise ConfigError("student_aware chooses positions, and kd_method 'span' compares stretches: choose one of the two.")
         demand('divergence', lambda x: x in DIVERGENCES, 'one of ' + ', '.join(DIVERGENCES))
         demand('teacher_dtype', lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
         demand('student_dtype', lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
-        for name in ('teacher_quantization', 'student_quantization'): demand(name, lambda x: x in (None, *QUANTIZATIONS), ' or '.join(QUANTIZATIONS))
+        for name in ('teacher_quantization', 'student_quantization'):
+            demand(name, lambda x: x in (None, *QUANTIZATIONS), ' or '.join(QUANTIZATIONS))
         demand('lora_r', lambda x: x is None or x >= 1, '1 or more')
         demand('lora_alpha', lambda x: x is None or x > 0, 'above 0')
         demand('lora_dropout', lambda x: 0 <= x < 1, 'at least 0 and below 1')
-        demand('lora_target_modules', lambda x: all(name.strip() for name in x.split(',')), "all-linear, or names of layers with commas between them")
+        demand('lora_target_modules', lambda x: all(name.strip() for name in x.split(',')),
+               "all-linear, or names of layers with commas between them")
         for name, unset in dict(lora_alpha=None, lora_dropout=0., lora_target_modules='all-linear').items():
-            if self.lora_r is None and getattr(self, name) != unset: raise ConfigError(f"{name} is {getattr(self, name)!r}, but there are no adapters without lora_r: give it too, such as lora_r=16.")
+            if self.lora_r is None and getattr(self, name) != unset:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but there are no adapters without lora_r: give "
+                                  f"it too, such as lora_r=16.")
         demand('teacher_device', lambda x: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', x), 'auto, cpu, cuda or a GPU such as cuda:1')
-        for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'): demand(name, lambda x: x is None and name == 'learning_rate' or x > 0, 'above 0')
+        for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'):
+            demand(name, lambda x: x is None and name == 'learning_rate' or x > 0, 'above 0')
         demand('learning_rate', lambda x: x is None or x <= 100, 'at most 100')
         for name in ('temperature', 'contrastive_temperature'): demand(name, lambda x: x <= 1000, 'at most 1000')
         demand('num_epochs', lambda x: x <= 1e6, 'at most a million')
-        if not any(map(self.uses, RECIPES['default'])): raise ConfigError("every alpha is 0, so there is nothing to learn: give at least one loss a weight.")
+        if not any(map(self.uses, RECIPES['default'])):
+            raise ConfigError("every alpha is 0, so there is nothing to learn: give at least one loss a weight.")
         demand('span_likely', lambda x: 0 <= x < 1, 'at least 0 and below 1')
         demand('beta', lambda x: 0 <= x <= 1, 'between 0 and 1')
         demand('skew', lambda x: 0 <= x < 1, 'at least 0 and below 1')
         demand('eval_fraction', lambda x: 0 < x < 1, 'between 0 and 1')
-        for name in ('batch_size', 'gradient_accumulation_steps', 'logging_steps', 'max_eval_rows', 'patience', 'cache_top_k'): demand(name, lambda x: x >= 1, '1 or more')
+        for name in ('batch_size', 'gradient_accumulation_steps', 'logging_steps', 'max_eval_rows', 'patience', 'cache_top_k'):
+            demand(name, lambda x: x >= 1, '1 or more')
         for name in ('max_length', 'contrastive_segments'): demand(name, lambda x: x >= 2, '2 or more')
         demand('teacher_max_length', lambda x: x is None or x >= 2, '2 or more')
-        for name in ('warmup_steps', 'early_stopping_warmup', 'min_delta', 'cache_samples'): demand(name, lambda x: x is None or x >= 0, '0 or more')
+        for name in ('warmup_steps', 'early_stopping_warmup', 'min_delta', 'cache_samples'):
+            demand(name, lambda x: x is None or x >= 0, '0 or more')
         demand('documents_by', lambda x: x in DOCUMENT_FORMS, 'one of ' + ', '.join(DOCUMENT_FORMS))
         demand('format', lambda x: x in ('auto', 'text', *CHAT_FORMS), 'one of ' + ', '.join(('auto', 'text', *CHAT_FORMS)))
         demand('train_on', lambda x: x in ('answers', 'all'), 'answers or all')
@@ -230,17 +253,26 @@ class DistillConfig:
         for name in ('max_documents', 'num_proc'): demand(name, lambda x: x is None or x >= 1, '1 or more')
         demand('num_proc', lambda x: x is None or x <= 1024, 'at most 1024')
         if self.uses('contrastive') and self.contrastive_segments > self.max_length:
-            raise ConfigError(f"contrastive_segments is {self.contrastive_segments} and max_length {self.max_length}, so that most segments would be empty: lower contrastive_segments.")
-        if self.streaming and self.max_steps < 1: raise ConfigError("streaming reads as much as max_steps need, and max_steps is not given: how long a stream is, nobody knows.")
+            raise ConfigError(f"contrastive_segments is {self.contrastive_segments} and max_length {self.max_length}, so that most "
+                              f"segments would be empty: lower contrastive_segments.")
+        if self.streaming and self.max_steps < 1:
+            raise ConfigError("streaming reads as much as max_steps need, and max_steps is not given: how long a stream is, nobody knows.")
         for name in ('eval_steps', 'total_steps'): demand(name, lambda x: x is None or x >= 1, '1 or more')
         if self.teacher_cache:
-            for name, only in dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0.).items():
-                if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but a teacher_cache holds only what {name}={only!r} needs.")
-            if self.kd_method not in ('auto', 'span', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds a part of it: choose a vocabulary map, span, or auto.")
+            for name, only in dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0.,
+                                   alpha_contrastive=0.).items():
+                if getattr(self, name) != only:
+                    raise ConfigError(f"{name} is {getattr(self, name)!r}, but a teacher_cache holds only what {name}={only!r} needs.")
+            if self.kd_method not in ('auto', 'span', *KD_MAPS):
+                raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds a part of it: "
+                                  f"choose a vocabulary map, span, or auto.")
         if self.soft_ends:
             for name, only in dict(inside_tokens=True, divergence='forward_kl', temperature=1.).items():
-                if getattr(self, name) != only: raise ConfigError(f"{name} is {getattr(self, name)!r}, but soft_ends needs {name}={only!r}.")
-            if self.kd_method not in ('auto', *KD_MAPS): raise ConfigError(f"kd_method {self.kd_method!r} compares no classes, which soft_ends needs: choose a vocabulary map, or auto.")
+                if getattr(self, name) != only:
+                    raise ConfigError(f"{name} is {getattr(self, name)!r}, but soft_ends needs {name}={only!r}.")
+            if self.kd_method not in ('auto', *KD_MAPS):
+                raise ConfigError(f"kd_method {self.kd_method!r} compares no classes, which soft_ends needs: choose a "
+                                  f"vocabulary map, or auto.")
         demand('max_hours', lambda x: x is None or x > 0, 'above 0')
         demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
@@ -304,7 +336,8 @@ def no_aliases():  # a loader for yaml.load
     class Plain(yaml.SafeLoader):
         def compose_node(self, parent, index):
             if self.check_event(yaml.AliasEvent):
-                raise yaml.composer.ComposerError(None, None, 'aliases (*name) are not allowed: write the value out', self.peek_event().start_mark)
+                raise yaml.composer.ComposerError(None, None, 'aliases (*name) are not allowed: write the value out',
+                                                  self.peek_event().start_mark)
             return super().compose_node(parent, index)
     return Plain
 
@@ -321,7 +354,8 @@ def find_config(
     path, known = Path(name).expanduser(), recipe_files()
     if path.is_file(): return path
     if path.parent.name in ('', 'recipes') and path.suffix in ('', '.yaml') and path.stem in known: return known[path.stem]
-    raise ConfigError(f"config file {str(name)!r} was not found; the recipes that come with kdkit are {', '.join(known)}.{nearest(path.stem, known)}")
+    raise ConfigError(f"config file {str(name)!r} was not found; the recipes that come with kdkit are "
+                      f"{', '.join(known)}.{nearest(path.stem, known)}")
 
 # %% ../nbs/08_config.ipynb #ed1bb4a2
 def read_config_file(
@@ -330,8 +364,10 @@ def read_config_file(
     "The mapping in a YAML or JSON file; ConfigError if there is none."
     path = find_config(path)
     import yaml  # JSON is YAML
-    if path.stat().st_size > 2**20: raise ConfigError(f"config file {str(path)!r} has {path.stat().st_size:,} bytes: it is no file of options.")
+    if path.stat().st_size > 2**20:
+        raise ConfigError(f"config file {str(path)!r} has {path.stat().st_size:,} bytes: it is no file of options.")
     try: values = yaml.load(path.read_text(encoding='utf-8'), no_aliases())
     except (yaml.YAMLError, ValueError, RecursionError) as error: raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict): raise ConfigError(f"config file {str(path)!r} holds a {type(values).__name__}, but it must map option names to values.")
+    if not isinstance(values, dict):
+        raise ConfigError(f"config file {str(path)!r} holds a {type(values).__name__}, but it must map option names to values.")
     return values

@@ -12,7 +12,8 @@ import json
 # %% ../nbs/06_conversations.ipynb #31af3c35
 CHAT_FORMS = 'messages', 'sharegpt', 'prompt_completion', 'alpaca'
 ROLES = 'system', 'developer', 'user', 'assistant', 'tool'
-SAYS = dict(human='user', gpt='assistant', chatgpt='assistant', bing='assistant', bard='assistant', model='assistant', function_call='assistant',
+SAYS = dict(human='user', gpt='assistant', chatgpt='assistant', bing='assistant', bard='assistant', model='assistant',
+            function_call='assistant',
             function='tool', observation='tool', function_response='tool', ipython='tool')  # as other datasets call the roles
 LISTS = 'messages', 'conversations', 'conversation'
 
@@ -33,7 +34,8 @@ def chat_form(
     "The form in which a table holds conversations, by its columns."
     columns, filled = set(columns), lambda name: next((row[name] for row in rows if row.get(name)), None)
     for name in LISTS:
-        if name in columns and isinstance(turns := filled(name), list) and isinstance(turns[0], dict): return 'sharegpt' if 'from' in turns[0] else 'messages'
+        if name in columns and isinstance(turns := filled(name), list) and isinstance(turns[0], dict):
+            return 'sharegpt' if 'from' in turns[0] else 'messages'
     if 'prompt' in columns and (columns & {'completion', 'response'} or not answered): return 'prompt_completion'
     if 'instruction' in columns and (columns & {'output', 'response'} or not answered): return 'alpaca'
 
@@ -54,7 +56,8 @@ def plain_text(
     content,  # a text, or a list of parts as models that also see pictures are given
 ) -> str:
     "A message's text; NotAConversation where it is something else."
-    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get('text'), str) for part in content): return ''.join(part['text'] for part in content)
+    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get('text'), str) for part in content):
+        return ''.join(part['text'] for part in content)
     if not isinstance(content, str): raise NotAConversation('content that is not text')
     return content
 
@@ -110,7 +113,8 @@ def read_conversation(
     if isinstance(tools, str) and tools.strip():
         try: tools = json.loads(tools)
         except ValueError: tools = None
-    return dict(messages=messages, **({'answers_from': answers_from} if answers_from else {}), **({'tools': without_nothing(tools)} if tools else {}))
+    return dict(messages=messages, **({'answers_from': answers_from} if answers_from else {}),
+                **({'tools': without_nothing(tools)} if tools else {}))
 
 # %% ../nbs/06_conversations.ipynb #29b1e6ee
 def write_conversations(

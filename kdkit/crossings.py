@@ -23,7 +23,8 @@ from .vocab import Continuations, Places, TokenPair, VocabMap, boundaries, ids_b
 # %% ../nbs/12_crossings.ipynb #12a00005
 class PossibleNext:
     "What a student's tokenizer would write after one of its tokens, for every teacher token that begins with given bytes."
-    def __init__(self, pair: TokenPair): self.pair, self.student, self.teacher, self.known = pair, pair.student_bytes, pair.teacher_bytes, {}
+    def __init__(self, pair: TokenPair):
+        self.pair, self.student, self.teacher, self.known = pair, pair.student_bytes, pair.teacher_bytes, {}
 
     @cached_property
     def spell(self): return speller(self.pair.student, self.student)
@@ -65,7 +66,8 @@ class Crossings:
     first: Tensor          # [teacher vocabulary], the student token that begins each
     possible: PossibleNext
 
-    def to(self, device): return replace(self, **{name: getattr(self, name).to(device) for name in ('student_bytes', 'teacher_bytes', 'first')})
+    def to(self, device):
+        return replace(self, **{name: getattr(self, name).to(device) for name in ('student_bytes', 'teacher_bytes', 'first')})
 
     def places(self,
         tree: Continuations,
@@ -96,7 +98,8 @@ class Crossings:
         partner, node = opened.where(by_bytes, partner), node.masked_fill(by_bytes, tree.n_nodes)
         crosses = inside & (partner >= 0) & (reached > opened)
         elsewhere = inside & (partner >= 0) & (reached == opened) & self.unforeseen(tree, partner, node, ids, teacher_ids)
-        node = node.masked_fill(F.pad(crosses[:, :-1], (1, 0)) & (partner >= 0) & (offset == 0) & (node == 0), -tree.n_nodes)  # where one ended, a longer token might have gone on
+        # where one ended, a longer token might have gone on
+        node = node.masked_fill(F.pad(crosses[:, :-1], (1, 0)) & (partner >= 0) & (offset == 0) & (node == 0), -tree.n_nodes)
         return Places(partner, node, offset, reached.where(crosses | elsewhere, -1), end - taken(read, reached))
 
     def unforeseen(self,
@@ -121,16 +124,19 @@ class Crossings:
     ) -> dict:                # node [batch, S], ending [batch, S], more
         "The nodes that these places need besides the tree's: what may go on inside a token that no spelling leads into, and at the end of a crossing token."
         beyond = wanted & (places.reached > places.partner)
-        (row, at), (r, a), (row2, at2) = (some.nonzero(as_tuple=True) for some in (wanted & (places.node == n_nodes), wanted & (places.node == -n_nodes), beyond))
+        (row, at), (r, a), (row2, at2) = (some.nonzero(as_tuple=True)
+                                          for some in (wanted & (places.node == n_nodes), wanted & (places.node == -n_nodes), beyond))
         def key(written, begun, n): return torch.stack([written, begun, n], 1)
         whole = teacher_ids[r, places.partner[r, a]]
-        keys = (key(ids[row, at], teacher_ids[row, places.partner[row, at] + 1], places.offset[row, at]), key(ids[r, a], whole, self.teacher_bytes[whole]),
+        keys = (key(ids[row, at], teacher_ids[row, places.partner[row, at] + 1], places.offset[row, at]),
+                key(ids[r, a], whole, self.teacher_bytes[whole]),
                 key(ids[row2, at2 + 1], teacher_ids[row2, places.reached[row2, at2] + 1], places.length[row2, at2]))
         unique, which = torch.cat(keys).unique(dim=0, return_inverse=True)
         within, ended, ends = (n_nodes + which).split([len(some) for some in keys])
         lists = [self.possible(*some) for some in unique.tolist()]
         place = lambda values: torch.tensor(values, dtype=torch.long, device=ids.device)
-        more = dict(start=F.pad(place([len(tokens) for tokens, *_ in lists]).cumsum(0), (1, 0)), whole=place([whole for *_, whole in lists]),
+        more = dict(start=F.pad(place([len(tokens) for tokens, *_ in lists]).cumsum(0), (1, 0)),
+                    whole=place([whole for *_, whole in lists]),
                     **{name: place([x for some in lists for x in some[i]]) for i, name in enumerate(('tokens', 'following'))})
         node, ending = places.node.clone(), torch.zeros_like(places.node)
         node[row, at], node[r, a], ending[row2, at2] = within, -ended, ends

@@ -131,6 +131,7 @@ def plot_curriculum(
         if step is not None and name in (weights or {}): ax.plot(step, weights[name], 'o', color=line.get_color(), clip_on=False)
     for name, (steps, values) in (so_far or {}).items(): ax.plot(steps, values, label=name, **LOSS_STYLES.get(name, {}))
     if step is not None: ax.axvline(step, color='0.5', linewidth=1)
-    ax.set(title='Planned weight of each loss', xlabel='optimizer steps' if plan['total_steps'] else 'progress', ylabel='weight', ylim=(0, None))
+    ax.set(title='Planned weight of each loss', xlabel='optimizer steps' if plan['total_steps'] else 'progress', ylabel='weight',
+           ylim=(0, None))
     ax.legend(frameon=False)
     return ax

@@ -178,7 +178,8 @@ class LiveDashboard(TrainerCallback):
             result.on_click(lambda _: act())
             return result
         stop = 'Stop and report', 'end training after this step, measure, and write the report'
-        if self.plan.get('label') == 'control': stop = 'Skip the control', 'end the control here; the student is trained next, and compared up to this step'
+        if self.plan.get('label') == 'control':
+            stop = 'Skip the control', 'end the control here; the student is trained next, and compared up to this step'
         self.pause_button = button('Pause', 'wait after this step', self.pause_or_resume)
         return [self.pause_button, button('Save now', 'write a checkpoint after this step', self.controls.save),
                 button('Evaluate now', 'measure held-out text after this step', self.controls.evaluate),

@@ -138,7 +138,8 @@ def at_the_hub(
         with offline() if away else nullcontext(): yield path
     except Exception as error:
         if away: raise DataError(f"{str(away).rstrip('.')}, and the cache has no copy: give a local path, or connect.") from error
-        if refused := not isinstance(error, DataError) and hub_error(error, what, path, 'dataset', revision): raise DataError(str(refused)) from error
+        if refused := not isinstance(error, DataError) and hub_error(error, what, path, 'dataset', revision):
+            raise DataError(str(refused)) from error
         raise
 
 # %% ../nbs/21_data.ipynb #5808a5e2
@@ -168,7 +169,8 @@ def load_split(
         if not names or split in names or '+' in split: raise
         chosen = pick_split(names, split) or (names[0] if len(names) == 1 and split in split_words else None)
         if chosen is None:
-            raise DataError(f"{what} has the splits {', '.join(names)}, not {split!r}: name the one you mean, as in [{names[0]}] behind the "
+            raise DataError(f"{what} has the splits {', '.join(names)}, not {split!r}: name the one you mean, as in "
+                            f"[{names[0]}] behind the "
                             "dataset's name.") from error
     return load(chosen + part), chosen
 
@@ -193,7 +195,8 @@ def hub_rows(
                 rows, chosen = load_split(load, lambda: hub_splits(Name(path, name.config), revision, cache_dir), split, part, what)
         except Exception as error:
             if isinstance(error, ValueError) and 'config' in str(error).lower() and (configs := other_configs(path, revision)):
-                raise DataError(f"{what} has the configurations {', '.join(configs[:12])}{', …' * (len(configs) > 12)}: name one, as in {path}:{configs[0]}.") from error
+                raise DataError(f"{what} has the configurations {', '.join(configs[:12])}{', …' * (len(configs) > 12)}: name one, "
+                                f"as in {path}:{configs[0]}.") from error
             if isinstance(error, DataError) or hub_error(error, what, path, 'dataset', revision): raise
             with told(what): raise
         rows, column = text_only(rows, text_column, what, format)
@@ -317,7 +320,8 @@ def read_corpus(
             wrong = Counter(why for why in rows['wrong'] if why) if chat else Counter()
             if chat: full = full.select_columns(['text'])
     reasons = ', '.join(f'{n:,} with {why}' for why, n in wrong.most_common(4))
-    if not len(full): raise DataError(f"{spec} holds no {f'conversation that can be used: {reasons}' if wrong else 'text: every row is empty'}.")
+    if not len(full):
+        raise DataError(f"{spec} holds no {f'conversation that can be used: {reasons}' if wrong else 'text: every row is empty'}.")
     if len(full) < len(rows): said.append(f'{len(rows) - len(full):,} {f"left out: {reasons}" if wrong else "empty ones left out"}')
     if max_documents and max_documents < len(full): full = full.select(range(max_documents)); said.append(f'the first {max_documents:,}')
     return Corpus(full, str(name), said, full[0]['text'], chat)
@@ -352,7 +356,9 @@ def hold_out(
     "Hold documents out by a hash of their text: equal documents stay together, and their order does not matter."
     digest = lambda text: hashlib.blake2b(f'{seed}:{text}'.encode(), digest_size=8).digest()
     key = np.array([int.from_bytes(digest(text), 'big') / 2**64 for text in dataset['text']])
-    if len(np.unique(key)) < 2: raise DataError("one document cannot be both trained on and held out: give at least two different ones, or a dataset of its own for evaluation.")
+    if len(np.unique(key)) < 2:
+        raise DataError("one document cannot be both trained on and held out: give at least two different ones, or a dataset "
+                        "of its own for evaluation.")
     held = key < fraction
     if not held.any(): held = key == key.min()
     if held.all(): held = key < key.max()
@@ -385,6 +391,7 @@ def without(
     "Training text that holds no document of the held-out text."
     mark = lambda text: hashlib.blake2b(text.strip().encode(), digest_size=16).digest()
     held = {mark(text) for text in held_out['text']}
-    if isinstance(dataset, TextStream): return dataset.but(hashlib.sha256(b''.join(sorted(held))).hexdigest(), lambda text: mark(text) not in held), None
+    if isinstance(dataset, TextStream):
+        return dataset.but(hashlib.sha256(b''.join(sorted(held))).hexdigest(), lambda text: mark(text) not in held), None
     new = np.array([mark(text) not in held for text in dataset['text']], bool)
     return (dataset, 0) if new.all() else (dataset.select(np.flatnonzero(new)), int((~new).sum()))

@@ -73,7 +73,8 @@ def look() -> Machine:
         warnings.simplefilter('always')
         try:
             if torch.cuda.is_available():
-                return replace(machine, arches=list(torch.cuda.get_arch_list()), gpus=[one_gpu(i) for i in range(torch.cuda.device_count())])
+                return replace(machine, arches=list(torch.cuda.get_arch_list()),
+                               gpus=[one_gpu(i) for i in range(torch.cuda.device_count())])
             if os.environ.get('CUDA_VISIBLE_DEVICES', 'all') in ('', '-1'): return machine  # as it was wished
             if machine.cuda and nvidia_files(): torch.cuda.init()  # raises what is_available swallowed
         except Exception as error: return replace(machine, trouble=f"{type(error).__name__}: {' '.join(str(error).split())}")
@@ -91,7 +92,8 @@ def has_kernels(
     for kind, digits, special in re.findall(r'(sm|compute)_(\d+)([af]?)', ' '.join(arches)):
         made = int(digits[:-1]), int(digits[-1])
         if made == tuple(capability): return True
-        if special != 'a' and (made <= tuple(capability) if kind == 'compute' else made[0] == capability[0] and made[1] <= capability[1]): return True
+        if special != 'a' and (made <= tuple(capability) if kind == 'compute' else made[0] == capability[0] and made[1] <= capability[1]):
+            return True
     return not arches
 
 # %% ../nbs/07_devices.ipynb #d2a60050
@@ -130,7 +132,8 @@ def cannot_train(
     if not has_kernels(gpu.capability, machine.arches):
         on_kaggle = 'On Kaggle choose the accelerator GPU T4 x2. Elsewhere: ' if gpu.capability[0] == 6 else ''
         mend = older_wheel(machine.version) if gpu.capability[0] < 7 else 'install a PyTorch whose get_arch_list names it'
-        return (f"PyTorch {machine.version} has no kernels for {gpu}, only for {', '.join(machine.arches)}: the first operation on it would fail",
+        return (f"PyTorch {machine.version} has no kernels for {gpu}, only for {', '.join(machine.arches)}: the first "
+                f"operation on it would fail",
                 f"{on_kaggle}{mend}, and restart the kernel")
     if try_it and torch.backends.cuda.is_built() and (failed := launch(gpu.index)):
         return f"{gpu} does not compute: {failed}", f"restart the session, which frees and resets the card; {to_cpu}"
@@ -148,7 +151,8 @@ def cpu_lacks(
     wish: str,  # float16 or bfloat16
 ) -> bool:
     "Whether this processor has no instructions for it; unknown counts as nothing."
-    return bool(cpu_flags()) and not cpu_flags() & dict(bfloat16={'avx512_bf16', 'amx_bf16'}, float16={'avx512_fp16', 'amx_fp16'}).get(wish, cpu_flags())
+    return bool(cpu_flags()) and not cpu_flags() & dict(bfloat16={'avx512_bf16', 'amx_bf16'},
+                                                        float16={'avx512_fp16', 'amx_fp16'}).get(wish, cpu_flags())
 
 def pick_teacher_dtype(
     wish: str,             # auto, float32, float16 or bfloat16
@@ -213,7 +217,8 @@ def pick_teacher_device(
         return 'cuda:1', 'it would idle; the teacher reads there while the student does, and cuda:0 is left to the student'
     index = int(wish.partition(':')[2] or 0)
     if wish.startswith('cuda') and index >= len(machine.gpus):
-        raise ValueError(f"teacher_device is {wish!r}, but there {'is no GPU' if not machine.gpus else 'is one GPU, cuda:0' if len(machine.gpus) == 1 else f'are {len(machine.gpus)} GPUs, from cuda:0 on'}: leave it out.")
+        raise ValueError(f"teacher_device is {wish!r}, but there "
+                         f"{'is no GPU' if not machine.gpus else 'is one GPU, cuda:0' if len(machine.gpus) == 1 else f'are {len(machine.gpus)} GPUs, from cuda:0 on'}: leave it out.")
     return wish, 'asked for'
 
 # %% ../nbs/07_devices.ipynb #07d0e5c1
@@ -222,7 +227,8 @@ def same_place(
     other: torch.device,
 ) -> bool:
     "Whether two names mean one device."
-    index = lambda device: (torch.cuda.current_device() if device.type == 'cuda' and torch.cuda.is_available() else 0) if device.index is None else device.index
+    index = lambda device: (torch.cuda.current_device() if device.type == 'cuda' and torch.cuda.is_available()
+                            else 0) if device.index is None else device.index
     return one.type == other.type and index(one) == index(other)
 
 # %% ../nbs/07_devices.ipynb #07d0e5c2
@@ -252,7 +258,8 @@ def in_short(
     precision, reason = pick_autocast(gpu)
     idle = idle_gpus(machine, teacher_device)
     there = f" on {place} ({because})" if because else ''
-    if because and len(machine.gpus) > 1 and not idle[0]: there += f"; where both models fit on one GPU, {several_processes(len(machine.gpus))} trains on both"
+    if because and len(machine.gpus) > 1 and not idle[0]:
+        there += f"; where both models fit on one GPU, {several_processes(len(machine.gpus))} trains on both"
     where = str(gpu) if gpu else f"CPU, {machine.cores} core{'s' * (machine.cores != 1)}"
     return (f"training on {where}: teacher in {str(dtype).removeprefix('torch.')} ({why}){there}, student in {precision} ({reason})"
             + (f"; {idle[0]}: {idle[1]}" if idle[0] else ''))

@@ -23,7 +23,8 @@ import torch
 from transformers.utils.versions import require_version
 
 from .config import DistillConfig
-from .devices import (Machine, asks_for_grouped_mm, attention_kernels, cannot_train, has_bf16, idle_gpus, in_short, look, pick_autocast, pick_experts,
+from .devices import (Machine, asks_for_grouped_mm, attention_kernels, cannot_train, has_bf16, idle_gpus, in_short, look,
+                           pick_autocast, pick_experts,
                            pick_teacher_device, pick_teacher_dtype, several_processes)
 from .progress import running_kernel
 
@@ -60,17 +61,20 @@ def about_device(
     found = [Finding('device', 'ok', f"{gpu}, PyTorch {machine.version} with kernels for it" + (', and it computes' if try_it and torch.backends.cuda.is_built() else ''))]
     wish = None if config.teacher_cache else config.teacher_device
     try: place, because = pick_teacher_device(wish, machine)
-    except ValueError as error: return found + [Finding('teacher', 'problem', str(error).partition(': leave')[0], 'leave teacher_device out')]
+    except ValueError as error: return found + [Finding('teacher', 'problem', str(error).partition(': leave')[0],
+                                                        'leave teacher_device out')]
     dtype, why = pick_teacher_dtype(config.teacher_dtype, torch.device(place))
     student, reason = pick_autocast(gpu)
     bf16 = 'bf16 in hardware' if has_bf16(gpu) else 'no bf16 in hardware'
     said = f"teacher in {str(dtype).removeprefix('torch.')} ({why}), student in {student} ({reason}); {bf16}"
-    if dtype == torch.bfloat16 and not has_bf16(gpu): found.append(Finding('precision', 'warning', said, 'leave teacher_dtype out: emulated bf16 is slow'))
+    if dtype == torch.bfloat16 and not has_bf16(gpu):
+        found.append(Finding('precision', 'warning', said, 'leave teacher_dtype out: emulated bf16 is slow'))
     else: found.append(Finding('precision', 'ok', said))
     found.append(Finding('attention', 'ok', f"scaled_dot_product_attention runs {', '.join(attention_kernels(gpu))} kernels"))
     experts, why = pick_experts(asks_for_grouped_mm())
     found.append(Finding('experts', 'ok', f"{f'experts_implementation={experts!r} for a mixture of experts' if experts else 'a mixture of experts runs'}: {why}"))
-    if because: found.append(Finding('teacher', 'ok', f"the teacher on {place}: {because}" + (f"; where both models fit on one GPU, {several_processes(len(machine.gpus))} trains on both" if len(machine.gpus) > 1 else '')))
+    if because:
+        found.append(Finding('teacher', 'ok', f"the teacher on {place}: {because}" + (f"; where both models fit on one GPU, {several_processes(len(machine.gpus))} trains on both" if len(machine.gpus) > 1 else '')))
     idle, remedy = idle_gpus(machine, wish)
     return found + ([Finding('second GPU', 'warning', idle, remedy)] if idle else [])
 
@@ -80,11 +84,13 @@ def about_memory(machine: Machine) -> list:  # of Finding
     gb, found, gpu = 2**30, [], machine.gpu
     if gpu and gpu.free is not None:
         held, says = gpu.total - gpu.free, f'{gpu.free / gb:.1f} of {gpu.total / gb:.1f} GB on the GPU are free'
-        if held > 2**30: found.append(Finding('memory', 'warning', says, 'another process or notebook holds the rest: stop it, or restart this kernel'))
+        if held > 2**30:
+            found.append(Finding('memory', 'warning', says, 'another process or notebook holds the rest: stop it, or restart this kernel'))
         else: found.append(Finding('memory', 'ok', says))
     says = f'{machine.ram_free / gb:.1f} of {machine.ram / gb:.1f} GB of main memory are free'
     scarce = machine.ram_free < 2 * gb
-    return found + [Finding('memory', 'warning' if scarce else 'ok', says, 'models are loaded through it: close what holds it' if scarce else '')]
+    return found + [Finding('memory', 'warning' if scarce else 'ok', says,
+                            'models are loaded through it: close what holds it' if scarce else '')]
 
 # %% ../nbs/30_doctor.ipynb #507d4045
 def standing(path) -> Path:  # a folder that exists
@@ -101,10 +107,13 @@ def about_folder(output_dir: str) -> list:  # of Finding
     path, there, resolved = Path(output_dir), standing(output_dir), Path(output_dir).expanduser().absolute()
     if there == resolved and not there.is_dir(): return [Finding('folder', 'problem', f'{path} is a file', 'name a folder as output_dir')]
     if not os.access(there, os.W_OK):
-        return [Finding('folder', 'problem', f'{resolved} cannot be written to', f"choose another output_dir{', such as /kaggle/working/run' if KAGGLE.is_dir() else ''}")]
+        return [Finding('folder', 'problem', f'{resolved} cannot be written to',
+                        f"choose another output_dir{', such as /kaggle/working/run' if KAGGLE.is_dir() else ''}")]
     free = shutil.disk_usage(there).free / 1e9
     room = f'{free:.1f} GB are free at {there}'
-    state, remedy = ('ok', '') if free > 5 else ('warning' if free > .5 else 'problem', 'a run keeps two checkpoints of 12 bytes a parameter each: make room, or choose another output_dir')
+    state, remedy = ('ok', '') if free > 5 else ('warning' if free > .5 else 'problem',
+                                                 'a run keeps two checkpoints of 12 bytes a parameter each: make room, or '
+                                                 'choose another output_dir')
     return [Finding('disk', state, room, remedy), keeps(resolved)]
 
 def keeps(folder: Path) -> Finding:
@@ -116,7 +125,8 @@ def keeps(folder: Path) -> Finding:
                        'use Save Version, and go on in the next session with resume_from; or switch on Persistence in the session options')
     if COLAB.is_dir() and importlib.util.find_spec('google.colab'):
         if folder.is_relative_to(COLAB / 'drive'): return Finding('folder', 'ok', f'{folder} is on your Drive')
-        return Finding('folder', 'warning', f'{folder} is lost when this session ends', f"mount your Drive and name a folder in {COLAB / 'drive'}")
+        return Finding('folder', 'warning', f'{folder} is lost when this session ends',
+                       f"mount your Drive and name a folder in {COLAB / 'drive'}")
     return Finding('folder', 'ok', f'{folder} can be written to')
 
 # %% ../nbs/30_doctor.ipynb #72dc319f
@@ -128,8 +138,11 @@ def about_versions() -> list:  # of Finding
     for need in needs:
         try: require_version(need)
         except (ImportError, importlib.metadata.PackageNotFoundError): wrong.append(need)
-    said = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('kdkit', 'torch', 'transformers', 'datasets', 'accelerate') if importlib.util.find_spec(name))
-    if wrong: return [Finding('versions', 'problem', f"{said}; not here, or too old: {', '.join(wrong)}", f"pip install {' '.join(map(repr, wrong))}, and restart the kernel")]
+    said = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('kdkit', 'torch', 'transformers', 'datasets', 'accelerate')
+                     if importlib.util.find_spec(name))
+    if wrong:
+        return [Finding('versions', 'problem', f"{said}; not here, or too old: {', '.join(wrong)}",
+                        f"pip install {' '.join(map(repr, wrong))}, and restart the kernel")]
     return [Finding('versions', 'ok', said)]
 
 # %% ../nbs/30_doctor.ipynb #c1efe606
@@ -143,7 +156,8 @@ def reaches_hub(timeout: float = 4.) -> str:  # '' or why not
 def about_hub() -> list:  # of Finding
     "Whether names of the hub can be loaded."
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return [Finding('hub', 'warning', 'offline mode is on (HF_HUB_OFFLINE): only local folders and what was downloaded before', 'unset HF_HUB_OFFLINE, or name local folders')]
+        return [Finding('hub', 'warning', 'offline mode is on (HF_HUB_OFFLINE): only local folders and what was downloaded before',
+                        'unset HF_HUB_OFFLINE, or name local folders')]
     if why := reaches_hub():
         inputs = 'on Kaggle switch Internet on (it needs a verified phone), or attach models and data as inputs and name their folders' if KAGGLE.is_dir() else 'connect, or name local folders'
         return [Finding('hub', 'warning', f'{why}: only local folders and what was downloaded before', inputs)]
@@ -154,7 +168,8 @@ def about_notebook() -> list:  # of Finding
     "Whether the live view can be shown."
     try: version = importlib.metadata.version('ipywidgets')
     except importlib.metadata.PackageNotFoundError: return [Finding('live view', 'warning', 'ipywidgets is not installed: a line of text instead', 'pip install ipywidgets')]
-    if int(version.split('.')[0]) < 8: return [Finding('live view', 'warning', f'ipywidgets {version} is too old: a line of text instead', "pip install 'ipywidgets>=8'")]
+    if int(version.split('.')[0]) < 8:
+        return [Finding('live view', 'warning', f'ipywidgets {version} is too old: a line of text instead', "pip install 'ipywidgets>=8'")]
     return [Finding('live view', 'ok', f"ipywidgets {version}" if running_kernel() else 'in a notebook; here, a line of text')]
 
 # %% ../nbs/30_doctor.ipynb #e384ccb8
@@ -164,7 +179,8 @@ def examine(
 ) -> list:                              # of Finding
     "Everything that can be told without a download."
     config, machine = config or DistillConfig(), machine or look()
-    return [*about_device(machine, config), *about_memory(machine), *about_folder(config.output_dir), *about_versions(), *about_hub(), *about_notebook()]
+    return [*about_device(machine, config), *about_memory(machine), *about_folder(config.output_dir), *about_versions(), *about_hub(),
+            *about_notebook()]
 
 # %% ../nbs/30_doctor.ipynb #9479dc03
 def doctor(

@@ -161,7 +161,8 @@ def demo_corpus(
 ) -> tuple[list[dict], list[dict]]:  # training and held-out documents, {id, text, held_out}
     "What the demo trains on and what it is measured on."
     corpus = docstring_corpus(DEMO_PACKAGES)
-    return tuple(take_bytes([d for d in corpus if d['held_out'] == side], size) for side, size in ((False, train_bytes), (True, held_out_bytes)))
+    return tuple(take_bytes([d for d in corpus if d['held_out'] == side], size)
+                 for side, size in ((False, train_bytes), (True, held_out_bytes)))
 
 # %% ../nbs/26_embedded.ipynb #c6ffbc49
 def save_documents(
@@ -182,7 +183,8 @@ def docstring_conversations(
     for document in documents:
         answer = ' '.join(document['text'].split('\n\n')[0].split())
         if not 20 <= len(answer) <= 300 or answer[-1] != '.': continue
-        talks.append(dict(messages=[dict(role='user', content=f"What does {document['id'].split('.')[-1]} do?"), dict(role='assistant', content=answer)]))
+        talks.append(dict(messages=[dict(role='user', content=f"What does {document['id'].split('.')[-1]} do?"),
+                                    dict(role='assistant', content=answer)]))
     return talks
 
 # %% ../nbs/26_embedded.ipynb #96e66054

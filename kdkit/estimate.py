@@ -49,13 +49,15 @@ def teacher_seconds(
     teacher, config = framework.teacher_model, framework.config
     if isinstance(teacher, AbsentModel) or len(trainer.train_dataset) < 1: return 0.
     rows = [trainer.train_dataset[i] for i in range(min(args.per_device_train_batch_size, len(trainer.train_dataset)))]
-    batch = {name: value.to(next(teacher.parameters()).device) for name, value in trainer.data_collator(rows).items() if name.startswith('teacher_')}
+    batch = {name: value.to(next(teacher.parameters()).device) for name, value in trainer.data_collator(rows).items()
+             if name.startswith('teacher_')}
     if 'teacher_input_ids' not in batch: return 0.
     wait = torch.cuda.synchronize if framework.device.type == 'cuda' else lambda: None
     for _ in range(times):
         wait()
         began = time.perf_counter()
-        with trainer.accelerator.autocast(): body(teacher)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'], use_cache=False)
+        with trainer.accelerator.autocast():
+            body(teacher)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'], use_cache=False)
         wait()
     return (time.perf_counter() - began) * args.gradient_accumulation_steps
 
@@ -84,7 +86,9 @@ class Estimate(TrainerCallback):
     def parts(self, args, state, left):
         "Seconds of what is left."
         step, every = statistics.median(self.ends[self.warm_up:]), state.eval_steps or args.eval_steps or 0
-        rows, windows = len(self.trainer.eval_dataset or ()), args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rows, windows = len(self.trainer.eval_dataset
+                            or ()), args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         times = lambda steps: int(steps // every) if every and args.eval_strategy != 'no' else 0
         evaluation = self.trainer.eval_seconds or step * rows / windows / 3  # without a backward pass, which takes two parts of three
-        return parts_of_a_call(step, left, evaluation, times(left), self.control, teacher_seconds(self.trainer) if self.control else 0., state.max_steps, times(state.max_steps))
+        return parts_of_a_call(step, left, evaluation, times(left), self.control, teacher_seconds(self.trainer) if self.control else 0.,
+                               state.max_steps, times(state.max_steps))

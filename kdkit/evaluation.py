@@ -46,7 +46,8 @@ def score_of(
 ) -> dict:         # nats_per_token, perplexity, bits_per_byte, tokens, bytes
     "What a cost means."
     per_token = nats / max(tokens, 1)
-    return dict(nats_per_token=per_token, perplexity=math.exp(min(per_token, 700)), bits_per_byte=nats / math.log(2) / max(n_bytes, 1), tokens=tokens, bytes=n_bytes)
+    return dict(nats_per_token=per_token, perplexity=math.exp(min(per_token, 700)), bits_per_byte=nats / math.log(2) / max(n_bytes, 1),
+                tokens=tokens, bytes=n_bytes)
 
 # %% ../nbs/40_evaluation.ipynb #23378c05
 @torch.no_grad()
@@ -139,7 +140,8 @@ def compute_knowledge_retention(
     sums, positions = torch.zeros(3, dtype=torch.float64, device=framework.device), 0
     for s, t in aligned_log_probs(framework, batches):
         first, five = t.argmax(-1, keepdim=True), s.topk(min(5, s.shape[-1]), -1).indices
-        sums += torch.stack([forward_kl(s, t).double().sum(), (five[:, :1] == first).double().sum(), (five == first).any(-1).double().sum()])
+        sums += torch.stack([forward_kl(s, t).double().sum(), (five[:, :1] == first).double().sum(),
+                             (five == first).any(-1).double().sum()])
         positions += len(s)
     kl, top1, top5 = (sums / max(positions, 1)).tolist()
     return dict(kl_nats=kl, top1_agreement=top1, top5_agreement=top5, positions=positions)
@@ -177,10 +179,12 @@ def teacher_as_read(
         n_bytes += batch['n_bytes'].sum().item()
         theirs = batch['teacher_input_ids'].masked_fill(batch['teacher_attention_mask'] == 0, -100)
         if framework.teacher_end_id is not None: theirs = theirs.masked_fill(theirs == framework.teacher_end_id, -100)
-        nats[1] += read_heads(framework.output_head_of('teacher'), states, theirs, chunk=framework.chunk).rest.double().clamp(max=-math.log(least)).sum()
+        nats[1] += read_heads(framework.output_head_of('teacher'), states, theirs,
+                              chunk=framework.chunk).rest.double().clamp(max=-math.log(least)).sum()
     framework.train(training)
     read, own, unread = nats.tolist()
-    return dict(bits_per_byte=read / math.log(2) / max(n_bytes, 1), teacher_bits_per_byte=own / math.log(2) / max(n_bytes, 1), unread=unread / max(tokens, 1))
+    return dict(bits_per_byte=read / math.log(2) / max(n_bytes, 1), teacher_bits_per_byte=own / math.log(2) / max(n_bytes, 1),
+                unread=unread / max(tokens, 1))
 
 # %% ../nbs/40_evaluation.ipynb #7836d1b9
 def eval_batches(
@@ -245,7 +249,8 @@ def prompt_ids(
     text: str,
 ) -> torch.Tensor:    # [1, tokens], on the model's device
     "A text as the model has read texts: after the token that begins a document."
-    return torch.tensor([[control_ids(tokenizer, model.config)[0], *tokenizer(text, add_special_tokens=False)['input_ids']]], device=model.device)
+    return torch.tensor([[control_ids(tokenizer, model.config)[0], *tokenizer(text, add_special_tokens=False)['input_ids']]],
+                        device=model.device)
 
 # %% ../nbs/40_evaluation.ipynb #88ce8fce
 @torch.no_grad()
@@ -257,7 +262,8 @@ def continuations(
     "How each model goes on, always taking its likeliest token."
     def go_on(model, tokenizer, prompt):
         ids = prompt_ids(model, tokenizer, prompt)
-        written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=control_ids(tokenizer, model.config)[1])
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False,
+                                 pad_token_id=control_ids(tokenizer, model.config)[1])
         return tokenizer.decode(written[0, ids.shape[1]:], skip_special_tokens=True)
     return [dict(prompt=prompt, **{name: go_on(*pair, prompt) for name, pair in models.items()}) for prompt in prompts]
 
@@ -290,6 +296,7 @@ def retention_by_rank(
     sums, positions = dict.fromkeys(('student', 'teacher'), 0.), 0
     for student, teacher in aligned_log_probs(framework, batches):
         best = teacher.topk(min(ranks, teacher.shape[-1]), -1).indices
-        for name, log_probs in dict(student=student, teacher=teacher).items(): sums[name] = sums[name] + log_probs.gather(-1, best).double().exp().sum(0)
+        for name, log_probs in dict(student=student, teacher=teacher).items():
+            sums[name] = sums[name] + log_probs.gather(-1, best).double().exp().sum(0)
         positions += len(student)
     return {name: (total / max(positions, 1)).tolist() for name, total in sums.items()}

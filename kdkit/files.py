@@ -91,7 +91,8 @@ def data_files(
 ) -> tuple:  # (files with text, in order; names of the others)
     "The files below a folder that hold its data; hidden ones and caches do not count at all."
     cache = Path(besides).expanduser().resolve() if besides else None
-    seen = [f for f in sorted(folder.rglob('*')) if f.is_file() and not any(part.startswith(('.', '__')) for part in f.relative_to(folder).parts)]
+    seen = [f for f in sorted(folder.rglob('*')) if f.is_file()
+            and not any(part.startswith(('.', '__')) for part in f.relative_to(folder).parts)]
     if cache and folder.resolve() in cache.parents: seen = [f for f in seen if cache not in f.resolve().parents]
     files = [f for f in seen if reader_of(f) and not describes(f)]
     main = [f for f in files if not prose.keys() & {suffix.lower() for suffix in f.suffixes}]
@@ -154,7 +155,8 @@ def read_head(
     with told(str(file)):
         if opener is None:
             try: import zstandard
-            except ImportError: raise DataError(f"{file} is compressed with zstd: install the package zstandard, or decompress it (unzstd {file.name}).")
+            except ImportError: raise DataError(f"{file} is compressed with zstd: install the package zstandard, or decompress "
+                                                f"it (unzstd {file.name}).")
             with zstandard.open(file, 'rb') as stream: return stream.read(size)
         with opener(file, 'rb') as stream: return stream.read(size)
 
@@ -220,18 +222,24 @@ def pick_text_column(
     found = f"{name} has the columns {', '.join(columns) or '(none)'}"
     if text_column in strings: return text_column
     if text_column in columns and holds(text_column):
-        raise DataError(f"{found}, and {text_column!r} holds {' and '.join(sorted(holds(text_column)))}, not text: name another text column.")
-    if text_column in columns: raise DataError(f"{found}, and {text_column!r} is empty in the first {len(rows)} rows: name another text column.")
+        raise DataError(f"{found}, and {text_column!r} holds {' and '.join(sorted(holds(text_column)))}, not text: "
+                        f"name another text column.")
+    if text_column in columns:
+        raise DataError(f"{found}, and {text_column!r} is empty in the first {len(rows)} rows: name another text column.")
     if text_column: raise DataError(f"{found}: {text_column!r} is not one of them.{nearest(text_column, columns)}")
     if 'text' in strings: return 'text'
     if chat := next((shape for shape in conversations if {*shape} <= {*columns}), None):
-        raise DataError(f"{found}: {' and '.join(chat)} hold{'s' * (len(chat) == 1)} no conversations in a form that is read ({', '.join(CHAT_FORMS)}). Write each as a list of role and content, into a column 'messages', or name a text_column.")
+        raise DataError(f"{found}: {' and '.join(chat)} hold{'s' * (len(chat) == 1)} no conversations in a form that is read "
+                        f"({', '.join(CHAT_FORMS)}). Write each as a list of role and content, into a column "
+                        f"'messages', or name a text_column.")
     usual = next((column for column in text_names if column in strings), None)
     hint = f" Name it with text_column, for example {strings[0]!r}." if strings else ''
     if not usual: raise DataError(f"{found}, and none of {', '.join(text_names)} among them holds text: which one is it?{hint}")
     texts = [row[usual] for row in rows if (row[usual] or '').strip()]
     mean = sum(len(text.encode()) for text in texts) / max(len(texts), 1)
-    if texts and mean < few_words: raise DataError(f"{found}, and {usual!r} holds {mean:.0f} bytes on average, fewer than a sentence has. Name the column that is the text with text_column.")
+    if texts and mean < few_words:
+        raise DataError(f"{found}, and {usual!r} holds {mean:.0f} bytes on average, fewer than a sentence has. Name the column that is "
+                        f"the text with text_column.")
     return usual
 
 # %% ../nbs/19_files.ipynb #f1000024
@@ -291,11 +299,13 @@ def text_only(
         columns = rows.column_names or list(head[0] if head else ())
         chat = None if text_column or format == 'text' else chat_form(columns, head, format != 'prompts')
         if format in CHAT_FORMS and chat != format:
-            raise DataError(f"{name} has the columns {', '.join(columns) or '(none)'}: they hold no conversations in the form {format!r}{f', but in the form {chat!r}' * bool(chat)}. Choose another format, or auto.")
+            raise DataError(f"{name} has the columns {', '.join(columns) or '(none)'}: they hold no conversations in the form "
+                            f"{format!r}{f', but in the form {chat!r}' * bool(chat)}. Choose another format, or auto.")
         if chat:
             column = dict(prompt_completion='prompt', alpaca='instruction').get(chat) or next(column for column in LISTS if column in columns)
             features = datasets.Features(text=datasets.Value('large_string'), wrong=datasets.Value('string'))
-            return rows.map(partial(write_conversations, form=chat, answered=format != 'prompts'), batched=True, remove_columns=columns, features=features), column
+            return rows.map(partial(write_conversations, form=chat, answered=format != 'prompts'), batched=True, remove_columns=columns,
+                            features=features), column
         column = pick_text_column(head, columns, text_column, name)
         rows = rows.select_columns([column])
         if column != 'text': rows = rows.rename_column(column, 'text')
@@ -345,7 +355,8 @@ def local_splits(
     if not path.is_dir(): return []
     if (path / 'dataset_dict.json').exists():
         with told(str(path)): return list(json.loads((path / 'dataset_dict.json').read_text())['splits'])
-    named = [next((kind for part in reversed(file.relative_to(path).parts) if (kind := split_named(part))), None) for file in data_files(path, cache_dir)[0]]
+    named = [next((kind for part in reversed(file.relative_to(path).parts) if (kind := split_named(part))), None)
+             for file in data_files(path, cache_dir)[0]]
     return [split for split in split_words if split in named]
 
 # %% ../nbs/19_files.ipynb #f1000033
@@ -419,7 +430,9 @@ def local_rows(
     for group in groups.values():
         rows, column, its_forms = read_alike(group, text_column, cache_dir, form, streaming, str(path), format)
         tables.append(rows), columns.update({column} - {None}), forms.update(its_forms)
-    if len({'wrong' in (table.column_names or ()) for table in tables}) > 1: raise DataError(f"{path} holds conversations and plain texts ({', '.join(file.name for file in files[:4])}): name one of the files, or put them into folders of their own.")
+    if len({'wrong' in (table.column_names or ()) for table in tables}) > 1:
+        raise DataError(f"{path} holds conversations and plain texts ({', '.join(file.name for file in files[:4])}): name one of the "
+                        f"files, or put them into folders of their own.")
     with told(str(path)): rows = concatenate_datasets(tables) if len(tables) > 1 else tables[0]
     if part: rows = cut_slice(rows, part, str(path))
     return rows, about_files(path, files, chosen, others, columns, forms)
@@ -436,7 +449,8 @@ def about_files(
     "What to say of the files that were read."
     said = [f"{len(files):,} files{f' ({chosen})' if chosen else ''}"] if path.is_dir() else []
     if columns: said.append(f"column {' and '.join(map(repr, sorted(columns)))}")
-    if forms: said.append('a document is a ' + ' or '.join(f'{form} (in {n:,} files)' if len(forms) > 1 else form for form, n in forms.items()))
+    if forms:
+        said.append('a document is a ' + ' or '.join(f'{form} (in {n:,} files)' if len(forms) > 1 else form for form, n in forms.items()))
     if others: said.append(f"not read: {', '.join(others[:4])}{f' and {len(others) - 4:,} more' if len(others) > 4 else ''}")
     return said
 
@@ -449,7 +463,8 @@ def cut_slice(
     "A slice in the words of datasets."
     with told(name):
         instruction = datasets.ReadInstruction.from_spec(f'train{part}').to_absolute({'train': len(rows)})
-        return concatenate_datasets([rows.select(range(piece.from_ or 0, len(rows) if piece.to is None else piece.to)) for piece in instruction])
+        return concatenate_datasets([rows.select(range(piece.from_ or 0, len(rows) if piece.to is None else piece.to))
+                                     for piece in instruction])
 
 # %% ../nbs/19_files.ipynb #f1000031
 def saved_rows(
@@ -465,7 +480,8 @@ def saved_rows(
     if isinstance(rows, datasets.DatasetDict):
         names = list(rows)
         chosen = pick_split(names, word) or (names[0] if len(names) == 1 else None)
-        if chosen is None: raise DataError(f"{path} has the splits {', '.join(names)}, not {word!r}: name one of them, as in {path.name}[{names[0]}].")
+        if chosen is None:
+            raise DataError(f"{path} has the splits {', '.join(names)}, not {word!r}: name one of them, as in {path.name}[{names[0]}].")
         rows, said = rows[chosen], [f'split {chosen}']
     rows, column = text_only(rows, text_column, str(path), format)
     if part: rows = cut_slice(rows, part, str(path))

@@ -24,8 +24,10 @@ from .prepare import RunError
 from .progress import say
 
 # %% ../nbs/31_folders.ipynb #27f71d1d
-ONLY_HOW = ('output_dir', 'cache_dir', 'num_proc', 'teacher_device', 'max_hours', 'resume_from', 'overwrite', 'control', 'logging_steps', 'trust_remote_code',  # options of DistillConfig
-            'report_to', 'run_name', 'project', 'disable_tqdm', 'gradient_checkpointing', 'gradient_checkpointing_kwargs', 'skip_memory_metrics', 'ddp_timeout',  # and of TrainingArguments
+ONLY_HOW = ('output_dir', 'cache_dir', 'num_proc', 'teacher_device', 'max_hours', 'resume_from', 'overwrite', 'control', 'logging_steps',
+            'trust_remote_code',  # options of DistillConfig
+            'report_to', 'run_name', 'project', 'disable_tqdm', 'gradient_checkpointing', 'gradient_checkpointing_kwargs',
+            'skip_memory_metrics', 'ddp_timeout',  # and of TrainingArguments
             'torch_empty_cache_steps', 'per_device_eval_batch_size', 'include_num_input_tokens_seen', 'include_tokens_per_second')
 ONLY_HOW_PREFIXES = 'log_', 'logging_', 'save_', 'dataloader_', 'trackio_'
 WHEN_TO_EVALUATE = 'eval_steps', 'eval_strategy', 'eval_delay', 'eval_on_start'
@@ -46,7 +48,8 @@ def judged_by_evaluation(
 ) -> bool:
     "Whether the measurements on the way decide anything, so that their times change the result."
     schedule = str(values.get('lr_scheduler_type') or '')
-    return bool(values.get('early_stopping') or values.get('load_best_model_at_end') or values.get('save_strategy') == 'best' or schedule in ('reduce_lr_on_plateau', 'greedy'))
+    return bool(values.get('early_stopping') or values.get('load_best_model_at_end') or values.get('save_strategy') == 'best'
+                or schedule in ('reduce_lr_on_plateau', 'greedy'))
 
 # %% ../nbs/31_folders.ipynb #3035775d
 def run_key(
@@ -74,7 +77,8 @@ def what_differs(
     wanted: dict,  # of run_values
 ) -> tuple:        # (names that make it another run, sentences about what changes and may)
     "Compare two commands."
-    found = {**{name: value for name, value in DistillConfig().to_dict().items() if name not in NEVER_KEPT}, **found}  # an older kdkit knew fewer options
+    # an older kdkit knew fewer options
+    found = {**{name: value for name, value in DistillConfig().to_dict().items() if name not in NEVER_KEPT}, **found}
     changed = [name for name in {**found, **wanted} if name not in NEVER_KEPT and found.get(name) != wanted.get(name)]
     free, says = {name for name in changed if name in ONLY_HOW or name.startswith(ONLY_HOW_PREFIXES)}, []
     if judged_by_evaluation(found) or judged_by_evaluation(wanted): free -= {name for name in free if name.startswith('save_')}
@@ -82,7 +86,8 @@ def what_differs(
     batch = {'batch_size', 'gradient_accumulation_steps'} & set(changed)
     if batch and windows_a_step(found) == windows_a_step(wanted):
         free |= batch
-        says.append(f"batch_size {found['batch_size']} x {found['gradient_accumulation_steps']} becomes {wanted['batch_size']} x {wanted['gradient_accumulation_steps']}: the same optimizer step")
+        says.append(f"batch_size {found['batch_size']} x {found['gradient_accumulation_steps']} becomes {wanted['batch_size']} x "
+                    f"{wanted['gradient_accumulation_steps']}: the same optimizer step")
     for name in ('max_steps', 'num_epochs'):
         if name in changed and (name == 'max_steps' or wanted[name] > found[name]): free.add(name)
     return [name for name in changed if name not in free], says
@@ -140,7 +145,8 @@ def read_mapping(
     return found if isinstance(found, dict) else None
 
 # %% ../nbs/31_folders.ipynb #d4e08166
-MADE_BY_RUNS = ('config.yaml', 'stages.json', 'plan.json', 'metrics.jsonl', 'report.json', 'report.md', 'bits_per_byte.png', 'losses.png', 'curriculum.png', 'control', 'student', 'adapter', 'best',
+MADE_BY_RUNS = ('config.yaml', 'stages.json', 'plan.json', 'metrics.jsonl', 'report.json', 'report.md', 'bits_per_byte.png', 'losses.png',
+                'curriculum.png', 'control', 'student', 'adapter', 'best',
                 'checkpoint-*', '.*.part', '.*.old')
 
 # %% ../nbs/31_folders.ipynb #70646a81
@@ -177,7 +183,8 @@ def check_folder(
     if folder.exists() and not folder.is_dir(): raise RunError(f"output_dir {str(folder)!r} is a file: name a folder.")
     if not folder.is_dir(): return []
     if not (folder / 'config.yaml').exists():
-        if any(entry.name != 'inputs' for entry in folder.iterdir()): raise RunError(f"{folder} is not empty and holds no run of kdkit: choose another output_dir.")
+        if any(entry.name != 'inputs' for entry in folder.iterdir()):
+            raise RunError(f"{folder} is not empty and holds no run of kdkit: choose another output_dir.")
         return []
     if config.overwrite or not is_claimed(folder): return []
     found, over = read_mapping(folder / 'config.yaml'), "choose another output_dir, or start over with overwrite"
@@ -186,7 +193,8 @@ def check_folder(
     except (TypeError, ValueError, KeyError) as error: raise RunError(f"{folder / 'config.yaml'} holds values of a wrong kind, so nobody can tell whose run it is: {over}.") from error
     if differs: raise RunError(f"{folder} already holds another run (it differs in {', '.join(differs)}): {over}.")
     if 0 < config.max_steps < (taken := steps_taken(folder)):
-        raise RunError(f"{folder} holds a run that has taken {taken:,} optimizer steps, more than max_steps={config.max_steps:,}: ask for more, {over}.")
+        raise RunError(f"{folder} holds a run that has taken {taken:,} optimizer steps, more than "
+                       f"max_steps={config.max_steps:,}: ask for more, {over}.")
     return says
 
 # %% ../nbs/31_folders.ipynb #5508021c
@@ -208,12 +216,16 @@ def find_run(
 ) -> Path:
     "The run in a folder; RunError if there is none or more than one."
     folder = Path(name).expanduser()
-    if not folder.is_dir(): raise RunError(f"resume_from {str(name)!r} is not a folder: name the folder of the earlier run{', below /kaggle/input' if Path('/kaggle/input').is_dir() else ''}.")
+    if not folder.is_dir():
+        raise RunError(f"resume_from {str(name)!r} is not a folder: name the folder of the earlier "
+                       f"run{', below /kaggle/input' if Path('/kaggle/input').is_dir() else ''}.")
     if (folder / 'config.yaml').is_file(): return folder
-    found = sorted(path.parent for pattern in ('*/config.yaml', '*/*/config.yaml', '*/*/*/config.yaml') for path in folder.glob(pattern) if is_claimed(path.parent))
+    found = sorted(path.parent for pattern in ('*/config.yaml', '*/*/config.yaml', '*/*/*/config.yaml') for path in folder.glob(pattern)
+                   if is_claimed(path.parent))
     if len(found) == 1: return found[0]
     some = ', '.join(map(str, found[:4]))
-    raise RunError(f"resume_from {str(name)!r} holds {f'{len(found)} runs ({some}): name one of them' if found else 'no run of kdkit (no config.yaml): name the folder of the earlier run'}.")
+    raise RunError(f"resume_from {str(name)!r} holds "
+                   f"{f'{len(found)} runs ({some}): name one of them' if found else 'no run of kdkit (no config.yaml): name the folder of the earlier run'}.")
 
 # %% ../nbs/31_folders.ipynb #fcc29f6e
 def copy_run(
@@ -234,9 +246,11 @@ def copy_run(
             for entry in (source / place).iterdir():
                 if entry.name == 'control' or entry.name.startswith('.') or entry.name.startswith('checkpoint-') and entry.name not in names: continue
                 to = aside / place / entry.name
-                if entry.is_dir(): shutil.copytree(entry, to, copy_function=shutil.copyfile)  # not its permissions: nothing may be written there
+                if entry.is_dir():
+                    shutil.copytree(entry, to, copy_function=shutil.copyfile)  # not its permissions: nothing may be written there
                 else: shutil.copyfile(entry, to)
-            if newest and (why := fault(aside / place / newest.name)): raise RunError(f"the copy of {newest} {why}: the source cannot be read reliably.")
+            if newest and (why := fault(aside / place / newest.name)):
+                raise RunError(f"the copy of {newest} {why}: the source cannot be read reliably.")
         for path in [aside, *aside.rglob('*')]: path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
         if folder.is_dir():  # inputs may be there already
@@ -255,7 +269,8 @@ def take_over(
     folder = Path(config.output_dir)
     source = find_run(config.resume_from)
     if folder.exists() and source.resolve() == folder.resolve(): return ''
-    if is_claimed(folder) and not config.overwrite: return f"{folder} holds this run already: it goes on there, and resume_from is not looked at"
+    if is_claimed(folder) and not config.overwrite:
+        return f"{folder} holds this run already: it goes on there, and resume_from is not looked at"
     check_folder(replace_folder(config, source), arguments)
     if (folder / 'config.yaml').exists(): start_over(folder)
     copy_run(source, folder)

@@ -24,11 +24,13 @@ from .curriculum import Curriculum, constant, default_schedules
 from .devices import look, pick_teacher_device, pick_teacher_dtype, same_place
 from .fused import Buffers, Head
 from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
-from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, load_causal_lm, load_options, load_tokenizer, mend_generation, output_head,
+from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, load_causal_lm, load_options,
+                          load_tokenizer, mend_generation, output_head,
                           quietly)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
-                         SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, cached_answers, cached_comparison, comparison, map_of, opening_tokens, read_heads,
+                         SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, cached_answers, cached_comparison, comparison,
+                         map_of, opening_tokens, read_heads,
                          same_text, shared_tokens, span_answers)
 from .vocab import TokenPair, VocabMap, gold_consistency, spelling_matrix
 from .windows import PairCollator, control_ids
@@ -42,7 +44,8 @@ def build_terms(
 ) -> dict:                     # name -> Term, in the order in which they are reported
     "The terms that the config gives weight to; lm always."
     inside = any(config.uses(name) for name in ('feature', 'attention', 'layerwise', 'contrastive'))
-    s, t = (anatomy(model) for model in (student, teacher)) if inside else (None, None)  # tried on the models: no config says it in every family
+    # tried on the models: no config says it in every family
+    s, t = (anatomy(model) for model in (student, teacher)) if inside else (None, None)
     pairs = layer_pairs(s.layers, t.layers) if inside else []
     kd = lambda: SpanTerm(likely=config.span_likely, opens=opens) if config.kd_method == 'span' else KnowledgeTerm(config.aware_by if config.student_aware else None, config.aware_share)
     def attention():
@@ -80,7 +83,8 @@ class StudentAwareDistillationFramework(nn.Module):
         def model_of(side, given):
             if given is not None: return at_door(given, f'{side}_model')
             bits = getattr(config, f'{side}_quantization')
-            return load_causal_lm(getattr(config, f'{side}_model'), dtypes[side], f'{side}_model', bits, config.attn_implementation, places[side], **hub[side])
+            return load_causal_lm(getattr(config, f'{side}_model'), dtypes[side], f'{side}_model', bits, config.attn_implementation,
+                                  places[side], **hub[side])
         teacher, student = model_of('teacher', teacher_model), model_of('student', student_model)
         mend_generation(student)  # one that was handed over may need it too: the first save would fail
         self.teacher_tokenizer = pair.teacher if pair else teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher'])
@@ -89,7 +93,8 @@ class StudentAwareDistillationFramework(nn.Module):
         if n_student > n_teacher and not isinstance(teacher, AbsentModel):
             warnings.warn(f"the student ({n_student:,} parameters) is larger than the teacher ({n_teacher:,}): are the two swapped?")
         self.student_model = ready(student, config)
-        pair = pair or TokenPair(self.student_tokenizer, self.teacher_tokenizer, *(model.config.get_text_config().vocab_size for model in (student, teacher)))
+        pair = pair or TokenPair(self.student_tokenizer, self.teacher_tokenizer,
+                                 *(model.config.get_text_config().vocab_size for model in (student, teacher)))
         opens = opening_tokens(pair.teacher, pair.teacher_rows) if config.span_likely else None
         self.terms = nn.ModuleDict(build_terms(config, student, teacher, opens))
         vocab_map = vocab_map or map_of(pair, config.kd_method, config.inside_tokens)
@@ -105,12 +110,15 @@ class StudentAwareDistillationFramework(nn.Module):
         self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
         self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
         matched = spelling_matrix(pair, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
-        self.compare = lambda vocab_map: comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew, config.temperature, config.asks_ends)
+        self.compare = lambda vocab_map: comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew,
+                                                    config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
-        self._hold(apart=not same_place(place, device), heads={}, ahead=None, asked=[])  # what was read before its time, and for which terms
+        # what was read before its time, and for which terms
+        self._hold(apart=not same_place(place, device), heads={}, ahead=None, asked=[])
         if self.apart and not is_quantized(teacher.config): teacher.to(place)  # one in few bits was loaded there
         self.to(device)
-        self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew, config.temperature), Buffers()
+        self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew,
+                                           config.temperature), Buffers()
 
     def _hold(self, **parts):
         "Keep what is not trained out of parameters, buffers and state dict."
@@ -122,7 +130,8 @@ class StudentAwareDistillationFramework(nn.Module):
         self.heads.clear()
         super()._apply(fn, recurse)
         vocab_map = self.vocab_map.to(self.device)
-        self._hold(vocab_map=vocab_map, columns=Columns.of(vocab_map), lists=Lists(vocab_map.inside, vocab_map) if vocab_map.inside else None)
+        self._hold(vocab_map=vocab_map, columns=Columns.of(vocab_map),
+                   lists=Lists(vocab_map.inside, vocab_map) if vocab_map.inside else None)
         return self
 
     def train(self, mode=True):
@@ -150,7 +159,8 @@ class StudentAwareDistillationFramework(nn.Module):
         ends = lambda side, end: tuple(dict.fromkeys(index for index in (chat[side].end_id, end) if index is not None))
         self.student_end_id, self.teacher_end_id = ends('student', self.student_end_id), ends('teacher', self.teacher_end_id)
         self.student_tokenizer.chat_template = chat['student'].template
-        if getattr(self.student_model, 'generation_config', None) is not None: self.student_model.generation_config.eos_token_id = [*self.student_end_id]
+        if getattr(self.student_model, 'generation_config', None) is not None:
+            self.student_model.generation_config.eos_token_id = [*self.student_end_id]
 
     # -- weights -------------------------------------------------------------------------------------------------
 
@@ -189,7 +199,8 @@ class StudentAwareDistillationFramework(nn.Module):
         "Makes batches of this pair's rows."
         sides = (self.student_tokenizer, self.student_model), (self.teacher_tokenizer, self.teacher_model)
         pads = [(tokenizer.pad_token_id, model.get_input_embeddings().num_embeddings) for tokenizer, model in sides]
-        return PairCollator(*(pad if pad is not None and pad < rows else 0 for pad, rows in pads))  # a pad token may have been added without a row
+        # a pad token may have been added without a row
+        return PairCollator(*(pad if pad is not None and pad < rows else 0 for pad, rows in pads))
 
     # -- the forward pass ----------------------------------------------------------------------------------------
 
@@ -353,7 +364,8 @@ class StudentAwareDistillationFramework(nn.Module):
         self.keep_time(step)
         units = units or {name: term.units(labels, aligned, partner >= 0) for name, term in active.items()}
 
-        signals = Signals(labels, None, student_positions=batch['student_positions'], teacher_positions=batch['teacher_positions'], aligned=aligned)
+        signals = Signals(labels, None, student_positions=batch['student_positions'], teacher_positions=batch['teacher_positions'],
+                          aligned=aligned)
         read = self.take_read(batch, asking)
         if tokens is not None: signals.teacher_nats, signals.new_word = tokens.unbind(-1)
         wanted = lambda kind: [layer for term in active.values() for layer in getattr(term, kind)]
@@ -368,7 +380,8 @@ class StudentAwareDistillationFramework(nn.Module):
         heads = output_head(self.student_model), signals.student_states, labels
         if summed := all(term.sums is not None for term in active.values()):  # then the gradient is made on the way
             parts = [sum(factors[name] for name, term in active.items() if part in term.sums) for part in ('covered', 'rest', 'compared')]
-            loss, signals.nats = fused_heads(*heads, parts, self.teaching(signals, batch, hears) if kd else None, partner >= 0, 2 * self.chunk, self.buffers)
+            loss, signals.nats = fused_heads(*heads, parts, self.teaching(signals, batch, hears) if kd else None, partner >= 0,
+                                             2 * self.chunk, self.buffers)
             common = self.common_nats(signals, partner >= 0, hears)
         else:
             compare = self.naive_comparison(signals, batch, hears) if kd else None
@@ -386,25 +399,29 @@ class StudentAwareDistillationFramework(nn.Module):
         hears: Listener|None = None,
     ) -> Teaching:
         "What the student's distributions are compared with: a teacher that has read the batch, or what one said before."
-        if batch.get('teacher_said') is not None: return Reading(self.vocab_map, self.columns, self.answers(batch), batch['node'], self.came(batch), self.config.asks_ends)
+        if batch.get('teacher_said') is not None:
+            return Reading(self.vocab_map, self.columns, self.answers(batch), batch['node'], self.came(batch), self.config.asks_ends)
         if self.pull is None: return Comparing(self.naive_comparison(signals, batch, hears))
         (vocab_map, crossed), lists = self.crossed(batch), self.lists
         if crossed and lists: lists = lists.extended(vocab_map.inside, batch['more'], vocab_map)
         heard = self.teacher_head(), signals.teacher_states, batch['partner'], batch['node']
-        return Listening(self.pull, self.columns, *heard, lists, self.config.asks_ends, crossed if self.config.asks_ends else None, vocab_map, hears)
+        return Listening(self.pull, self.columns, *heard, lists, self.config.asks_ends, crossed if self.config.asks_ends else None,
+                         vocab_map, hears)
 
     def crossed(self,
         batch: dict,  # complete
     ) -> tuple:       # (vocabulary map, Crossed or None)
         "The map with the nodes that the batch needs, and what its crossing tokens are asked for."
         vocab_map = self.vocab_map.with_nodes(batch)
-        return vocab_map, Crossed(vocab_map.inside, *(batch[name] for name in ('reached', 'ending', 'input_ids', 'teacher_input_ids'))) if 'more' in batch else None
+        return vocab_map, Crossed(vocab_map.inside, *(batch[name]
+                                                      for name in ('reached', 'ending', 'input_ids', 'teacher_input_ids'))) if 'more' in batch else None
 
     def naive_comparison(self, signals, batch, hears=None):
         "The same as a function of log-probabilities, whose gradient autograd finds."
         if batch.get('teacher_said') is None:
             vocab_map, crossed = self.crossed(batch)
-            return against_teacher(self.compare(vocab_map), self.teacher_head(), signals.teacher_states, batch['partner'], batch['node'], crossed, hears)
+            return against_teacher(self.compare(vocab_map), self.teacher_head(), signals.teacher_states, batch['partner'], batch['node'],
+                                   crossed, hears)
         answers, node, came = self.answers(batch), batch['node'], self.came(batch)
         return lambda log_probs, row, at: self.compare_cached(log_probs, answers[row, at], node[row, at], came[row, at])
 
@@ -441,7 +458,8 @@ class StudentAwareDistillationFramework(nn.Module):
         "Write what of the student is trained: its adapter, as PEFT does, or all of it; with the tokenizer."
         if not self.has_adapter: return self.save_student(path)
         inner = Path(self.student_model.name_or_path, self.config.student_subfolder or '')
-        save_adapter(self.student_model, path, str(inner) if self.config.lora_r and inner.is_dir() else None, self.config.student_revision if self.config.lora_r else None)
+        save_adapter(self.student_model, path, str(inner) if self.config.lora_r and inner.is_dir() else None,
+                     self.config.student_revision if self.config.lora_r else None)
         self.student_tokenizer.save_pretrained(path)
 
     def load_trained(self,
@@ -449,7 +467,8 @@ class StudentAwareDistillationFramework(nn.Module):
     ):
         "Put what was saved back into the student, exactly."
         if self.has_adapter: return load_adapter(self.student_model, path)
-        with quietly(): saved = type(self.student_model).from_pretrained(path, dtype=torch.float32)  # the class is at hand: no code to trust again
+        with quietly():
+            saved = type(self.student_model).from_pretrained(path, dtype=torch.float32)  # the class is at hand: no code to trust again
         self.student_model.load_state_dict(saved.state_dict())
 
     def save_projectors(self,
@@ -469,5 +488,6 @@ class StudentAwareDistillationFramework(nn.Module):
         how = {'use_reentrant': False, **(gradient_checkpointing_kwargs or {})}
         inside = [name for name, term in self.terms.items() if len(term.student_layers) + len(term.student_attention)]
         if how['use_reentrant'] and inside:
-            raise ModelError(f"use_reentrant=True cuts off the gradient of {' and '.join(inside)}: leave it out, or give these losses no weight.")
+            raise ModelError(f"use_reentrant=True cuts off the gradient of {' and '.join(inside)}: leave it out, or "
+                             f"give these losses no weight.")
         self.student_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how, **more)

@@ -133,7 +133,8 @@ def pull_of(
     skew: float = 0.1, # of skewed_kl
 ) -> Callable:         # (log_student, log_teacher, buffers, probs or None) -> Pull
     "The pull of the divergence of that name."
-    return dict(forward_kl=forward_pull, reverse_kl=reverse_pull, jsd=partial(jsd_pull, beta=beta), skewed_kl=partial(skewed_pull, skew=skew))[name]
+    return dict(forward_kl=forward_pull, reverse_kl=reverse_pull, jsd=partial(jsd_pull, beta=beta),
+                skewed_kl=partial(skewed_pull, skew=skew))[name]
 
 # %% ../nbs/02_fused.ipynb #36d95f5b
 def softened(
@@ -162,8 +163,10 @@ class Classes:
         self.n_tokens, empty = len(index), counts == 0
         self.columns = order[start.clamp(max=len(order) - 1)].where(~empty, self.n_tokens + empty.cumsum(0) - 1)  # [n_classes]
         self.width = self.n_tokens + int(empty.sum())
-        self.others = (self.columns[index] != torch.arange(self.n_tokens, device=index.device)).nonzero()[:, 0]   # [m] tokens that are not the first
-        self.shared, self.which = self.columns[index[self.others]].unique(return_inverse=True)  # [r] columns that hold several; [m] whose each of the others is
+        # [m] tokens that are not the first
+        self.others = (self.columns[index] != torch.arange(self.n_tokens, device=index.device)).nonzero()[:, 0]
+        # [r] columns that hold several; [m] whose each of the others is
+        self.shared, self.which = self.columns[index[self.others]].unique(return_inverse=True)
         self.start, self.tokens = torch.cat([start, start.new_tensor([len(order)])]), order     # the tokens, class after class
 
     def events(self,
@@ -267,7 +270,8 @@ def entries_pull(
     else: whose, place = entries_of(classes.start, event); token = classes.tokens[place]
     said = log_probs.view(-1)[row[whose] * log_probs.shape[1] + token]
     log_student = said
-    if classes is not None: log_student = said.new_zeros(len(event)).index_add_(0, whose, said.exp()).clamp_(min=torch.finfo(said.dtype).tiny).log_()
+    if classes is not None:
+        log_student = said.new_zeros(len(event)).index_add_(0, whose, said.exp()).clamp_(min=torch.finfo(said.dtype).tiny).log_()
     nats, value = known_entries(log_student, row, probs, len(log_probs), whole)
     value = value[whose] * (said - log_student[whose]).exp_()
     return Pull(nats, nats.new_zeros(len(nats)).index_add_(0, row[whose], value), None, row[whose], token, value)
@@ -368,7 +372,8 @@ def head_logits(
     device, linear = states.device.type, head.linear
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else linear.weight.dtype
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        logits = product(states.to(dtype), linear.weight.to(dtype).T, buffers(name, len(states), len(linear.weight), like=widen(linear.weight[:0])))
+        logits = product(states.to(dtype), linear.weight.to(dtype).T,
+                         buffers(name, len(states), len(linear.weight), like=widen(linear.weight[:0])))
         if linear.bias is not None: logits.add_(linear.bias)
         if head.scale != 1: logits.mul_(head.scale)
         return logits.div_(head.cap).tanh_().mul_(head.cap) if head.cap else logits
@@ -522,7 +527,8 @@ def fused_loss(
     "The weighted sum of cross-entropy and a comparison, whose gradient is made on the way."
     device, learning = states.device.type, torch.is_grad_enabled() and (states.requires_grad or bool(head.trained))
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    run = partial(one_pass, head=head, following=following, plain=plain, taught=taught, compare=compare, gradients=learning, dtype=dtype, chunk=chunk, buffers=buffers)
+    run = partial(one_pass, head=head, following=following, plain=plain, taught=taught, compare=compare, gradients=learning, dtype=dtype,
+                  chunk=chunk, buffers=buffers)
     if learning: return _OnePass.apply(run, (plain, taught), states, *head.trained)
     with torch.no_grad(), torch.autocast(device, enabled=False): done = run(states)
     return weighted(done, plain, taught), done.nats, done.compared

@@ -52,9 +52,11 @@ class Lists:
         vocab_map: VocabMap,
     ):
         nodes = torch.arange(len(tree.start) - 1, device=tree.start.device).repeat_interleave(tree.start.diff())
-        keys, self.group = (nodes * vocab_map.n_classes + vocab_map.student_class(tree.following)).unique(return_inverse=True)  # [entries], which group of its node and class
+        # [entries], which group of its node and class
+        keys, self.group = (nodes * vocab_map.n_classes + vocab_map.student_class(tree.following)).unique(return_inverse=True)
         self.tree, self.classes = tree, keys % vocab_map.n_classes                                                              # [groups]
-        self.start = F.pad((keys // vocab_map.n_classes).bincount(minlength=len(tree.start) - 1).cumsum(0), (1, 0))             # [nodes + 1], where a node's groups begin
+        # [nodes + 1], where a node's groups begin
+        self.start = F.pad((keys // vocab_map.n_classes).bincount(minlength=len(tree.start) - 1).cumsum(0), (1, 0))
 
     def extended(self,
         tree: Continuations,  # the same with more nodes
@@ -137,9 +139,11 @@ class Listening(Teaching):
         n_whole, n_list, _ = (kind[:, None] == torch.arange(3, device=kind.device)).sum(0).tolist()
         node, spots, last = self.node[row, at], row * width + self.partner[row, at], n_whole + n_list
         inside = torch.arange(last, device=row.device)
-        inside = inside[(node[:last] != 0) if self.soft_ends else kind[:last] == LIST] if self.lists else inside[:0]  # which read inside a token
+        # which read inside a token
+        inside = inside[(node[:last] != 0) if self.soft_ends else kind[:last] == LIST] if self.lists else inside[:0]
         before = spots[inside] - (node[inside] < 0).long()
-        more, place = torch.cat([before, self.passed(row[last:], at[last:], spots[last:])]).unique(), torch.full((batch * width,), -1, device=row.device)
+        more, place = torch.cat([before, self.passed(row[last:], at[last:],
+                                                     spots[last:])]).unique(), torch.full((batch * width,), -1, device=row.device)
         place[spots[:n_whole]] = torch.arange(n_whole, device=row.device)
         asked = torch.cat([spots[:n_whole], more[place[more] < 0]])
         place[asked] = torch.arange(len(asked), device=row.device)
@@ -176,7 +180,8 @@ class Listening(Teaching):
 
     def expected(self, says, row, at):
         "The comparison where a token crosses: its two sides are made of the teacher's answers now, the student's come later."
-        def expect(_, logits, node, earlier, chain): return expected_tokens(self.vocab_map, logits, node, earlier, chain.came, chain.begun, chain.rest)
+        def expect(_, logits, node, earlier, chain):
+            return expected_tokens(self.vocab_map, logits, node, earlier, chain.came, chain.begun, chain.rest)
         places = torch.arange(self.states.shape[:2].numel(), device=row.device).view(*self.states.shape[:2], 1)
         probs, known = against_teacher(expect, says, places, self.partner, self.node, self.crossed)(None, row, at)
         came = self.crossed.ids[row, at + 1]
@@ -233,7 +238,8 @@ class Reading(Teaching):
         counts = torch.stack([torch.ones_like(own), torch.zeros_like(own).index_add_(0, row, left.long())], 1).flatten()
         order = torch.cat([torch.arange(len(own), device=ids.device) * 2, row[left] * 2 + 1]).argsort(stable=True)
         tokens = torch.cat([own, classes.tokens[entry][left]])[order]
-        return kept.index_copy(0, some, new), Listed(torch.cat([classes.start, classes.start[-1] + counts.cumsum(0)]), torch.cat([classes.tokens, tokens]))
+        return kept.index_copy(0, some, new), Listed(torch.cat([classes.start, classes.start[-1] + counts.cumsum(0)]),
+                                                     torch.cat([classes.tokens, tokens]))
 
     @torch.no_grad()
     def open(self, row, at, buffers):
@@ -248,7 +254,8 @@ class Reading(Teaching):
             tokens, classes = self.split(came, tokens.long())
             n_classes += 2 * int(crosses.sum())
             kept = torch.cat([kept, there, tokens], -1)
-            log_probs = torch.cat([log_probs.masked_fill(within | crosses, -torch.inf), follows.masked_fill(~(within | ended) | crosses, -torch.inf),
+            log_probs = torch.cat([log_probs.masked_fill(within | crosses, -torch.inf),
+                                   follows.masked_fill(~(within | ended) | crosses, -torch.inf),
                                    values.masked_fill(~crosses, -torch.inf)], -1)
         some = log_probs > -torch.inf
         entry, event, probs = merged(some.nonzero()[:, 0], kept[some], log_probs[some].exp(), n_classes)
@@ -281,7 +288,8 @@ def fused_heads(
     precision = partial(torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
     def compare(begin, end):
         with precision(): answer = teaching.open(row[begin:end], at[begin:end], buffers)
-        return lambda i, k, log_probs, buffers: ((a + begin, b + begin, pull) for a, b, pull in answer(i - begin, k - begin, log_probs, buffers))
+        return lambda i, k, log_probs, buffers: ((a + begin, b + begin, pull)
+                                                 for a, b, pull in answer(i - begin, k - begin, log_probs, buffers))
     compare.in_rows = teaching is None or teaching.in_rows
     plain, rest, taught = (torch.as_tensor(factor, device=states.device) for factor in factors)
     loss, nats, compared = fused_loss(
@@ -305,4 +313,5 @@ def pull_for(
     if method in ('uld', 'hybrid', 'p_kl', 'span'): return None
     if method != 'projector' and vocab_map.inside is not None and (divergence_name, temperature) != ('forward_kl', 1): return None
     pull = pull_of(divergence_name, beta, skew)
-    return softened(in_classes(pull, None, None, 0) if method == 'projector' else columns.through(pull), temperature)  # projected, both speak the student's vocabulary
+    # projected, both speak the student's vocabulary
+    return softened(in_classes(pull, None, None, 0) if method == 'projector' else columns.through(pull), temperature)

@@ -25,7 +25,8 @@ def notebook_folder() -> Path:
     package = Path(str(files('kdkit')))
     for folder in (package / 'kaggle_notebook', package.parent / 'nbs'):
         if (folder / METADATA).is_file(): return folder
-    raise ConfigError(f"the notebook for Kaggle is not beside this package ({package}): install kdkit again, or take it from the project's page.")
+    raise ConfigError(f"the notebook for Kaggle is not beside this package ({package}): install kdkit again, or take it "
+                      f"from the project's page.")
 
 # %% ../nbs/61_kaggle.ipynb #64d607a7
 def user_name() -> str:  # '' where nobody says
@@ -55,7 +56,8 @@ def ready_to_push(
     for name, values, parts in (('dataset', datasets, (2,)), ('model', models, (5,))):
         for value in values:
             form = 'owner/name' if name == 'dataset' else 'owner/model/framework/variation/version'
-            if len([part for part in value.split('/') if part]) not in parts: raise ConfigError(f"{name} {value!r} is not of the form {form}.")
+            if len([part for part in value.split('/') if part]) not in parts:
+                raise ConfigError(f"{name} {value!r} is not of the form {form}.")
     about.update(id=f'{user}/{slug(title)}', title=title, dataset_sources=list(datasets), model_sources=list(models))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / METADATA).write_text(json.dumps(about, indent=2) + '\n')
@@ -72,9 +74,11 @@ def push(
     "Upload the notebook and let it run; ConfigError where something is missing."
     program, user = shutil.which('kaggle'), user or user_name()
     if not program:
-        raise ConfigError(f"Kaggle's command line is not installed: pip install kaggle, and log in; or upload {notebook_folder() / 'kaggle.ipynb'} by hand "
+        raise ConfigError(f"Kaggle's command line is not installed: pip install kaggle, and log in; or upload "
+                          f"{notebook_folder() / 'kaggle.ipynb'} by hand "
                           "(kaggle.com/code, New Notebook, File, Import Notebook).")
-    if not user: raise ConfigError("whose notebook it shall be is not known: give your name at Kaggle as --user NAME, or set KAGGLE_USERNAME.")
+    if not user:
+        raise ConfigError("whose notebook it shall be is not known: give your name at Kaggle as --user NAME, or set KAGGLE_USERNAME.")
     with tempfile.TemporaryDirectory() as folder:
         ready_to_push(Path(folder), user, title, datasets, models)
         return subprocess.run([program, 'kernels', 'push', '-p', folder]).returncode

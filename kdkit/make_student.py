@@ -28,7 +28,8 @@ def kept_layers(
     n: int,      # that the student gets
 ) -> list:       # their numbers, from 0
     "Which layers a student keeps: evenly, the first and the last among them."
-    if not 1 <= n <= there: raise ModelError(f"a student cannot have {n} of the {there} layers of its teacher: choose a number from 1 to {there}.")
+    if not 1 <= n <= there:
+        raise ModelError(f"a student cannot have {n} of the {there} layers of its teacher: choose a number from 1 to {there}.")
     return [round(i * (there - 1) / (n - 1)) for i in range(n)] if n > 1 else [0]
 
 # %% ../nbs/34_make_student.ipynb #f7bf90ee
@@ -49,7 +50,8 @@ def for_layers(
         if name in NUMBERS and isinstance(value, (list, tuple)): setattr(config, name, [kept.index(k) for k in value if k in kept])
         elif isinstance(value, (list, tuple)) and len(value) == there and not name.endswith(('token_id', 'architectures', 'keys_to_ignore_at_inference')):
             setattr(config, name, [value[k] for k in kept])
-    if isinstance(getattr(config, 'attention_types', None), list): config.attention_types = [[[kind], 1] for kind in config.attention_layers]  # GPT-Neo
+    if isinstance(getattr(config, 'attention_types', None), list):
+        config.attention_types = [[[kind], 1] for kind in config.attention_layers]  # GPT-Neo
 
 # %% ../nbs/34_make_student.ipynb #40b94647
 def end_of_turn(
@@ -108,7 +110,8 @@ def settings_of(
     "How the modules of a layer are set, but for its number."
     plain = bool, int, float, str, type(None)
     return {(name, key): value for name, module in layer.named_modules() for key, value in vars(module).items()
-            if isinstance(value, plain) and not key.startswith('_') and key not in ('layer_idx', 'layer_id', 'layer_number', 'training', 'idx', 'layer_index')}
+            if isinstance(value, plain) and not key.startswith('_')
+            and key not in ('layer_idx', 'layer_id', 'layer_number', 'training', 'idx', 'layer_index')}
 
 def take_over(
     student: PreTrainedModel,  # is changed
@@ -120,12 +123,14 @@ def take_over(
     mine, theirs = decoder_layers(student), decoder_layers(teacher)
     for layer, k in zip(mine, kept, strict=True):
         for a, b in zip(layer, theirs[k], strict=True):
-            if differ := [f'{key}: {there} became {here}' for key, here in settings_of(a).items() if (there := settings_of(b).get(key, here)) != here]:
+            if differ := [f'{key}: {there} became {here}' for key, here in settings_of(a).items()
+                          if (there := settings_of(b).get(key, here)) != here]:
                 raise ModelError(f"layer {k} would work otherwise ({differ[0]})")
             try: a.load_state_dict(b.state_dict())
             except RuntimeError as error: raise ModelError(f"layer {k} has other tensors ({' '.join(str(error).split())[:150]})") from error
     inner = tuple(f'{name}.' for name, module in student.named_modules() if any(module is part for layer in mine for part in layer))
-    vocabulary = {id(tensor) for part in (student.get_input_embeddings(), student.get_output_embeddings()) for tensor in part.parameters()} if ids is not None else ()
+    vocabulary = {id(tensor) for part in (student.get_input_embeddings(), student.get_output_embeddings())
+                  for tensor in part.parameters()} if ids is not None else ()
     there = teacher.state_dict(keep_vars=True)
     for name, tensor in student.state_dict(keep_vars=True).items():
         if name.startswith(inner): continue
@@ -164,9 +169,11 @@ def make_student(
 ) -> dict:                   # kept, of, rows, one_token (share of rows that are one of the teacher's), parameters, teacher_parameters
     "Cut a student out of a teacher and save it."
     folder = Path(output_dir).expanduser()
-    if folder.is_file() or folder.is_dir() and any(folder.iterdir()): raise ModelError(f"output_dir {str(output_dir)!r} is there already, and not empty: name a new folder.")
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
+        raise ModelError(f"output_dir {str(output_dir)!r} is there already, and not empty: name a new folder.")
     theirs = load_tokenizer(teacher, 'teacher_model', **options)
-    mine = theirs if vocab is None else load_tokenizer(vocab, 'vocab', **{name: value for name, value in options.items() if name in ('cache_dir', 'trust_remote_code')})
+    mine = theirs if vocab is None else load_tokenizer(vocab, 'vocab',
+                                                       **{name: value for name, value in options.items() if name in ('cache_dir', 'trust_remote_code')})
     model = load_causal_lm(teacher, torch.float32, 'teacher_model', **options)
     there = len(decoder_layers(model))
     kept = kept_layers(there, layers)
@@ -178,9 +185,11 @@ def make_student(
         take_over(student, model, kept, ids)
         if ids is None: student.generation_config = model.generation_config
         check_causal_lm(student, 'the student')
-    except Exception as error: raise ModelError(f"{cannot} {' '.join(str(error).split())[:300]}. Take a student of a family that can, or one that exists.") from error
+    except Exception as error: raise ModelError(f"{cannot} {' '.join(str(error).split())[:300]}. Take a student of a family that "
+                                                f"can, or one that exists.") from error
     mend_generation(student)
     student.save_pretrained(folder)
     mine.save_pretrained(folder)
-    return dict(kept=kept, of=there, rows=student.config.get_text_config().vocab_size, parameters=count_parameters(student), teacher_parameters=count_parameters(model),
+    return dict(kept=kept, of=there, rows=student.config.get_text_config().vocab_size, parameters=count_parameters(student),
+                teacher_parameters=count_parameters(model),
                 one_token=None if ids is None else sum(len(one) == 1 for one in ids) / len(ids))

@@ -39,7 +39,8 @@ class MetricsFile(TrainerCallback):
 # %% ../nbs/41_metrics.ipynb #51f70002
 NUMBER, TEXT = 'a number', 'a text'
 NUMBERS = {'*': NUMBER}  # any name -> a number
-LINE = dict(step=NUMBER, progress=NUMBER, loss=NUMBER, losses=NUMBERS, weights=NUMBERS, eval=NUMBERS, multipliers=NUMBERS, lr=NUMBER, grad_norm=NUMBER, tokens_per_second=NUMBER, memory_gb=NUMBER,
+LINE = dict(step=NUMBER, progress=NUMBER, loss=NUMBER, losses=NUMBERS, weights=NUMBERS, eval=NUMBERS, multipliers=NUMBERS, lr=NUMBER,
+            grad_norm=NUMBER, tokens_per_second=NUMBER, memory_gb=NUMBER,
             skipped_steps=NUMBER, loss_scale=NUMBER)  # of metrics.jsonl
 
 def is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
@@ -89,7 +90,8 @@ def metrics_line(
     rest = {renamed.get(k, k): v for k, v in logs.items() if '/' not in k and k not in ('epoch', 'loss')}
     finite = lambda x: x if not isinstance(x, float) or math.isfinite(x) else None  # JSON has no NaN
     by_hand = dict(multipliers=group('multipliers/')) if group('multipliers/') else {}  # what a person made of the weights
-    return dict(head, loss=finite(logs['loss']), losses=group('losses/'), weights=group('weights/'), **by_hand, **{k: finite(v) for k, v in rest.items()})
+    return dict(head, loss=finite(logs['loss']), losses=group('losses/'), weights=group('weights/'), **by_hand,
+                **{k: finite(v) for k, v in rest.items()})
 
 # %% ../nbs/41_metrics.ipynb #26b26ba3
 class ProgressLine(TrainerCallback):
@@ -100,7 +102,8 @@ class ProgressLine(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.shown = -1
         if state.is_world_process_zero and sys.stderr.isatty():
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit='step', dynamic_ncols=True, mininterval=0.5)
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit='step', dynamic_ncols=True,
+                            mininterval=0.5)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None: self.bar.update(state.global_step - self.bar.n)
@@ -114,7 +117,8 @@ class ProgressLine(TrainerCallback):
         if self.bar is not None: self.bar.set_postfix_str(text)
         else:
             percent = 100 * state.global_step // max(state.max_steps, 1)
-            if percent > self.shown: print(f'{self.label} {percent:3d} %  step {state.global_step}/{state.max_steps}  {text}', file=sys.stderr, flush=True)
+            if percent > self.shown:
+                print(f'{self.label} {percent:3d} %  step {state.global_step}/{state.max_steps}  {text}', file=sys.stderr, flush=True)
             self.shown = max(percent, self.shown)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -176,7 +180,8 @@ GLOSSARY = {  # key of metrics.jsonl -> (meaning, unit)
     'losses.contrastive': ('InfoNCE between segments of a text', 'nats per segment'),
     'weights.*': ('weight of each loss at this step: alpha x schedule x multiplier', 'factor'),
     'multipliers.*': ('what a person made of a weight by a slider; missing where nothing was changed', 'factor'),
-    'teacher_lead': ('how much more the student spends on unseen text than the teacher: 0.1 is 10 % more; below 0 the teacher is worse', 'share'),
+    'teacher_lead': ('how much more the student spends on unseen text than the teacher: 0.1 is 10 % more; below 0 the teacher is worse',
+                     'share'),
     'lr': ('learning rate', 'per step'),
     'grad_norm': ('norm of the gradient before it is clipped; null where it was not finite', 'nats'),
     'tokens_per_second': ('student tokens trained on since the last line', '1/s'),

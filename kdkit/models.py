@@ -90,7 +90,8 @@ def hub_error(
                             "set.")
         if isinstance(error, known.OfflineModeIsEnabled): return HubAway(f"{what} is not {local}, and offline mode is on (HF_HUB_OFFLINE)")
         if status == 429: return HubAway(f"{what}: {limited}")
-        if status == 401: return HubError(f"{what}: the hub does not accept your token (401): log in again with `hf auth login`, or renew HF_TOKEN.")
+        if status == 401:
+            return HubError(f"{what}: the hub does not accept your token (401): log in again with `hf auth login`, or renew HF_TOKEN.")
         if status == 403:
             return HubError(f"{what}: your token may not read it (403): ask for access at {page}, or {log_in} with one that may.")
         if status and status >= 500: return HubAway(f"{what}: the hub ({endpoint}) is out of order ({status})")
@@ -232,7 +233,8 @@ def below(
 ) -> Path|None:
     "The folder at the end of these names, if there is one."
     for name in names:
-        folder = next((one for one in sorted(folder.iterdir()) if one.is_dir() and one.name.lower() == name.lower()), None) if folder.is_dir() else None
+        folder = next((one for one in sorted(folder.iterdir()) if one.is_dir() and one.name.lower() == name.lower()),
+                      None) if folder.is_dir() else None
         if folder is None: return None
     return folder
 
@@ -261,17 +263,21 @@ def kaggle_folder(
     folder = among_inputs(*parts)
     if folder is None:
         try: import kagglehub
-        except ImportError: raise ModelError(f"{what} is not among this session's inputs, and kagglehub is not installed: attach it with Add Input, or "
+        except ImportError: raise ModelError(f"{what} is not among this session's inputs, and kagglehub is not installed: "
+                                             f"attach it with Add Input, or "
                                              "pip install kagglehub.") from None
         try:
             with Progress(f'downloading {what}'): folder = Path(kagglehub.model_download(handle))
         except Exception as error:
-            status, kind, page = getattr(getattr(error, 'response', None), 'status_code', None), type(error).__name__, f'kaggle.com/models/{handle}'
+            status, kind, page = getattr(getattr(error, 'response', None), 'status_code',
+                                         None), type(error).__name__, f'kaggle.com/models/{handle}'
             if status in (401, 403) or kind in ('UnauthenticatedError', 'CredentialError'):
-                raise ModelError(f"{what}: Kaggle does not hand it out: accept its licence at {page}, and log in with kagglehub.login() or KAGGLE_USERNAME and "
+                raise ModelError(f"{what}: Kaggle does not hand it out: accept its licence at {page}, and log in with "
+                                 f"kagglehub.login() or KAGGLE_USERNAME and "
                                  "KAGGLE_KEY; in a Kaggle session attach it with Add Input.") from error
             if status == 404: raise ModelError(f"{what} is not at Kaggle: check the handle at {page}.") from error
-            raise ModelError(f"{what} is not among this session's inputs, and Kaggle cannot be reached ({kind}: {' '.join(str(error).split())[:150]}): "
+            raise ModelError(f"{what} is not among this session's inputs, and Kaggle cannot be reached ({kind}: "
+                             f"{' '.join(str(error).split())[:150]}): "
                              "attach it with Add Input, or connect.") from error
     attached[handle] = folder
     return folder
@@ -348,9 +354,12 @@ def find_whole(
     if path is None: return source
     about = read_json(Path(path))
     base, kind = about.get('base_model_name_or_path'), about.get('peft_type')
-    if not base: raise ModelError(f"{source.what} is an adapter, but its adapter_config.json does not say of which model: write that in as base_model_name_or_path.")
+    if not base:
+        raise ModelError(f"{source.what} is an adapter, but its adapter_config.json does not say of which model: write that in as "
+                         f"base_model_name_or_path.")
     if kind in ('PROMPT_TUNING', 'P_TUNING', 'PREFIX_TUNING', 'MULTITASK_PROMPT_TUNING', 'ADAPTION_PROMPT', 'CPT'):
-        raise ModelError(f"{source.what} is {kind}, which puts vectors before the text and is no part of any layer: choose a model, or an adapter in its layers such as LoRA.")
+        raise ModelError(f"{source.what} is {kind}, which puts vectors before the text and is no part of any layer: choose a model, or an "
+                         f"adapter in its layers such as LoRA.")
     if source.folder and not Path(base).is_absolute() and (source.folder / base).is_dir(): base = str(source.folder / base)
     more = {k: v for k, v in options.items() if k not in ('revision', 'subfolder')} | ({'revision': about['revision']} if about.get('revision') and not Path(base).expanduser().exists() else {})
     whole = find_model(base, f'{source.what} is an adapter, and its base', **more)
@@ -524,7 +533,8 @@ def attach_adapter(
             warnings.filterwarnings('ignore', message='.*tie_word_embeddings')
             warnings.filterwarnings('ignore', message='.*_pattern keys did not match')  # PEFT's own, for the experts of a mixture
             peft.PeftModel.from_pretrained(model, adapter.name, **how)
-    except Exception as error: raise ModelError(f"{adapter.what} is an adapter that does not fit {source.what.partition('its base ')[2]}: {' '.join(str(error).split())[:240]}") from error
+    except Exception as error: raise ModelError(f"{adapter.what} is an adapter that does not fit {source.what.partition('its base ')[2]}: "
+                                                f"{' '.join(str(error).split())[:240]}") from error
     check_numbers(model, adapter.what)
 
 # %% ../nbs/15_models.ipynb #758e6816
@@ -542,7 +552,8 @@ def unwrapped(
     "The language model itself, with its adapters in its layers, without a wrapper of PEFT's around it; ModelError for adapters that are no part of a layer."
     if type(model).__module__.split('.')[0] != 'peft': return model
     if any(getattr(config, 'is_prompt_learning', False) for config in model.peft_config.values()):
-        raise ModelError(f"{name} ({type(model).__name__}) puts vectors before the text, which are no part of any layer: hand over the model itself, or one with adapters in its layers such as LoRA.")
+        raise ModelError(f"{name} ({type(model).__name__}) puts vectors before the text, which are no part of any layer: hand over the "
+                         f"model itself, or one with adapters in its layers such as LoRA.")
     return model.get_base_model()
 
 # %% ../nbs/15_models.ipynb #ac757705
@@ -578,7 +589,8 @@ def try_quantized(
             layer = layers[wish]()
             layer.weight.data.copy_(torch.eye(64))
             read = layer.to(device)(torch.ones(2, 64, device=device, dtype=torch.float16 if device.type == 'cuda' else torch.float32))
-            if (off := (read.float() - 1).abs().max().item()) > .1: return f"does not compute on {device}: a product with ones is off by {off:.2g}. Leave it out."
+            if (off := (read.float() - 1).abs().max().item()) > .1:
+                return f"does not compute on {device}: a product with ones is off by {off:.2g}. Leave it out."
     except Exception as error:
         return f"does not work on {device} with bitsandbytes {bitsandbytes.__version__} ({type(error).__name__}: {' '.join(str(error).split())[:160]}): leave it out, or install another build."
     return ''
@@ -598,8 +610,10 @@ def check_quantization(
         kind = str(getattr(saved.get('quant_method'), 'value', saved.get('quant_method')) or 'unknown')
         if wish: raise ModelError(f"{what} is quantised already ({kind}): leave {side}_quantization out.")
         try: AutoHfQuantizer.from_config(saved, pre_quantized=True).validate_environment(device_map={'': str(device)})
-        except Exception as error: raise ModelError(f"{what} is quantised ({kind}), which cannot be loaded here: {' '.join(str(error).split())[:240]}") from error
-        if kind == 'bitsandbytes' and (why := try_quantized('4bit' if saved.get('load_in_4bit') else '8bit', device)): raise ModelError(f"{what} is quantised ({kind}), which {why}")
+        except Exception as error: raise ModelError(f"{what} is quantised ({kind}), which cannot be loaded here: "
+                                                    f"{' '.join(str(error).split())[:240]}") from error
+        if kind == 'bitsandbytes' and (why := try_quantized('4bit' if saved.get('load_in_4bit') else '8bit', device)):
+            raise ModelError(f"{what} is quantised ({kind}), which {why}")
     elif wish and (why := try_quantized(wish, device)): raise ModelError(f"{side}_quantization {wish} {why}")
 
 # %% ../nbs/15_models.ipynb #bc0208c5
@@ -607,7 +621,8 @@ def count_parameters(
     model: nn.Module,
 ) -> int:
     "Numbers of a model as it was made: of weights in 4 bits, two are in a byte; adapters and their like do not count."
-    count = lambda p: p.numel() * (2 * p.element_size() if type(p).__name__ == 'Params4bit' and p.dtype in (torch.uint8, torch.int8) or hasattr(p, 'quant_state') and p.dtype == torch.uint8 else 1)
+    count = lambda p: p.numel() * (2 * p.element_size() if type(p).__name__ == 'Params4bit' and p.dtype in (torch.uint8, torch.int8)
+                                   or hasattr(p, 'quant_state') and p.dtype == torch.uint8 else 1)
     return sum(count(p) for name, p in model.named_parameters() if '.lora_' not in name)
 
 # %% ../nbs/15_models.ipynb #3fd60b92
@@ -640,7 +655,8 @@ def check_numbers(
         if low.isnan() or part.dtype != torch.float16:
             raise ModelError(f"weights of {what} hold {'NaN' if low.isnan() else 'inf'}: {name}. Download it again, or choose another "
                              "checkpoint.")
-        raise ModelError(f"weights of {what} are too large for float16: {name}. Choose float32 or bfloat16 as {'student' if what.startswith('student') else 'teacher'}_dtype.")
+        raise ModelError(f"weights of {what} are too large for float16: {name}. Choose float32 or bfloat16 as "
+                         f"{'student' if what.startswith('student') else 'teacher'}_dtype.")
 
 # %% ../nbs/15_models.ipynb #d64b28f1
 def is_sound(
@@ -699,7 +715,8 @@ def weights_folder(
     if name.startswith('kaggle:'): folder = attached.get(name.removeprefix('kaggle:').strip('/'))
     elif (path := Path(name).expanduser()).is_dir(): folder = path
     else:
-        found = huggingface_hub.try_to_load_from_cache(name.rstrip('/'), '/'.join(filter(None, (options.get('subfolder'), 'config.json'))), cache_dir=options.get('cache_dir'), revision=commit or options.get('revision'))
+        found = huggingface_hub.try_to_load_from_cache(name.rstrip('/'), '/'.join(filter(None, (options.get('subfolder'), 'config.json'))),
+                                                       cache_dir=options.get('cache_dir'), revision=commit or options.get('revision'))
         return Path(found).parent if isinstance(found, str) else None
     return folder and folder / (options.get('subfolder') or '')
 
@@ -724,7 +741,8 @@ def body(
 ) -> nn.Module:              # ids -> output whose first entry is the last hidden state, after the final norm
     "The model without its head."
     if model.base_model is not model: return model.base_model
-    return next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)  # Llama 4 names a base that it does not have
+    # Llama 4 names a base that it does not have
+    return next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)
 
 # %% ../nbs/15_models.ipynb #b3dc4c83
 def output_head(
@@ -750,7 +768,8 @@ def check_causal_lm(
     ids[1, -1] = 0
     model.eval()
     try: logits, states = model(input_ids=ids).logits.float(), body(model)(input_ids=ids)[0]
-    except Exception as error: raise ModelError(f"{name} ({type(model).__name__}) cannot read eight tokens: {' '.join(str(error).split())[:240]}") from error
+    except Exception as error: raise ModelError(f"{name} ({type(model).__name__}) cannot read eight tokens: "
+                                                f"{' '.join(str(error).split())[:240]}") from error
     finally: model.train(training)
     exact = states.dtype == torch.float32 and not is_quantized(model.config)
     tolerance = 1e-3 if exact else 5e-2

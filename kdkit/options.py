@@ -15,7 +15,8 @@ from pathlib import Path
 from .config import ConfigError, DistillConfig, nearest, read_config_file
 
 # %% ../nbs/09_options.ipynb #5c9689b8
-ALIASES = dict(epochs='num_epochs', num_train_epochs='num_epochs', per_device_train_batch_size='batch_size')  # as users of other tools expect
+# as users of other tools expect
+ALIASES = dict(epochs='num_epochs', num_train_epochs='num_epochs', per_device_train_batch_size='batch_size')
 
 # %% ../nbs/09_options.ipynb #14e3cef8
 def one_value(
@@ -42,7 +43,8 @@ def read_training_arguments(
     def refuse(message): raise ConfigError(re.sub(r'^argument --(\w+)\S*:', lambda found: call.format(found[1]) + ':', message))
     parser.error = refuse
     several = {name for name, kind in TrainingArguments.__annotations__.items() if 'list' in str(kind).lower()}
-    as_it_is = {k: v for k, v in given.items() if v is None or isinstance(v, dict) or isinstance(v, list) and len(v) > 1 and k in several}  # the parser has no words for these
+    # the parser has no words for these
+    as_it_is = {k: v for k, v in given.items() if v is None or isinstance(v, dict) or isinstance(v, list) and len(v) > 1 and k in several}
     words = []
     for name, value in given.items():
         if name in as_it_is: continue
@@ -94,7 +96,8 @@ def settings(
         values = config
         if not isinstance(config, dict): values, call = read_config_file(config), f'key {{!r}} of {config}'
         if values is not config and str(values.get('trust_remote_code')).lower() == 'true' and 'trust_remote_code' not in ours:
-            raise ConfigError(f"{config} sets trust_remote_code, which runs code that a model brings along, and a file cannot decide that: read that code, then give trust_remote_code yourself.")
+            raise ConfigError(f"{config} sets trust_remote_code, which runs code that a model brings along, and a file cannot decide that: "
+                              f"read that code, then give trust_remote_code yourself.")
         values, theirs = owner(common_name(values), call)
         chosen = DistillConfig.from_dict({**values, **ours})
     return chosen, {**read_training_arguments({**theirs, **more}, 'option {!r}'), **(training_arguments or {})}

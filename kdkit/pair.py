@@ -125,15 +125,19 @@ def keep_pair(
     "Write down what was made of a pair and is not on the disk; one process a machine does."
     shared_tokens(pair)  # every framework asks for it
     if pair.stored and pair.made.keys() <= pair.stored.parts.keys() or int(os.environ.get('LOCAL_RANK', 0)): return
-    parts = {**{name: packed(all_token_bytes(tokenizer)) for name, tokenizer in zip(TABLES, (pair.student, pair.teacher))}, **(pair.stored.parts if pair.stored else {}),
+    parts = {**{name: packed(all_token_bytes(tokenizer)) for name, tokenizer in zip(TABLES, (pair.student, pair.teacher))},
+             **(pair.stored.parts if pair.stored else {}),
              **{name: packed(part) for name, part in pair.made.items()}}
     folder, aside = pair_folder(pair, cache_dir), None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-        save_file({f'{name}/{piece}': tensor for name, part in parts.items() for piece, tensor in part.items()}, aside / 'tables.safetensors')
+        save_file({f'{name}/{piece}': tensor for name, part in parts.items() for piece, tensor in part.items()},
+                  aside / 'tables.safetensors')
         put_in_place(seal(aside, run=pair_key(pair)), folder)
     except OSError as error:  # another run may have been faster
-        if not folder.exists(): say(f'the tables of the two tokenizers cannot be kept in {folder} ({error.strerror or error}): they are made anew at every start')
+        if not folder.exists():
+            say(f'the tables of the two tokenizers cannot be kept in {folder} ({error.strerror or error}): they are '
+                f'made anew at every start')
     finally:
         if aside: shutil.rmtree(aside, ignore_errors=True)

@@ -169,7 +169,8 @@ def plot_plan(
 ) -> Axes:
     "The weights as planned, and so far those that follow the teacher's lead; without a plan, the weights that each loss really had."
     if not plan.get('weights'): return plot_weights(metrics, ax)
-    ax = plot_curriculum(plan, ax or new_axes(), so_far={name: series(metrics, 'weights', name) for name in plan.get('follows') or ()}, **now)
+    ax = plot_curriculum(plan, ax or new_axes(), so_far={name: series(metrics, 'weights', name) for name in plan.get('follows') or ()},
+                         **now)
     ax.get_legend().remove()
     return finish(ax)
 

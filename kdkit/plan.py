@@ -132,7 +132,8 @@ def read_in_shape(
         watch.since()
         with torch.set_grad_enabled(learns), torch.autocast('cpu', torch.float16, enabled=half):
             try: states = body(model)(input_ids=ids, attention_mask=seen, use_cache=False)[0]
-            except (RuntimeError, ValueError, TypeError, AttributeError): states = body(model)(input_ids=ids, use_cache=False)[0]  # a family with masks of its own
+            # a family with masks of its own
+            except (RuntimeError, ValueError, TypeError, AttributeError): states = body(model)(input_ids=ids, use_cache=False)[0]
         del seen
         forward, kept = watch.since() - base, watch.now - base
         if learns:
@@ -193,7 +194,8 @@ def adapter_parameters(
     "Parameters of adapters at a model's linear layers."
     model = without_numbers(one.config)
     names = None if modules == 'all-linear' else tuple(name.strip() for name in modules.split(','))
-    return sum(rank * sum(part.weight.shape) for name, part in model.named_modules() if isinstance(part, (torch.nn.Linear, Conv1D)) and part is not model.get_output_embeddings()
+    return sum(rank * sum(part.weight.shape) for name, part in model.named_modules() if isinstance(part, (torch.nn.Linear, Conv1D))
+               and part is not model.get_output_embeddings()
                and (names is None or name.endswith(names)))
 
 def side(
@@ -215,11 +217,14 @@ def heads_bytes(
     slice_ = min(n, 2 * max(1, 2**25 // (student.rows + theirs)))      # as the framework cuts them
     narrow, mine, said = 2 if half else 4, 4 * slice_ * student.rows, 4 * slice_ * theirs
     at_once = slice_ if gpu else min(slice_, max(1, 2**22 // (4 * student.rows)))
-    classes = 4 * at_once * student.rows * (1 if teacher is None else 2 if text.same else 4)  # the teacher's answers, and the pull, class by class
-    cross = 0 if text.same or teacher is None else 4 * round(text.crossing * slice_)          # tokens that run past the teacher's: what it says of each is made on the side
+    # the teacher's answers, and the pull, class by class
+    classes = 4 * at_once * student.rows * (1 if teacher is None else 2 if text.same else 4)
+    # tokens that run past the teacher's: what it says of each is made on the side
+    cross = 0 if text.same or teacher is None else 4 * round(text.crossing * slice_)
     asking, known = cross * (3 * theirs + 6 * student.rows), cross * 3 * student.rows
     states = n * student.hidden * (4 + narrow)
-    made = (4 * slice_ * max(student.rows, theirs) + 2 * student.rows * student.hidden) if half else 0  # a product in fp32, the weights in fp16
+    # a product in fp32, the weights in fp16
+    made = (4 * slice_ * max(student.rows, theirs) + 2 * student.rows * student.hidden) if half else 0
     left = 0 if gpu else mine + said + classes                                                 # on a CPU the arrays are used again
     return states + made + max(asking + said + left - (said if left else 0), mine + said + classes + known), left
 
@@ -241,7 +246,8 @@ def some_text(
         with path.open(encoding='utf-8', errors='replace') as file: text = file.read(most)
         return [part for part in text.split('\n') if part.strip()][:-1] or [text]
     import argparse, inspect, json, random, statistics
-    return [inspect.getdoc(thing) for module in (argparse, json, random, statistics, inspect) for thing in vars(module).values() if inspect.getdoc(thing)]
+    return [inspect.getdoc(thing) for module in (argparse, json, random, statistics, inspect) for thing in vars(module).values()
+            if inspect.getdoc(thing)]
 
 def try_text(
     student_tokenizer,
@@ -257,11 +263,13 @@ def try_text(
         theirs = theirs[theirs >= 0]
         start = np.concatenate([[0], mine[:-1]])
         crossing += (np.searchsorted(theirs, mine, 'left') > np.searchsorted(theirs, start, 'right')).sum()
-    return Text(False, counts[1] / counts[0], 1.5 * crossing / counts[0])  # half as many again stand otherwise than in the teacher's token alone
+    # half as many again stand otherwise than in the teacher's token alone
+    return Text(False, counts[1] / counts[0], 1.5 * crossing / counts[0])
 
 # %% ../nbs/53_plan.ipynb #046a6a57
 MOMENTS = dict(teacher='while the teacher reads', heads='while the heads are read', back='on the way back', step='in the optimizer\'s step')
-MOMENT_BYTES = {'sgd': 0, 'adafactor': 0.1, 'adamw_bnb_8bit': 2, 'adamw_8bit': 2, 'paged_adamw_8bit': 2, 'lion_8bit': 1, 'lion_32bit': 4, 'rmsprop': 4, 'adagrad': 4}  # a parameter; Adam: 8
+MOMENT_BYTES = {'sgd': 0, 'adafactor': 0.1, 'adamw_bnb_8bit': 2, 'adamw_8bit': 2, 'paged_adamw_8bit': 2, 'lion_8bit': 1, 'lion_32bit': 4,
+                'rmsprop': 4, 'adagrad': 4}  # a parameter; Adam: 8
 CUDA_BYTES, CUT_UP = 5e8, 0.05  # of the driver and its libraries; memory that is free in pieces too small
 
 @dataclass
@@ -301,21 +309,25 @@ def plan_memory(
     mine = 2 if config.lora_r and config.student_dtype in ('float16', 'bfloat16') else 4
     heads, left = heads_bytes(b * tokens, student, teacher if there else None, text, half, gpu)
     pairs = dict(layerwise=4, feature=1, contrastive=1, attention=1)
-    taps = sum(n * b * (teacher_tokens * teacher.hidden * theirs + 4 * tokens * student.hidden * 4) for name, n in pairs.items() if config.uses(name)) if there else 0
+    taps = sum(n * b * (teacher_tokens * teacher.hidden * theirs + 4 * tokens * student.hidden * 4) for name, n in pairs.items()
+               if config.uses(name)) if there else 0
     bridge = student.rows * student.hidden * theirs if there else 0   # the student's first head, for the teacher's states
     bridge += sum(16 * n * teacher.hidden * student.hidden for name, n in pairs.items() if config.uses(name) and name != 'attention')
     moments = round(MOMENT_BYTES.get(str(arguments.get('optim', '')), 8) * learning)
     weights = weight_bytes(teacher, theirs, config.teacher_quantization) if there else 0
     elsewhere = weights + read.forward if apart else 0
-    if apart and there: weights, read = theirs * teacher.rows * teacher.hidden, replace(read, forward=read.states)  # a copy of its head, and its states
-    parts = {'teacher': weights, 'student': weight_bytes(student, mine, config.student_quantization) + 4 * learning * bool(config.lora_r), 'optimizer': moments, 'gradients': gradients, 'activations': learnt.kept,
+    if apart and there:
+        weights, read = theirs * teacher.rows * teacher.hidden, replace(read, forward=read.states)  # a copy of its head, and its states
+    parts = {'teacher': weights, 'student': weight_bytes(student, mine, config.student_quantization) + 4 * learning * bool(config.lora_r),
+             'optimizer': moments, 'gradients': gradients, 'activations': learnt.kept,
              "the teacher's reading": read.forward, 'heads': heads, 'taps': taps, 'bridges': bridge}
     base = parts['teacher'] + parts['student'] + moments + bridge
     again = gradients if config.gradient_accumulation_steps > 1 else 0  # those of the micro-batches before
     back = learnt.kept + gradients if config.lora_r else max(learnt.backward, learnt.kept + again)
     if gpu: parts['CUDA itself'] = round(CUDA_BYTES); base += parts['CUDA itself']
     said = read.states + taps
-    steps = dict(teacher=base + left + again + read.forward, heads=base + again + said + learnt.kept + heads + head, back=base + head + left + back, step=base + gradients + left)
+    steps = dict(teacher=base + left + again + read.forward, heads=base + again + said + learnt.kept + heads + head,
+                 back=base + head + left + back, step=base + gradients + left)
     if gpu: steps = {name: round(size + CUT_UP * (size - base)) for name, size in steps.items()}
     return Plan({name: size for name, size in parts.items() if size}, steps, b, gpu, elsewhere)
 
@@ -344,8 +356,10 @@ def choices(
         tried[f'--batch_size {half} --gradient_accumulation_steps {twice}'] = replace(config, batch_size=half, gradient_accumulation_steps=twice), arguments
     if not config.teacher_cache and config.divergence == 'forward_kl' and config.temperature == 1 and not any(config.uses(name) for name in ('feature', 'attention', 'layerwise', 'contrastive')):
         tried['kdkit cache-teacher first, then --teacher_cache'] = replace(config, teacher_cache='…'), arguments
-    if not config.teacher_cache and config.teacher_device == 'auto': tried['--teacher_device cuda:1, where there is a second GPU'] = replace(config, teacher_device='cuda:1'), arguments
-    if not config.teacher_cache and not config.teacher_quantization: tried['--teacher_quantization 4bit'] = replace(config, teacher_quantization='4bit'), arguments
+    if not config.teacher_cache and config.teacher_device == 'auto':
+        tried['--teacher_device cuda:1, where there is a second GPU'] = replace(config, teacher_device='cuda:1'), arguments
+    if not config.teacher_cache and not config.teacher_quantization:
+        tried['--teacher_quantization 4bit'] = replace(config, teacher_quantization='4bit'), arguments
     if not config.lora_r: tried['--lora_r 16, which trains adapters only'] = replace(config, lora_r=16), arguments
     return tried
 
@@ -361,14 +375,18 @@ def planned(
     "A plan in numbers: parts, moments, peak, fits, largest_batch, choices, steps, tokens."
     machine = look()
     if gpu is None: gpu = gb is not None or machine.gpu is not None
-    if gb is None and gpu and (place := str(pick_teacher_device(config.teacher_device, machine)[0])) not in ('cuda', 'cuda:0'): config = replace(config, teacher_device=place)
+    if gb is None and gpu and (place := str(pick_teacher_device(config.teacher_device, machine)[0])) not in ('cuda', 'cuda:0'):
+        config = replace(config, teacher_device=place)
     limit = round((gb or (machine.gpu.total if machine.gpu else machine.ram) / 1e9) * 1e9)
     if sides is None:
         for name in ('student', 'teacher'):
             if not getattr(config, f'{name}_model'): raise ConfigError(f"{name}_model is not given: name a hub id or a local folder.")
-        sides = {name: side(load_config(getattr(config, f'{name}_model'), f'{name}_model', **load_options(config, name))) for name in ('student', 'teacher')}
+        sides = {name: side(load_config(getattr(config, f'{name}_model'), f'{name}_model', **load_options(config, name)))
+                 for name in ('student', 'teacher')}
         if text is None:
-            try: text = try_text(*(load_tokenizer(getattr(config, f'{name}_model'), f'{name}_model', **load_options(config, name)) for name in ('student', 'teacher')), some_text(config.dataset))
+            try:
+                text = try_text(*(load_tokenizer(getattr(config, f'{name}_model'), f'{name}_model', **load_options(config, name))
+                                  for name in ('student', 'teacher')), some_text(config.dataset))
             except ModelError: text = Text()  # without a tokenizer no run starts, but its memory can be told
     text = text or Text()
     pair = sides['student'], sides['teacher']
@@ -376,9 +394,13 @@ def planned(
     helps = {what: plan_memory(other, *pair, more, gpu, text).peak for what, (other, more) in choices(config, arguments).items()}
     windows = config.batch_size * config.gradient_accumulation_steps
     steps = config.max_steps if config.max_steps > 0 else None
-    return dict(device='GPU' if gpu else 'CPU', limit=limit, parts=plan.parts, moments=plan.moments, peak=plan.peak, fullest=plan.fullest, fits=plan.peak <= limit, batch=config.batch_size,
-                largest_batch=largest_batch(lambda b: plan_memory(replace(config, batch_size=b), *pair, arguments, gpu, text), limit), choices=dict(sorted(helps.items(), key=lambda one: one[1])),
-                elsewhere={config.teacher_device: plan.elsewhere} if plan.elsewhere else {}, parameters={name: one.parameters for name, one in sides.items()}, steps=steps, tokens=steps and steps * windows * config.max_length, tokens_a_step=windows * config.max_length)
+    return dict(device='GPU' if gpu else 'CPU', limit=limit, parts=plan.parts, moments=plan.moments, peak=plan.peak, fullest=plan.fullest,
+                fits=plan.peak <= limit, batch=config.batch_size,
+                largest_batch=largest_batch(lambda b: plan_memory(replace(config, batch_size=b), *pair, arguments, gpu, text), limit),
+                choices=dict(sorted(helps.items(), key=lambda one: one[1])),
+                elsewhere={config.teacher_device: plan.elsewhere} if plan.elsewhere else {},
+                parameters={name: one.parameters for name, one in sides.items()}, steps=steps,
+                tokens=steps and steps * windows * config.max_length, tokens_a_step=windows * config.max_length)
 
 # %% ../nbs/53_plan.ipynb #c2ef27e3
 def in_gb(size) -> str: return f'{size / 1e9:.2f} GB'
@@ -388,20 +410,28 @@ def in_lines(
 ) -> list:       # of text
     "A plan as it is shown."
     n = {name: f'{count / 1e6:,.0f} M' for name, count in plan['parameters'].items()}
-    names = {'teacher': f"teacher ({n['teacher']} parameters)", 'student': f"student ({n['student']} parameters)", 'optimizer': "optimizer's moments", 'activations': "student's activations",
-             'heads': 'logits and what is made of them', 'taps': 'states for losses between layers', 'bridges': "bridges from the teacher's states"}
+    names = {'teacher': f"teacher ({n['teacher']} parameters)", 'student': f"student ({n['student']} parameters)",
+             'optimizer': "optimizer's moments", 'activations': "student's activations",
+             'heads': 'logits and what is made of them', 'taps': 'states for losses between layers',
+             'bridges': "bridges from the teacher's states"}
     lines = [f"planned, not measured, for a {plan['device']} of {plan['limit'] / 1e9:.1f} GB and micro-batches of {plan['batch']}:", '']
     lines += [f'  {names.get(name, name):<38} {in_gb(size):>10}' for name, size in plan['parts'].items()]
-    lines += ['', f"  {'at its fullest, ' + MOMENTS[plan['fullest']]:<38} {in_gb(plan['peak']):>10}   {'fits' if plan['fits'] else 'DOES NOT FIT'}", '']
+    lines += ['', f"  {'at its fullest, ' + MOMENTS[plan['fullest']]:<38} {in_gb(plan['peak']):>10}   "
+                  f"{'fits' if plan['fits'] else 'DOES NOT FIT'}", '']
     lines += [f'  {f"the teacher, on {place}":<38} {in_gb(size):>10}' for place, size in plan['elsewhere'].items()]
-    lines.append(f"the largest micro-batch that fits: {plan['largest_batch']}" if plan['largest_batch'] else 'not even a micro-batch of one window fits')
+    lines.append(f"the largest micro-batch that fits: {plan['largest_batch']}" if plan['largest_batch']
+                 else 'not even a micro-batch of one window fits')
     if plan['choices']:
         best, *others = plan['choices'].items()
-        lines.append(f"what would help most: {best[0]} ({in_gb(best[1])}){'; then ' + ', '.join(f'{what} ({in_gb(size)})' for what, size in others) if others else ''}")
-    lines.append(f"{plan['steps']:,} steps, {plan['tokens']:,} student tokens at most" if plan['steps'] else f"{plan['tokens_a_step']:,} student tokens in a step at most; max_steps is not given, so their number depends on the text")
+        lines.append(f"what would help most: {best[0]} "
+                     f"({in_gb(best[1])}){'; then ' + ', '.join(f'{what} ({in_gb(size)})' for what, size in others) if others else ''}")
+    lines.append(f"{plan['steps']:,} steps, {plan['tokens']:,} student tokens at most" if plan['steps']
+                 else f"{plan['tokens_a_step']:,} student tokens in a step at most; max_steps is not given, so their "
+                      f"number depends on the text")
     if measured := plan.get('measured'):
         lines.append(f"measured: {measured['steps']} steps of {measured['seconds']:.2f} s"
-                     + (f", so {in_words(measured['all'])} for all of them{', student and control' * measured['control']}, without what is measured on the way" if measured['all'] else '')
+                     + (f", so {in_words(measured['all'])} for all of them{', student and control' * measured['control']}, without "
+                        f"what is measured on the way" if measured['all'] else '')
                      + (f"; {in_gb(measured['memory'])} at its fullest" if measured['memory'] else ''))
     return lines
 
@@ -413,9 +443,11 @@ def measured_steps(
 ) -> dict:           # steps, seconds (median of a step), all (of the whole run; None: unknown), memory (None: not told), control
     "Take a few steps of the run, which loads everything."
     with tempfile.TemporaryDirectory() as folder:
-        short = replace(config, max_steps=steps + 2, output_dir=folder, eval_steps=10**6, max_eval_rows=2, logging_steps=10**6, control=False)
+        short = replace(config, max_steps=steps + 2, output_dir=folder, eval_steps=10**6, max_eval_rows=2, logging_steps=10**6,
+                        control=False)
         text = prepare_text(short)
-        trainer = make_trainer(make_framework(short, text), dict(arguments, eval_strategy='no', save_strategy='no'), text, Path(folder), 'measuring')
+        trainer = make_trainer(make_framework(short, text), dict(arguments, eval_strategy='no', save_strategy='no'), text, Path(folder),
+                               'measuring')
         ends, on_gpu = [], torch.cuda.is_available()
         class Clock(TrainerCallback):
             def on_step_end(self, args, state, control, **kwargs):
@@ -425,7 +457,8 @@ def measured_steps(
         if on_gpu: torch.cuda.reset_peak_memory_stats()
         trainer.train()
     step, whole = statistics.median(b - a for a, b in zip(ends[1:], ends[2:])), config.max_steps if config.max_steps > 0 else None
-    return dict(steps=steps, seconds=step, all=whole and whole * step * (1 + config.control), memory=torch.cuda.max_memory_allocated() if on_gpu else None, control=config.control)
+    return dict(steps=steps, seconds=step, all=whole and whole * step * (1 + config.control),
+                memory=torch.cuda.max_memory_allocated() if on_gpu else None, control=config.control)
 
 def plan(
     config: DistillConfig|dict|str|Path,  # as in `distill`

@@ -55,7 +55,8 @@ def read_sides(
     for side, tokenizer in tokenizers.items():
         ids, rows = max(i for i, piece in enumerate(token_bytes(tokenizer)) if piece) + 1, configs[side].vocab_size
         if ids > rows:
-            raise RunError(f"{side}_model {names[side]!r} has {rows} rows for the {ids} tokens of its tokenizer: the two do not belong together.")
+            raise RunError(f"{side}_model {names[side]!r} has {rows} rows for the {ids} tokens of its tokenizer: the "
+                           f"two do not belong together.")
     if config.kd_method == 'identity': map_of(pair, 'identity')  # refuses two tokenizers
     return configs, pair
 
@@ -80,7 +81,8 @@ def read_texts(
     config: DistillConfig,
 ) -> tuple:  # (Corpus to train on, Corpus to measure on, sentence about what was left out or nothing)
     "Both texts, with no document in common."
-    how = dict(text_column=config.text_column, cache_dir=config.cache_dir, documents_by=config.documents_by, streaming=config.streaming, format=config.format)
+    how = dict(text_column=config.text_column, cache_dir=config.cache_dir, documents_by=config.documents_by, streaming=config.streaming,
+               format=config.format)
     train = read_corpus(config.dataset, config.split, revision=config.revision, max_documents=config.max_documents, seed=config.seed, **how)
     if config.eval_dataset or config.eval_split or own_validation(config):
         name = config.eval_dataset or read_name(config.dataset).whole
@@ -90,10 +92,12 @@ def read_texts(
         held_out = Corpus(head_of(replace(train.text, seed=0), config), train.name, ['its first documents'], train.begins, train.chat)
     else:
         train.text, held_out = hold_out(train.text, config.eval_fraction, config.seed)
-        return train, Corpus(held_out, train.name, [f"held out by {'conversation' if train.chat else 'document'}"], held_out[0]['text'], train.chat), ''
+        return train, Corpus(held_out, train.name, [f"held out by {'conversation' if train.chat else 'document'}"], held_out[0]['text'],
+                             train.chat), ''
     if train.chat != held_out.chat:
         kind = lambda corpus: 'conversations' if corpus.chat else 'plain texts'
-        raise DataError(f"{train.name} holds {kind(train)} and {held_out.name} {kind(held_out)}: measure on what is trained on, or say with format what both are.")
+        raise DataError(f"{train.name} holds {kind(train)} and {held_out.name} {kind(held_out)}: measure on what is trained on, or say "
+                        f"with format what both are.")
     train.text, n = without(train.text, held_out.text)
     if isinstance(train.text, Dataset) and not len(train.text):
         raise DataError(f"every document of {train.name} is also in the text to measure on ({held_out.name}), and what is measured is not "
@@ -159,7 +163,8 @@ def pair_stream(
                 made = sorted(path.name for path in folder.glob(f'{n:05}*.arrow'))  # several processes write a file each
                 write_whole(mark, json.dumps(dict(state=state, files=made)))
             about = json.loads(mark.read_text())
-            state, parts = about['state'], parts + [Dataset.from_file(str(folder / name)).with_transform(make.unpack) for name in about['files']]
+            state, parts = about['state'], parts + [Dataset.from_file(str(folder / name)).with_transform(make.unpack)
+                                                    for name in about['files']]
             if line.to(sum(map(len, parts))).done >= enough: break
     if not parts: raise DataError("the stream holds no text to train on.")
     return concatenate_datasets(parts)
@@ -185,11 +190,18 @@ def chat_sides(
     if config.student_model == config.teacher_model: templates['teacher'] = templates['student']
     sides = {}
     for side, (template, whence) in templates.items():
-        try: sides[side] = ChatSide(tokenizers[side], template, config.teacher_system_prompt or '' if side == 'teacher' else '', configs[side].vocab_size)
-        except TemplateError as error: raise RunError(f"the {side}'s chat template ({whence}) refuses a plain question and its answer: {error}. Give another chat_template.") from error
-        if sides[side].end_id is None: raise RunError(f"the {side}'s chat template ({whence}) ends an answer with no control token of its tokenizer, so no model could tell that a turn is over: give a chat_template whose turns end with one of {', '.join([*sides[side].controls.values()][:8])}.")
+        try:
+            sides[side] = ChatSide(tokenizers[side], template, config.teacher_system_prompt or '' if side == 'teacher' else '',
+                                   configs[side].vocab_size)
+        except TemplateError as error: raise RunError(f"the {side}'s chat template ({whence}) refuses a plain question and its answer: "
+                                                      f"{error}. Give another chat_template.") from error
+        if sides[side].end_id is None:
+            raise RunError(f"the {side}'s chat template ({whence}) ends an answer with no control token of its tokenizer, so no model "
+                           f"could tell that a turn is over: give a chat_template whose turns end with one of "
+                           f"{', '.join([*sides[side].controls.values()][:8])}.")
     names = {side: tokenizers[side].convert_ids_to_tokens(sides[side].end_id) for side in PAIR}
-    return sides, '; '.join(f"the {side} reads conversations in {templates[side][1]}, where {names[side]} ends a turn" for side in PAIR).replace('that of', 'the template').replace('its own', 'its own template')
+    return sides, '; '.join(f"the {side} reads conversations in {templates[side][1]}, where {names[side]} ends a turn"
+                            for side in PAIR).replace('that of', 'the template').replace('its own', 'its own template')
 
 # %% ../nbs/24_prepare.ipynb #d4b5426e
 def ends_of(
@@ -209,7 +221,8 @@ def about_conversations(
     "What became of some conversations."
     if not counts.get('conversations'):
         reasons = '; '.join(f"{n:,} {why}" for why, n in Counter({why: n for why, n in counts.items() if why.startswith('left out')}).most_common(3))
-        raise DataError(f"none of the {what} can be used{f': {reasons}' * bool(reasons)}. A window must hold a whole exchange (max_length, teacher_max_length), and both templates must take the roles in their order.")
+        raise DataError(f"none of the {what} can be used{f': {reasons}' * bool(reasons)}. A window must hold a whole exchange (max_length, "
+                        f"teacher_max_length), and both templates must take the roles in their order.")
     said = [f"{n:,} {why}" for why, n in sorted(counts.items()) if why.startswith(('left out', 'cut'))]
     lost = {side: 1 - counts[f'{side} bytes'] / counts['bytes'] for side in PAIR if counts.get('bytes')}
     said += [f"the {side}'s template drops {share:.1%} of what was said" for side, share in lost.items() if share >= 0.001]
@@ -236,8 +249,10 @@ def typed_controls(
     found = Counter(name for text in texts for name in names if name in text)
     if not found: return []
     named = ', '.join(f'{name} in {n:,}' for name, n in found.most_common(4))
-    return [f"WARNING: control tokens stand in the texts ({named} of the first {len(texts):,}) and are read as mere letters, which no model means. If these are conversations that were rendered "
-            "already, give them as they were before: a column 'messages' with a list of role and content (format messages), and each model reads its own template."]
+    return [f"WARNING: control tokens stand in the texts ({named} of the first {len(texts):,}) and are read as mere letters, which no "
+            f"model means. If these are conversations that were rendered "
+            "already, give them as they were before: a column 'messages' with a list of role and content (format messages), and each "
+            "model reads its own template."]
 
 # %% ../nbs/24_prepare.ipynb #4f082ada
 def prompts_of(
@@ -253,7 +268,8 @@ def prompts_of(
         first = next(i for i, message in enumerate(talk['messages']) if message['role'] == 'assistant' and i >= talk.get('answers_from', 0))
         prompt = dict(talk, messages=talk['messages'][:first])
         prompt.pop('answers_from', None)
-        try: fits = first and all(len(sides[side].prompt_ids(prompt['messages'], prompt.get('tools'))) <= limits[side] // 2 for side in PAIR)
+        try:
+            fits = first and all(len(sides[side].prompt_ids(prompt['messages'], prompt.get('tools'))) <= limits[side] // 2 for side in PAIR)
         except TemplateError: fits = False
         if fits: prompts.append(prompt)
         if len(prompts) == most: break
@@ -297,7 +313,8 @@ def prepare_text(
     if held_out.chat:
         sides, sentence = chat_sides(config, configs, tokenizers)
         for sentence in (sentence, example(sides['student'], corpus or held_out)): say(sentence)
-        maker = lambda pack: ConversationMaker(*(sides[side] for side in PAIR), max_length=limits['student'], teacher_max_length=limits['teacher'], pack=pack,
+        maker = lambda pack: ConversationMaker(*(sides[side] for side in PAIR), max_length=limits['student'],
+                                               teacher_max_length=limits['teacher'], pack=pack,
                                                train_on=config.train_on, long_conversations=config.long_conversations)
     else:
         for sentence in typed_controls([text for text in held_out.text[:1000]['text']], tokenizers): say(sentence)
@@ -338,12 +355,16 @@ def about_text(
     summary, method = text['summary'], text['method']
     inside = summary.get('inside_tokens')
     says = [f"the two models can be compared at {summary['coverage']:.1%} of the student's tokens, where both tokenizers have a boundary"
-            + (f", and inside the teacher's tokens at {inside:.1%} more" if inside else '') + f"; vocabularies are compared by {method}: {text['why']}"]
+            + (f", and inside the teacher's tokens at {inside:.1%} more" if inside
+               else '') + f"; vocabularies are compared by {method}: {text['why']}"]
     if crossing := summary.get('crossing_tokens'):
-        return [*says, f"{crossing:.1%} of the student's tokens run past the end of one of the teacher's: their probability is the product of what the teacher read there"]
+        return [*says, f"{crossing:.1%} of the student's tokens run past the end of one of the teacher's: their probability is the product "
+                       f"of what the teacher read there"]
     share = summary['gold_consistency'].get(method, summary['gold_consistency'].get(text['vocab_map'].name))
-    worst = ', '.join(f"{shown_token(pair, 'student')} where the teacher has {shown_token(pair, 'teacher')} ({pair['times']} times)" for pair in summary['inconsistent'][:3])
+    worst = ', '.join(f"{shown_token(pair, 'student')} where the teacher has {shown_token(pair, 'teacher')} ({pair['times']} times)"
+                      for pair in summary['inconsistent'][:3])
     if share is not None and share < enough:
-        says.append(f"WARNING: at {1 - share:.1%} of these places the map joins the text's next token with another one of the teacher's, so the teacher speaks of something else: {worst}. "
+        says.append(f"WARNING: at {1 - share:.1%} of these places the map joins the text's next token with another one of the teacher's, "
+                    f"so the teacher speaks of something else: {worst}. "
                     "mask_inconsistent=True trains on the text alone there.")
     return says

@@ -43,14 +43,17 @@ def verdict(
                     "Lower learning_rate, and look whether the text is what you meant to train on.")
     if control is not None and after > control:
         weak = teacher is not None and teacher > .98 * control
-        says.append(f"WORSE: the control, trained on the same text without a teacher, is better, {control:.3f} bits per byte against {after:.3f}. "
-                    + (f"The teacher itself has {teacher:.3f}: it knows this text hardly better than the student can learn alone, so choose another teacher or another text."
+        says.append(f"WORSE: the control, trained on the same text without a teacher, is better, {control:.3f} bits per "
+                    f"byte against {after:.3f}. "
+                    + (f"The teacher itself has {teacher:.3f}: it knows this text hardly better than the student can learn alone, so "
+                       f"choose another teacher or another text."
                        if weak else "The teacher knows this text better, so there is something to learn: train longer, or lower alpha_kd."))
     gap = report.get('gap_closed')
     if gap is not None and gap > 0: says.append(f"Distillation closed {gap:.0%} of the gap between control and teacher.")
     elif gap is not None: says.append("Distillation closed none of the gap between control and teacher.")
     elif control is not None and report['control'].get('steps', report.get('steps')) != report.get('steps'):
-        says.append(f"The control took {report['control']['steps']:,} optimizer steps and the student {report['steps']:,}, so the two cannot be compared.")
+        says.append(f"The control took {report['control']['steps']:,} optimizer steps and the student {report['steps']:,}, so "
+                    f"the two cannot be compared.")
     elif control is not None: says.append("The control is as good as the teacher: there is no gap to close.")
     elif before is not None and after < before:
         says.append(f"The student got better by {before - after:.3f} bits per byte. How much of that is the teacher's doing is not known: "
@@ -79,10 +82,13 @@ def summary_table(
     "What `kdkit demo` and `kdkit train` end with."
     labels = dict(teacher='teacher', student_before='student before', student_after='student after', control='control (no teacher)')
     if not report.get('student_before'): labels['student_after'] = 'student'  # nothing was trained
-    rows = [['held-out answers' if (report.get('data') or {}).get('chat') else 'held-out text', 'bits per byte', 'perplexity', 'parameters']]
+    rows = [['held-out answers' if (report.get('data') or {}).get('chat') else 'held-out text', 'bits per byte', 'perplexity',
+             'parameters']]
     for key, label in labels.items():
         score = report.get(key)
-        if score: rows.append([label, _number(score.get('bits_per_byte'), '.3f'), _number(score.get('perplexity'), ',.2f' if (score.get('perplexity') or 0) < 1e6 else '.2e'),
+        if score:
+            rows.append([label, _number(score.get('bits_per_byte'), '.3f'),
+                         _number(score.get('perplexity'), ',.2f' if (score.get('perplexity') or 0) < 1e6 else '.2e'),
                                _number(score.get('parameters'), ',')])
     parts, retention = [markdown_table(rows)], report.get('retention') or {}
     if retention:
@@ -93,7 +99,9 @@ def summary_table(
         parts.append(markdown_table(rows))
     if lengths := report.get('answer_lengths'):
         names = {name: labels.get(name, name) for name in labels if name in lengths}
-        parts.append(markdown_table([['answers to held-out prompts', 'bytes', 'ended by itself'], *([label, _number(lengths[name]['bytes'], ',.0f'), _number(lengths[name]['ended'], '.0%')] for name, label in names.items())]))
+        parts.append(markdown_table([['answers to held-out prompts', 'bytes', 'ended by itself'],
+                                     *([label, _number(lengths[name]['bytes'], ',.0f'), _number(lengths[name]['ended'], '.0%')]
+                                       for name, label in names.items())]))
     says = verdict(report)
     bad = [s for s in says if s.split(':')[0] in ('WORSE', 'BROKEN')]
     return '\n\n'.join(bad + parts + [s for s in says if s not in bad])
@@ -137,13 +145,16 @@ def write_report(
     read = lambda path: read_metrics(path) if path.exists() else []
     metrics, control = read(folder / 'metrics.jsonl'), read(folder / 'control' / 'metrics.jsonl')
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = dict(bits_per_byte=plot_scores(report, metrics, control), losses=plot_losses(metrics), curriculum=plot_plan(curriculum.plan() if curriculum else {}, metrics))
+    pictures = dict(bits_per_byte=plot_scores(report, metrics, control), losses=plot_losses(metrics),
+                    curriculum=plot_plan(curriculum.plan() if curriculum else {}, metrics))
     for name, ax in pictures.items(): write_whole(folder / f'{name}.png', png_of(ax.figure))
     facts = [(k, report[k]) for k in ('seed', 'device', 'dtype', 'adapters', 'seconds') if report.get(k) is not None]
-    facts += [(f'{group}: {k}', v) for group in ('data', 'versions') for k, v in (report.get(group) or {}).items() if not isinstance(v, (dict, list))]
+    facts += [(f'{group}: {k}', v) for group in ('data', 'versions') for k, v in (report.get(group) or {}).items()
+              if not isinstance(v, (dict, list))]
     rows = [['about this run', ''], *([k, f'{v:.4g}' if isinstance(v, float) else str(v)] for k, v in facts)]
     answers = ['## Answers', answers_text(report['answers'])] if report.get('answers') else []
-    parts = ['# Distillation report', summary_table(report), *(f'![{name}]({name}.png)' for name in pictures), *answers, markdown_table(rows)]
+    parts = ['# Distillation report', summary_table(report), *(f'![{name}]({name}.png)' for name in pictures), *answers,
+             markdown_table(rows)]
     write_whole(folder / 'report.md', '\n\n'.join(parts) + '\n')
     write_whole(folder / 'report.json', json.dumps(plain(report), indent=2) + '\n')  # last: where it is, all is
     return folder / 'report.md'
@@ -156,7 +167,8 @@ def public_name(
     return Path(name).name if name.startswith(('.', '/', '~')) or Path(name).exists() else name
 
 # %% ../nbs/51_report.ipynb #9836076b
-LESS = ('lora_r', 'lora_alpha', 'lora_dropout', 'lora_target_modules', 'student_dtype', 'student_quantization', 'teacher_quantization')  # options of a run in less memory
+# options of a run in less memory
+LESS = ('lora_r', 'lora_alpha', 'lora_dropout', 'lora_target_modules', 'student_dtype', 'student_quantization', 'teacher_quantization')
 
 def write_model_card(
     student_dir: str|Path,  # the student's folder
@@ -170,30 +182,37 @@ def write_model_card(
     if 'dataset' in public: on_hub += ['datasets:', f"- {names['dataset'].split('[')[0].split(':')[0]}"]
     data = report.get('data') or {}
     same = f"{data['method']} ({data['why']})" if data.get('method') else config['kd_method']
-    changed = {k: v for k, v in config.items() if k.startswith('alpha_') or k in ('recipe', 'divergence', 'temperature', 'max_length', 'batch_size',
+    changed = {k: v for k, v in config.items() if k.startswith('alpha_')
+               or k in ('recipe', 'divergence', 'temperature', 'max_length', 'batch_size',
                'gradient_accumulation_steps', 'learning_rate', 'seed')}
     changed |= {k: config[k] for k in LESS if config.get(k) not in (None, getattr(DistillConfig(), k))}
     chat = data.get('chat')
     if chat: changed |= {k: config[k] for k in ('format', 'train_on', 'long_conversations') if k in config}
     command = f"kdkit train --teacher_model {names['teacher_model']} --student_model {names['student_model']} --dataset {names['dataset']}" + ''.join(
-              f' --{k} {v}' for k, v in changed.items() if v is not None) + f" --kd_method {data.get('method', config['kd_method'])} --max_steps {report.get('steps', config['max_steps'])}"
-    parts = ['\n'.join(['---', 'library_name: transformers', 'pipeline_tag: text-generation', *on_hub, 'tags:', '- distillation', '- kdkit', '---']),
+              f' --{k} {v}' for k, v in changed.items()
+              if v is not None) + f" --kd_method {data.get('method', config['kd_method'])} --max_steps {report.get('steps', config['max_steps'])}"
+    parts = ['\n'.join(['---', 'library_name: transformers', 'pipeline_tag: text-generation', *on_hub, 'tags:', '- distillation', '- kdkit',
+                        '---']),
              f"# {names['student_model']}, taught by {names['teacher_model']}",
-             f"This model was distilled with kdkit from {names['teacher_model']} on {names['dataset']}. The two vocabularies were compared by {same}."
+             f"This model was distilled with kdkit from {names['teacher_model']} on {names['dataset']}. The two vocabularies "
+             f"were compared by {same}."
              + f" In it {(report.get('adapters') or '').partition(';')[0].replace(' are trained', ' were trained', 1)}; they are merged in." * bool(report.get('adapters'))
              + " It was taught conversations: its tokenizer brings the chat template, and its generation config the end of a turn." * bool(chat),
              '## Result', summary_table(report), '## Use', '```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n'
              "model, tokenizer = AutoModelForCausalLM.from_pretrained('.'), AutoTokenizer.from_pretrained('.')\n" + ("prompt = tokenizer.apply_chat_template([dict(role='user', content='Hello!')], add_generation_prompt=True, return_tensors='pt', return_dict=True)\n"
-             "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0, prompt['input_ids'].shape[1]:], skip_special_tokens=True))\n" if chat else '') + '```',
+             "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0, prompt['input_ids'].shape[1]:], "
+             "skip_special_tokens=True))\n" if chat else '') + '```',
              '## Again', f'```bash\n{command}\n```', markdown_table([['versions', ''], *([k, str(v)] for k, v in (report.get('versions') or {}).items())])]
-    parts += ['## Licence', f"The weights derive from {names['student_model']}, whose licence holds for them too. The licences of {names['teacher_model']} "
+    parts += ['## Licence', f"The weights derive from {names['student_model']}, whose licence holds for them too. The licences of "
+                            f"{names['teacher_model']} "
               f"and of {names['dataset']} may say more about models that were trained with them: look before you share this one."]
     path = Path(student_dir, 'README.md')
     write_whole(path, '\n\n'.join(parts) + '\n')
     return path
 
 # %% ../nbs/51_report.ipynb #51f70006
-REPORT = dict({name: NUMBERS for name in ('teacher', 'student_before', 'student_after', 'control')}, retention={'*': NUMBERS}, gap_closed=NUMBER, steps=NUMBER, seconds=NUMBER, skipped_steps=NUMBER,
+REPORT = dict({name: NUMBERS for name in ('teacher', 'student_before', 'student_after', 'control')}, retention={'*': NUMBERS},
+              gap_closed=NUMBER, steps=NUMBER, seconds=NUMBER, skipped_steps=NUMBER,
               data={}, versions={}, device=TEXT, dtype=TEXT, adapters=TEXT, ended=TEXT)
 
 def read_report(
@@ -204,7 +223,8 @@ def read_report(
     if not path.is_file(): raise ValueError(f"{folder} holds no report.json: name the folder of a finished run.")
     try: report = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error: raise ValueError(f"{path} is damaged ({error}): run the same command again, it makes the report anew.") from error
-    if not isinstance(report, dict): raise ValueError(f"{path} holds a {type(report).__name__} and no report: run the same command again, it makes the report anew.")
+    if not isinstance(report, dict):
+        raise ValueError(f"{path} holds a {type(report).__name__} and no report: run the same command again, it makes the report anew.")
     return sift(report, REPORT)
 
 # %% ../nbs/51_report.ipynb #51f70007
@@ -225,10 +245,13 @@ def comparison_table(
     reports, settings = [read_report(folder) for folder in folders], [read_settings(folder) for folder in folders]
     value = lambda report, *keys: value(report.get(keys[0]) or {}, *keys[1:]) if len(keys) > 1 else report.get(keys[0])
     rows = [['', *(Path(folder).name for folder in folders)]]
-    for label, form, *keys in (('student, bits per byte', '.3f', 'student_after', 'bits_per_byte'), ('control, bits per byte', '.3f', 'control', 'bits_per_byte'),
+    for label, form, *keys in (('student, bits per byte', '.3f', 'student_after', 'bits_per_byte'),
+                               ('control, bits per byte', '.3f', 'control', 'bits_per_byte'),
                                ('teacher, bits per byte', '.3f', 'teacher', 'bits_per_byte'), ('gap closed', '.0%', 'gap_closed'),
-                               ('KL from the teacher, nats', '.3f', 'retention', 'after', 'kl_nats'), ('says what the teacher says', '.1%', 'retention', 'after', 'top1_agreement'),
+                               ('KL from the teacher, nats', '.3f', 'retention', 'after', 'kl_nats'),
+                               ('says what the teacher says', '.1%', 'retention', 'after', 'top1_agreement'),
                                ('optimizer steps', ',', 'steps'), ('seconds', ',.0f', 'seconds')):
         rows.append([label, *(_number(value(report, *keys), form) for report in reports)])
-    differing = [k for k in dict.fromkeys(k for s in settings for k in s) if k != 'output_dir' and len({json.dumps(s.get(k)) for s in settings}) > 1]
+    differing = [k for k in dict.fromkeys(k for s in settings for k in s) if k != 'output_dir'
+                 and len({json.dumps(s.get(k)) for s in settings}) > 1]
     return markdown_table(rows + [[k, *(str(s.get(k, '-')) for s in settings)] for k in differing])

@@ -44,7 +44,8 @@ from .progress import Progress, say, watched
 from .report import gap_closed, read_report, write_model_card, write_report
 from .share import worth_distilling
 from .terms import opening_tokens
-from .trainer import (DistillationTrainer, DoesNotFit, check_arguments, give_memory_back, is_out_of_memory, last_complete_checkpoint, load_student, pick_learning_rate, smaller_batches,
+from .trainer import (DistillationTrainer, DoesNotFit, check_arguments, give_memory_back, is_out_of_memory, last_complete_checkpoint,
+                           load_student, pick_learning_rate, smaller_batches,
                       training_arguments, ways_to_fit)
 
 # %% ../nbs/52_run.ipynb #f059bc16
@@ -72,7 +73,8 @@ def make_framework(
 ) -> StudentAwareDistillationFramework:
     "Load and check the models of a run."
     set_seed(config.seed)
-    framework = StudentAwareDistillationFramework(replace(config, kd_method=text['method']), teacher, None, vocab_map=text['vocab_map'], pair=text['pair'])
+    framework = StudentAwareDistillationFramework(replace(config, kd_method=text['method']), teacher, None, vocab_map=text['vocab_map'],
+                                                  pair=text['pair'])
     if text['chat']: framework.converse(text['chat'])
     return framework
 
@@ -96,7 +98,8 @@ def side_by_side(
     answers = {name: some for name, some in answers.items() if some}
     if not answers: return {}
     prompts = [prompt['messages'][-1]['content'] for prompt in text['prompts']]
-    return dict(answers=[dict(prompt=prompt, **{name: some[i]['text'] for name, some in answers.items()}) for i, prompt in enumerate(prompts)],
+    return dict(answers=[dict(prompt=prompt, **{name: some[i]['text'] for name, some in answers.items()})
+                         for i, prompt in enumerate(prompts)],
                 answer_lengths={name: about_answers(some) for name, some in answers.items()})
 
 # %% ../nbs/52_run.ipynb #9fdc50c0
@@ -124,7 +127,8 @@ def as_read(
     windows: int = 32, # of the held-out text, at most
 ) -> dict|None:        # of `teacher_as_read`, and windows, how many were read; None where no token-level target is taught, and for conversations
     "How much of the teacher reaches the student, from a few windows."
-    if text['chat'] is not None or framework.vocab_map.crossings is None or not (framework.knowledge and framework.config.asks_ends): return None
+    if text['chat'] is not None or framework.vocab_map.crossings is None or not (framework.knowledge and framework.config.asks_ends):
+        return None
     held_out, windows = text['held_out'], min(windows, len(text['held_out']))
     rows = held_out.select([len(held_out) * i // windows for i in range(windows)])  # spread over all of it
     with half_on_gpu(framework.device):
@@ -155,11 +159,13 @@ def cache_teacher(
     framework = make_framework(config, text)
     score = measure(framework, watched('measuring the teacher', eval_batches(text['held_out'], framework, config.batch_size)), 'teacher')
     pad = framework.collator().fill['teacher_input_ids']
-    about = dict(name=config.teacher_model, score=score, held_out=rows_digest(text['held_out'], SIDES['teacher']), answers=ask(framework, text, 'teacher'), as_read=as_read(framework, text),
+    about = dict(name=config.teacher_model, score=score, held_out=rows_digest(text['held_out'], SIDES['teacher']),
+                 answers=ask(framework, text, 'teacher'), as_read=as_read(framework, text),
                  **known_of(config, framework.teacher_model.config))
     opens = opening_tokens(framework.teacher_tokenizer, framework.teacher_model.get_output_embeddings().weight.shape[0])
     with Progress('asking the teacher', len(text['train']), 'windows') as line:
-        write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples, config.batch_size, pad,
+        write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples,
+                    config.batch_size, pad,
                     framework.vocab_map, opens, progress=line.to)
     cache = TeacherCache(config.teacher_cache)
     return dict(rows=len(text['train']), positions=cache.positions, bytes_per_position=cache.bytes_per_position,
@@ -176,7 +182,8 @@ def open_cache(
     inside = text['vocab_map'].inside
     model_config = load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher'))
     cache.check(text['train'], config.teacher_model, inside, text['held_out'], known_of(config, model_config))
-    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span' else ('teacher_said', 'teacher_tokens', *['teacher_inside', 'teacher_crossing'] * (inside is not None)))
+    text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span'
+                               else ('teacher_said', 'teacher_tokens', *['teacher_inside', 'teacher_crossing'] * (inside is not None)))
     cache.stand_in = AbsentModel(model_config)
     return cache
 
@@ -213,7 +220,8 @@ class Run:
 
     def begin(self) -> bool:  # whether everything is done already
         "Find out whose folder it is, and what was done there."
-        for sentence in filter(None, (self.first and take_over(self.config, self.arguments), *check_folder(self.config, self.arguments))): say(sentence)
+        for sentence in filter(None, (self.first and take_over(self.config, self.arguments), *check_folder(self.config, self.arguments))):
+            say(sentence)
         together()
         self.stages = Stages(self.folder, self.first)
         return not self.config.overwrite and self.is_over() and self.is_reported()
@@ -239,7 +247,8 @@ class Run:
         self.stages.mark('paired', **paired, **({'fits': fits} if (fits := self.stages.marks.get('paired', {}).get('fits')) else {}))
         for sentence in filter(None, (*about_text(self.text), about_adapters(self.framework.student_model))): say(sentence)
         if self.framework.device.type == 'cuda' and not self.arguments.get('full_determinism'):
-            say("sums on this GPU are not made in a fixed order, so that two runs of one seed differ a little; full_determinism makes them equal, and slower")
+            say("sums on this GPU are not made in a fixed order, so that two runs of one seed differ a little; full_determinism "
+                "makes them equal, and slower")
 
     def as_it_fits(self) -> DistillConfig:
         "The run's config, in the micro-batches that its memory had room for when it was begun."
@@ -251,14 +260,17 @@ class Run:
     def check_paired(self, found, now):
         "RunError where the run cannot go on with this text, or with as many processes."
         longer = found.get('steps') != now['steps']
-        names = dict(held_out='the text to measure on', **({} if longer else dict(train='the text to train on')), windows_a_step='the number of windows in an optimizer step (batch_size x gradient_accumulation_steps x processes)')
+        names = dict(held_out='the text to measure on', **({} if longer else dict(train='the text to train on')),
+                     windows_a_step='the number of windows in an optimizer step (batch_size x gradient_accumulation_steps x processes)')
         changed = [what for name, what in names.items() if found.get(name) != now[name]]
         if changed and self.trained_some():
-            raise RunError(f"{' and '.join(changed)} {'is' if len(changed) == 1 else 'are'} not what {self.folder} was trained with: give it back, choose another output_dir, or start over with overwrite.")
+            raise RunError(f"{' and '.join(changed)} {'is' if len(changed) == 1 else 'are'} not what {self.folder} was trained with: give "
+                           f"it back, choose another output_dir, or start over with overwrite.")
         if changed: self.stages.forget('measured', 'control', 'trained', 'reported')
         elif longer:
             if self.trained_some():
-                say(f"the run goes on to step {now['steps']:,} instead of {found.get('steps'):,}: its learning rate and its curriculum follow the new length from here on, as if it had been asked for at the beginning"
+                say(f"the run goes on to step {now['steps']:,} instead of {found.get('steps'):,}: its learning rate and its curriculum "
+                    f"follow the new length from here on, as if it had been asked for at the beginning"
                     f"{'; more text is read for it, which is mixed anew' if found.get('train') != now['train'] else ''}")
             self.stages.forget('reported')
 
@@ -276,18 +288,23 @@ class Run:
     def measure(self):
         "Teacher and student before anything is learnt."
         if 'measured' not in self.stages:
-            scores = dict(teacher=self.cache.about['score'] if self.cache else measure(self.framework, watched('measuring the teacher', self.batches), 'teacher'),
+            scores = dict(teacher=self.cache.about['score'] if self.cache
+                          else measure(self.framework, watched('measuring the teacher', self.batches), 'teacher'),
                           student_before=measure(self.framework, watched('measuring the student', self.batches)),
                           retention_before=None if self.cache else retention(self.framework, watched('comparing the two', self.batches)),
                           as_read=self.cache.about.get('as_read') if self.cache else as_read(self.framework, self.text),
-                          answers=dict(teacher=self.cache.about.get('answers') if self.cache else ask(self.framework, self.text, 'teacher'), student_before=ask(self.framework, self.text)))
+                          answers=dict(teacher=self.cache.about.get('answers') if self.cache else ask(self.framework, self.text, 'teacher'),
+                                       student_before=ask(self.framework, self.text)))
             self.stages.mark('measured', **as_the_first(scores))
         self.framework.curriculum.lead.begin(*self.bits)
         say(worth_distilling(*self.bits, self.config.follows_lead))
         if read := self.stages['measured'].get('as_read'):
-            say(f"the teacher, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} bits per byte, on {read['windows']:,} windows")
+            say(f"the teacher, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} "
+                f"bits per byte, on {read['windows']:,} windows")
         if self.config.learning_rate is None:
-            self.rate, why = pick_learning_rate(self.stages['measured']['student_before'], self.framework.student_model.get_output_embeddings().weight.shape[0], adapters=self.framework.has_adapter)
+            self.rate, why = pick_learning_rate(self.stages['measured']['student_before'],
+                                                self.framework.student_model.get_output_embeddings().weight.shape[0],
+                                                adapters=self.framework.has_adapter)
             say(f"learning rate {self.rate:g}, since {why}")
         self.clock.reserve = 1.2 * self.stages['measured'].get('seconds', 0.)  # measuring at the end takes as long
 
@@ -300,7 +317,8 @@ class Run:
         mark = self.stages.marks.get(name, {})
         as_long = mark.get('asked') == self.asked if self.steps is None else mark.get('of') == self.steps
         whole = mark.get('ended') in ('done', 'stopped') and as_long and mark.get('files')
-        return bool(whole) and not differs(self.student_dir(name), mark['files']) and not differs(self.student_dir(name).with_name('adapter'), mark.get('adapter') or {})
+        return bool(whole) and not differs(self.student_dir(name),
+                                           mark['files']) and not differs(self.student_dir(name).with_name('adapter'), mark.get('adapter') or {})
 
     def student_dir(self, name): return self.folder / ('control/student' if name == 'control' else 'student')
 
@@ -320,23 +338,27 @@ class Run:
         else:
             trainer = None
             while trainer is None:
-                trainer = make_trainer(framework, {**self.arguments, 'learning_rate': self.rate}, self.text, folder, label, dict(run=key, interrupts=self.interrupts, clock=clock), **plan)
+                trainer = make_trainer(framework, {**self.arguments, 'learning_rate': self.rate}, self.text, folder, label,
+                                       dict(run=key, interrupts=self.interrupts, clock=clock), **plan)
                 try: trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder, key))
                 except DoesNotFit as error:
                     less = smaller_batches(self.config.batch_size, self.config.gradient_accumulation_steps)
                     if not (error.first and less): raise
                     said, step = error.first, trainer.state.global_step + 1
                     trainer = None
-                if trainer is None: framework = self.with_smaller_batches(framework, *less, f"step {step} does not fit into memory ({said})")
+                if trainer is None:
+                    framework = self.with_smaller_batches(framework, *less, f"step {step} does not fit into memory ({said})")
             self.interrupts.check(f'saved at step {trainer.state.global_step:,}')
             ended = 'time' if trainer.cut_short else 'done' if trainer.state.global_step >= self.steps else 'stopped'
             if self.first:
                 if framework.has_adapter: save_whole(framework.save_trained, self.trained_dir(name, framework))
                 save_whole(framework.save_student, self.student_dir(name))
             together()
-            self.stages.mark(name, ended=ended, steps=trainer.state.global_step, of=self.steps, asked=self.asked, skipped=trainer.finite_steps.skipped, files=contents(self.student_dir(name)),
+            self.stages.mark(name, ended=ended, steps=trainer.state.global_step, of=self.steps, asked=self.asked,
+                             skipped=trainer.finite_steps.skipped, files=contents(self.student_dir(name)),
                              adapter=contents(self.trained_dir(name, framework)) if framework.has_adapter else None)
-        made = {**self.stages[name], 'score': measure(framework, watched(f"measuring the {'control' if name == 'control' else 'student'}", self.batches))}
+        made = {**self.stages[name], 'score': measure(framework,
+                                                      watched(f"measuring the {'control' if name == 'control' else 'student'}", self.batches))}
         if name == 'trained':
             made['retention'] = None if self.cache else retention(framework, watched('comparing the two', self.batches))
             made['answers'] = ask(framework, self.text)
@@ -349,12 +371,15 @@ class Run:
         why: str,
     ) -> StudentAwareDistillationFramework:  # the same, as it was before the first step
         "Begin a training anew with the same optimizer steps in smaller parts; the student's training after the control's too."
-        say(f"{why}: it starts again with {batch_size} x {accumulation} windows (batch_size x gradient_accumulation_steps), which is the same optimizer step")
-        less, config, teacher, own = dict(batch_size=batch_size, gradient_accumulation_steps=accumulation), framework.config, framework.teacher_model, framework is self.framework
+        say(f"{why}: it starts again with {batch_size} x {accumulation} windows (batch_size x gradient_accumulation_steps), which "
+            f"is the same optimizer step")
+        less, config, teacher, own = dict(batch_size=batch_size,
+                                          gradient_accumulation_steps=accumulation), framework.config, framework.teacher_model, framework is self.framework
         if not is_quantized(framework.student_model.config): framework.student_model.to('meta')  # two of them may not fit
         give_memory_back()
         self.config = replace(self.config, **less)
-        self.stages.mark('paired', **{**{k: v for k, v in self.stages['paired'].items() if k != 'seconds'}, 'fits': [batch_size, accumulation]})
+        self.stages.mark('paired', **{**{k: v for k, v in self.stages['paired'].items() if k != 'seconds'},
+                                      'fits': [batch_size, accumulation]})
         again = make_framework(replace(config, **less), self.text, teacher)
         if not own: self.framework.config = replace(self.framework.config, **less)
         else: self.framework = again
@@ -369,7 +394,8 @@ class Run:
 
     def train(self):
         "The student."
-        self.train_to_end('trained', self.framework, 'distilling', self.clock, scores=self.scores(), coverage=self.text['summary']['coverage'])
+        self.train_to_end('trained', self.framework, 'distilling', self.clock, scores=self.scores(),
+                          coverage=self.text['summary']['coverage'])
 
     def is_over(self):
         "Whether nothing is left to train."
@@ -388,15 +414,20 @@ class Run:
     def report(self) -> dict:
         "Write what the marks say, in words and pictures."
         config, text, trained = self.config, self.text, self.stages['trained']
-        report = dict(self.scores(), retention=None if self.cache else dict(before=self.stages['measured']['retention_before'], after=trained['retention']))
+        report = dict(self.scores(), retention=None if self.cache
+                      else dict(before=self.stages['measured']['retention_before'], after=trained['retention']))
         report.update(side_by_side(text, dict(self.stages['measured'].get('answers') or {}, student_after=trained.get('answers'))))
         bits = {name: (report.get(name) or {}).get('bits_per_byte') for name in ('student_after', 'control', 'teacher')}
         fair = report['control'] and report['control']['steps'] == trained['steps']  # not where one of them was stopped
         report['gap_closed'] = gap_closed(*bits.values()) if fair else None
-        where = dict(device=str(self.framework.device), dtype=str(self.framework.teacher_model.dtype).removeprefix('torch.'), dtype_reason=self.framework.teacher_dtype_reason)
+        where = dict(device=str(self.framework.device), dtype=str(self.framework.teacher_model.dtype).removeprefix('torch.'),
+                     dtype_reason=self.framework.teacher_dtype_reason)
         if self.framework.has_adapter: report['adapters'] = about_adapters(self.framework.student_model)
-        report.update(data=dict(text['summary'], as_read=self.stages['measured'].get('as_read'), chat=text['chat'] is not None, method=text['method'], why=text['why'], train_windows=len(text['train']), eval_windows=len(text['held_out'])),
-                      versions=versions(), seed=config.seed, learning_rate=self.rate, **where, steps=trained['steps'], skipped_steps=trained['skipped'], seconds=self.stages.seconds)
+        report.update(data=dict(text['summary'], as_read=self.stages['measured'].get('as_read'), chat=text['chat'] is not None,
+                                method=text['method'], why=text['why'], train_windows=len(text['train']),
+                                eval_windows=len(text['held_out'])),
+                      versions=versions(), seed=config.seed, learning_rate=self.rate, **where, steps=trained['steps'],
+                      skipped_steps=trained['skipped'], seconds=self.stages.seconds)
         if trained['ended'] == 'time':
             report['ended'] = f"max_hours ended the run at step {trained['steps']:,} of {trained['of']:,}"
             say(f"{report['ended']}: {again()}")
@@ -439,7 +470,8 @@ def distill(
         try: return Run(config, arguments, interrupts).go()
         except Exception as error:
             if is_out_of_memory(error):  # while it measures; in training the trainer knows more
-                raise DoesNotFit(f"reading held-out text does not fit into memory ({' '.join(str(error).split())[:200]}). Give {ways_to_fit(config.batch_size, config.gradient_accumulation_steps)}.") from error
+                raise DoesNotFit(f"reading held-out text does not fit into memory ({' '.join(str(error).split())[:200]}). Give "
+                                 f"{ways_to_fit(config.batch_size, config.gradient_accumulation_steps)}.") from error
             if isinstance(error, NoRoom) or not is_full(error, config.output_dir): raise
             raise NoRoom(f"the disk of {config.output_dir} is full: make room and run it again, it goes on from its last checkpoint.") from error
 
@@ -479,8 +511,10 @@ def demo_config(
     embedded_student(seed).save_pretrained(student)
     load_tokenizer(embedded_student_tokenizer()).save_pretrained(student)
     return DistillConfig(
-        teacher_model=embedded_teacher(), student_model=student, dataset=paths['train'], eval_dataset=paths['held_out'], output_dir=str(output_dir),
-        max_length=128, batch_size=2, learning_rate=1e-3, max_steps=DEMO_STEPS, eval_steps=DEMO_STEPS // 4, max_eval_rows=256, control=True, seed=seed)
+        teacher_model=embedded_teacher(), student_model=student, dataset=paths['train'], eval_dataset=paths['held_out'],
+        output_dir=str(output_dir),
+        max_length=128, batch_size=2, learning_rate=1e-3, max_steps=DEMO_STEPS, eval_steps=DEMO_STEPS // 4, max_eval_rows=256, control=True,
+        seed=seed)
 
 # %% ../nbs/52_run.ipynb #de95fe02
 def demo(
@@ -501,12 +535,18 @@ def evaluate_run(
 ) -> dict:                              # student_after and, with a teacher, teacher and retention, as in report.json
     "Bits per byte of a model on a text, and what it keeps of a teacher."
     quiet_libraries()
-    if not teacher_model: options.update({f'teacher_{part}': options.get(f'student_{part}') for part in ('revision', 'subfolder')})  # the student is its own teacher
-    config = DistillConfig(student_model=student_model, teacher_model=teacher_model or student_model, dataset=dataset, **{**dict(alpha_unaligned=0.), **options})
+    if not teacher_model:
+        # the student is its own teacher
+        options.update({f'teacher_{part}': options.get(f'student_{part}') for part in ('revision', 'subfolder')})
+    config = DistillConfig(student_model=student_model, teacher_model=teacher_model or student_model, dataset=dataset,
+                           **{**dict(alpha_unaligned=0.), **options})
     text = prepare_text(config, train=False)
     framework = make_framework(config, text)
     batches = eval_batches(text['held_out'], framework, config.batch_size)
     report = dict(student_after=measure(framework, watched('measuring the student', batches)), data=dict(chat=text['chat'] is not None))
-    report.update(side_by_side(text, dict(teacher=ask(framework, text, 'teacher') if teacher_model else None, student_after=ask(framework, text))))
-    if teacher_model: report.update(teacher=measure(framework, watched('measuring the teacher', batches), 'teacher'), retention=dict(now=retention(framework, watched('comparing the two', batches))))
+    report.update(side_by_side(text, dict(teacher=ask(framework, text, 'teacher') if teacher_model else None,
+                                          student_after=ask(framework, text))))
+    if teacher_model:
+        report.update(teacher=measure(framework, watched('measuring the teacher', batches), 'teacher'),
+                      retention=dict(now=retention(framework, watched('comparing the two', batches))))
     return report

@@ -42,11 +42,15 @@ def go_on(
     device = next(teacher.parameters()).device
     start, end = control_ids(tokenizer, teacher.config)
     most = getattr(teacher.config.get_text_config(), 'max_position_embeddings', None)
-    if most and prompt_tokens + new_tokens >= most: raise DataError(f"the teacher reads {most} tokens, too few for {prompt_tokens} given and {new_tokens} written ones after a start token: lower new_tokens.")
-    ids = [encoded for encoded, _ in encode_bytes(tokenizer, texts, token_bytes(tokenizer)) if len(encoded) >= prompt_tokens]  # control tokens in a text are text
+    if most and prompt_tokens + new_tokens >= most:
+        raise DataError(f"the teacher reads {most} tokens, too few for {prompt_tokens} given and {new_tokens} written ones after a start "
+                        f"token: lower new_tokens.")
+    # control tokens in a text are text
+    ids = [encoded for encoded, _ in encode_bytes(tokenizer, texts, token_bytes(tokenizer)) if len(encoded) >= prompt_tokens]
     if not ids: return []
     prompts = torch.tensor([[start, *encoded[:prompt_tokens]] for encoded in ids], device=device)
-    how = GenerationConfig(max_new_tokens=new_tokens, do_sample=temperature > 0, eos_token_id=end, pad_token_id=start if end is None else end,
+    how = GenerationConfig(max_new_tokens=new_tokens, do_sample=temperature > 0, eos_token_id=end,
+                           pad_token_id=start if end is None else end,
                            **(dict(temperature=temperature, top_k=0, top_p=1.) if temperature else {}))
     with torch.random.fork_rng([device] if device.type == 'cuda' else []):
         torch.manual_seed(seed)
@@ -63,8 +67,10 @@ def load_writer(
     "The teacher, to write."
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     name, hub = config.teacher_model, load_options(config, 'teacher')
-    if config.teacher_quantization or config.attn_implementation: check_sides(config, dict(teacher=load_config(name, 'teacher_model', **hub)), device)
-    model = load_causal_lm(name, pick_teacher_dtype(config.teacher_dtype, device)[0], 'teacher_model', config.teacher_quantization, config.attn_implementation, device, **hub)
+    if config.teacher_quantization or config.attn_implementation:
+        check_sides(config, dict(teacher=load_config(name, 'teacher_model', **hub)), device)
+    model = load_causal_lm(name, pick_teacher_dtype(config.teacher_dtype, device)[0], 'teacher_model', config.teacher_quantization,
+                           config.attn_implementation, device, **hub)
     return (model if is_quantized(model.config) else model.to(device)).eval()
 
 # %% ../nbs/27_sequence.ipynb #fe16120e
@@ -86,7 +92,8 @@ def write_batches(
     os.replace(kept, path)
     with path.open('a', encoding='utf-8') as file:
         for batch in range(first, -(-len(items) // batch_size)):
-            for row in write(batch, items[batch * batch_size:(batch + 1) * batch_size]): file.write(json.dumps(dict(batch=batch, **row), ensure_ascii=False) + '\n')
+            for row in write(batch, items[batch * batch_size:(batch + 1) * batch_size]):
+                file.write(json.dumps(dict(batch=batch, **row), ensure_ascii=False) + '\n')
             file.flush()
             progress(min((batch + 1) * batch_size, len(items)), len(items))
     return path
@@ -105,10 +112,13 @@ def teacher_text(
     "Write what the teacher makes of the beginnings of a dataset's documents."
     config, path = DistillConfig.from_dict(config) if isinstance(config, dict) else config, Path(path)
     hub = load_options(config, 'teacher')
-    texts = read_texts(replace(config, streaming=False, format='text'))[0].text['text'][:max_documents]  # what is held out is not gone on with
+    # what is held out is not gone on with
+    texts = read_texts(replace(config, streaming=False, format='text'))[0].text['text'][:max_documents]
     tokenizer = load_tokenizer(config.teacher_model, 'teacher_model', **hub)
     teacher = load_writer(config)
-    def write(batch, some): return [dict(text=text) for text in go_on(teacher, tokenizer, some, prompt_tokens, new_tokens, temperature, config.seed * 1_000_003 + batch)]
+    def write(batch, some):
+        return [dict(text=text) for text in go_on(teacher, tokenizer, some, prompt_tokens, new_tokens, temperature,
+                                                  config.seed * 1_000_003 + batch)]
     return write_batches(path, texts, batch_size, write, progress)
 
 # %% ../nbs/27_sequence.ipynb #e444ab5c
@@ -127,7 +137,8 @@ def write_answers(
     device, rows = model.device, model.get_output_embeddings().weight.shape[0]
     start, end = control_ids(side.tokenizer, model.config)
     stops, pad = sorted({*filter(lambda index: index is not None and index < rows, (side.end_id, end))}), start if end is None else end
-    how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=temperature > 0, eos_token_id=stops or None, pad_token_id=pad, **(dict(temperature=temperature, top_k=0, top_p=1.) if temperature else {}))
+    how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=temperature > 0, eos_token_id=stops or None, pad_token_id=pad,
+                           **(dict(temperature=temperature, top_k=0, top_p=1.) if temperature else {}))
     answers, order = [None] * len(ids), sorted(range(len(ids)), key=lambda i: len(ids[i]))
     training = model.training
     model.eval()
@@ -139,7 +150,8 @@ def write_answers(
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in some], device=device)
             for i, row in zip(some, model.generate(batch, attention_mask=mask, generation_config=how)[:, width:].tolist()):
                 stop = next((at for at, index in enumerate(row) if index in stops), None)
-                answers[i] = dict(text=side.tokenizer.decode(row[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False), tokens=len(row[:stop]), ended=stop is not None)
+                answers[i] = dict(text=side.tokenizer.decode(row[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False),
+                                  tokens=len(row[:stop]), ended=stop is not None)
     model.train(training)
     return answers
 
@@ -155,10 +167,12 @@ def write_dataset(
 ) -> dict:                       # prompts, answers, unfinished, refused, path
     "Let the teacher answer the prompts of a dataset."
     config, path = DistillConfig.from_dict(config) if isinstance(config, dict) else config, Path(path)
-    for name, value, least in (('new_tokens', new_tokens, 1), ('answers', answers, 1), ('batch_size', batch_size, 1), ('temperature', temperature, 0)):
+    for name, value, least in (('new_tokens', new_tokens, 1), ('answers', answers, 1), ('batch_size', batch_size, 1),
+                               ('temperature', temperature, 0)):
         if value < least: raise DataError(f"{name} is {value!r}, but it must be {least} or more.")
     if answers > 1 and not temperature: raise DataError(f"{answers} answers at temperature 0 are all the same: raise temperature.")
-    about = dict(teacher=config.teacher_model, revision=config.teacher_revision, dataset=config.dataset, system_prompt=config.teacher_system_prompt, seed=config.seed, new_tokens=new_tokens,
+    about = dict(teacher=config.teacher_model, revision=config.teacher_revision, dataset=config.dataset,
+                 system_prompt=config.teacher_system_prompt, seed=config.seed, new_tokens=new_tokens,
                  temperature=temperature, answers=answers, batch_size=batch_size, max_documents=config.max_documents)
     beside = path.with_name(path.name + '.about.json')
     if path.exists() and path.stat().st_size:
@@ -166,7 +180,8 @@ def write_dataset(
         if found is None: raise DataError(f"{path} is there already and was not written by kdkit write: choose another file.")
         differs = ', '.join(name for name, value in about.items() if found.get(name) != value)
         if differs: raise DataError(f"{path} was written with other options ({differs} differs): choose another file, or delete it.")
-    corpus = read_corpus(config.dataset, config.split, config.text_column, config.cache_dir, revision=config.revision, max_documents=config.max_documents,
+    corpus = read_corpus(config.dataset, config.split, config.text_column, config.cache_dir, revision=config.revision,
+                         max_documents=config.max_documents,
                          documents_by=config.documents_by, format='prompts' if config.format == 'auto' else config.format)
     say(f'to answer: {corpus}')
     prompts = [json.loads(text) for text in corpus.text['text']] if corpus.chat else [dict(messages=[dict(role='user', content=text)]) for text in corpus.text['text']]
@@ -179,16 +194,21 @@ def write_dataset(
         except TemplateError: fits = False
         if fits: kept.append(prompt)
         else: refused += 1
-    if not kept: raise DataError(f"none of the {len(prompts):,} prompts can be answered: the teacher's template refuses them, or they and new_tokens={new_tokens} are longer than the {most:,} tokens that it reads.")
+    if not kept:
+        raise DataError(f"none of the {len(prompts):,} prompts can be answered: the teacher's template refuses them, or they and "
+                        f"new_tokens={new_tokens} are longer than the {most:,} tokens that it reads.")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(about, indent=1))
     def write(batch, some):
         asked = [prompt for prompt in some for _ in range(answers)]
         said = write_answers(teacher, side, asked, new_tokens, temperature, config.seed * 1_000_003 + batch, batch_size)
-        return [dict(prompt, messages=[*prompt['messages'], dict(role='assistant', content=answer['text'])]) for prompt, answer in zip(asked, said) if answer['ended']]
+        return [dict(prompt, messages=[*prompt['messages'], dict(role='assistant', content=answer['text'])])
+                for prompt, answer in zip(asked, said) if answer['ended']]
     if progress: write_batches(path, kept, batch_size, write, progress)
     else:
         with Progress('answering', len(kept), 'prompts') as line: write_batches(path, kept, batch_size, write, line.to)
     written = sum(1 for _ in path.open(encoding='utf-8'))
-    if not written: raise DataError(f"the teacher ended none of its {len(kept) * answers:,} answers within {new_tokens} tokens: raise new_tokens, or use a teacher that was taught to answer.")
+    if not written:
+        raise DataError(f"the teacher ended none of its {len(kept) * answers:,} answers within {new_tokens} tokens: raise new_tokens, or "
+                        f"use a teacher that was taught to answer.")
     return dict(prompts=len(kept), answers=written, unfinished=len(kept) * answers - written, refused=refused, path=str(path))

@@ -22,7 +22,8 @@ from .metrics import NUMBER, NUMBERS, TEXT, names_in, series, sift
 from .pictures import COLOURS, swallowing
 
 # %% ../nbs/43_signs.ipynb #51f70005
-PLAN = dict(label=TEXT, total_steps=NUMBER, weights={'*': [NUMBER]}, scores={'*': NUMBERS}, coverage=NUMBER, memory_limit_gb=NUMBER)  # of plan.json
+# of plan.json
+PLAN = dict(label=TEXT, total_steps=NUMBER, weights={'*': [NUMBER]}, scores={'*': NUMBERS}, coverage=NUMBER, memory_limit_gb=NUMBER)
 
 # %% ../nbs/43_signs.ipynb #e0cea07b
 def read_plan(
@@ -108,7 +109,8 @@ def loss_signs(
     if swallower := swallowing(metrics):
         name, share = swallower
         signs.append(Sign('losses', f'{name} is {share:.0%} of the total', 'amber',
-                          f'{name} makes up {share:.0%} of the weighted sum of all losses, so the others hardly count. If that is not meant, lower its weight.'))
+                          f'{name} makes up {share:.0%} of the weighted sum of all losses, so the others hardly count. If that is not '
+                          f'meant, lower its weight.'))
     elif len(names_in(metrics, 'losses')) > 1: signs.append(Sign('losses', 'each below 80% of the total'))
     return signs
 
@@ -160,7 +162,8 @@ def score_signs(
         sign = 'amber', 'It got worse three times in a row. The student now learns its training text by heart: it may be time to stop.'
     elif len(lead) >= 3 and (lead[-3:] < 0).all():
         sign = 'amber', (f'The control was better at the same step three times in a row, now by {-lead[-1]:.3f}: '
-                         'so far this teacher does not help on this text. A lower alpha_kd or a teacher that knows this kind of text better may.')
+                         'so far this teacher does not help on this text. A lower alpha_kd or a teacher that knows this '
+                         'kind of text better may.')
     elif len(lead) and lead[-1] > 0 or not len(lead) and before is not None and now < before: sign = ('good',)
     return [Sign('held-out text', f'{now:.3f} bits per byte', *sign)]
 
@@ -335,7 +338,8 @@ def signs_html(
     signs: list,  # of Sign
 ) -> str:
     "All signs as a list of names and values."
-    def one(sign): return f'<div><span style="opacity:.7">{html.escape(sign.name)}</span> <b style="font-weight:600">{html.escape(sign.value)}</b></div>'
+    def one(sign):
+        return f'<div><span style="opacity:.7">{html.escape(sign.name)}</span> <b style="font-weight:600">{html.escape(sign.value)}</b></div>'
     return f'<div style="display:flex;flex-wrap:wrap;gap:4px 24px;line-height:1.5">{"".join(map(one, signs))}</div>'
 
 # %% ../nbs/43_signs.ipynb #b27f1168

@@ -29,7 +29,8 @@ def control_texts(
     tokenizer,  # fast
 ) -> dict:      # id -> how it is written
     "The tokenizer's control tokens."
-    special = {index: token.content for index, token in sorted(tokenizer.backend_tokenizer.get_added_tokens_decoder().items()) if token.special}
+    special = {index: token.content for index, token in sorted(tokenizer.backend_tokenizer.get_added_tokens_decoder().items())
+               if token.special}
     return special | {index: tokenizer.convert_ids_to_tokens(index) for index in tokenizer.all_special_ids}
 
 # %% ../nbs/13_templates.ipynb #36897884
@@ -39,7 +40,9 @@ def chatml(
     "ChatML, of control tokens that the tokenizer has."
     have, end = {*control_texts(tokenizer).values()}, tokenizer.eos_token
     if {'<|im_start|>', '<|im_end|>'} <= have: start, end = '<|im_start|>', '<|im_end|>'
-    elif end is None: raise TemplateError(f"{type(tokenizer).__name__} has no end of document, with which a turn could end: set tokenizer.eos_token, or give a chat_template.")
+    elif end is None:
+        raise TemplateError(f"{type(tokenizer).__name__} has no end of document, with which a turn could end: set tokenizer.eos_token, "
+                            f"or give a chat_template.")
     else: start = tokenizer.bos_token if tokenizer.bos_token not in (None, end) else ''
     start, end = json.dumps(start), json.dumps(end)
     return ("{% for message in messages %}{{ " + start + " + message['role'] + '\\n' + message['content'] + " + end + " + '\\n' }}{% endfor %}"
@@ -121,7 +124,8 @@ def parts_of(
     messages: list,
 ) -> list:  # of Part
     "All that was said in a conversation, in order."
-    return [Part(i, message['role'], field, message[field]) for i, message in enumerate(messages) for field in FIELDS if isinstance(message.get(field), str)]
+    return [Part(i, message['role'], field, message[field]) for i, message in enumerate(messages) for field in FIELDS
+            if isinstance(message.get(field), str)]
 
 # %% ../nbs/13_templates.ipynb #1a8e4b10
 def grow(
@@ -156,7 +160,9 @@ def find_spans(
         first, stop = (0, len(part.text)) if where == 'edges' else part.core
         begin, end = at.get((k, OPEN)), at.get((k, CLOSE))
         if begin is not None and end is not None and rendered[begin:end] == part.text[first:stop]: spans.append((begin, end, k, first))
-        else: spans += [(*(found := grow(rendered, part.text, at[k, kind], offset, first, stop))[:2], k, found[2]) for kind, offset in places.items() if (k, kind) in at]
+        else:
+            spans += [(*(found := grow(rendered, part.text, at[k, kind], offset, first, stop))[:2], k, found[2])
+                      for kind, offset in places.items() if (k, kind) in at]
     kept = []
     for span in sorted(spans, key=lambda span: (span[0], -span[1])):
         if span[0] >= reach and (span[1] > span[0] or not parts[span[2]].text): kept.append(span); reach = max(reach, span[1])
@@ -238,7 +244,8 @@ class ChatSide:
         "Tokens of renderings."
         if respelt:
             copy, old_ids = self.respelt
-            return [(old_ids[encoding.ids], lambda text=text: copy.encode(text, add_special_tokens=False).offsets) for text, encoding in zip(texts, copy.encode_batch_fast(texts, add_special_tokens=False))]
+            return [(old_ids[encoding.ids], lambda text=text: copy.encode(text, add_special_tokens=False).offsets)
+                    for text, encoding in zip(texts, copy.encode_batch_fast(texts, add_special_tokens=False))]
         with plain_backend(self.tokenizer) as backend:
             backend.encode_special_tokens = False
             encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -253,7 +260,9 @@ class ChatSide:
 
     def render(self, messages: list, tools=None, answer: bool = False) -> str:  # answer: go on to where the assistant begins to speak
         "The conversation as text; TemplateError, with the template's own words, where it refuses."
-        try: return self.tokenizer.apply_chat_template(messages, tools=tools, chat_template=self.template, tokenize=False, add_generation_prompt=answer)
+        try:
+            return self.tokenizer.apply_chat_template(messages, tools=tools, chat_template=self.template, tokenize=False,
+                                                      add_generation_prompt=answer)
         except Exception as error:  # whatever a template may do wrong
             raise TemplateError(' '.join(str(error).split())[:200] or type(error).__name__) from error
 
@@ -332,7 +341,8 @@ class ChatSide:
             some, text = slice(control + 1, following), rendered[start:stop]
             pieces = [self.pieces[i] for i in ids[some]]
             if not pieces: continue
-            for left, right in ((0, 0), (len(text) - len(text.lstrip()), 0), (0, len(text) - len(text.rstrip())), (len(text) - len(text.lstrip()), len(text) - len(text.rstrip()))):
+            for left, right in ((0, 0), (len(text) - len(text.lstrip()), 0), (0, len(text) - len(text.rstrip())),
+                                (len(text) - len(text.lstrip()), len(text) - len(text.rstrip()))):
                 inner = text[left:len(text) - right]  # a control token may have taken the space beside it
                 places = end_places(pieces, inner, lambda: self.normalize)
                 if places is not None: ends[some] = np.where(places < 0, -1, places + bytes_to[start + left]); break
@@ -421,7 +431,8 @@ def plot_conversation(
     for side in (student, teacher):
         reading, = side.read([talk])
         if isinstance(reading, str): raise TemplateError(f"the template refuses the conversation: {reading}")
-        labels = [side.controls.get(i) or (side.pieces[i] or b'').decode(errors='replace').replace('\ufffd', '·').replace('\n', '⏎') for i in reading.ids.tolist()]
+        labels = [side.controls.get(i) or (side.pieces[i] or b'').decode(errors='replace').replace('\ufffd', '·').replace('\n', '⏎')
+                  for i in reading.ids.tolist()]
         readings.append((reading, labels))
         edges.append(np.cumsum([0, *(len(label) + 0.8 for label in labels)]))
     size = max(edge[-1] for edge in edges)
@@ -433,9 +444,13 @@ def plot_conversation(
         scale = size / edge[-1]
         for i, label in enumerate(labels):
             said = inside[i] or learnt[i]
-            ax.barh(y, (edge[i + 1] - edge[i]) * scale, left=edge[i] * scale, height=0.5, color=color if said else '0.7', alpha=0.45 if learnt[i] else 0.2, edgecolor=color if said else '0.7')
-            ax.text((edge[i] + edge[i + 1]) / 2 * scale, y, label.replace(' ', '␣', 1) if label.startswith(' ') else label, ha='center', va='center', fontsize=6, clip_on=True)
+            ax.barh(y, (edge[i + 1] - edge[i]) * scale, left=edge[i] * scale, height=0.5, color=color if said else '0.7',
+                    alpha=0.45 if learnt[i] else 0.2, edgecolor=color if said else '0.7')
+            ax.text((edge[i] + edge[i + 1]) / 2 * scale, y, label.replace(' ', '␣', 1) if label.startswith(' ') else label, ha='center',
+                    va='center', fontsize=6, clip_on=True)
     here, there = shared_places(*(reading for reading, _ in readings))
-    for i, j in zip(here, there): ax.plot([edges[0][i + 1] * size / edges[0][-1], edges[1][j + 1] * size / edges[1][-1]], [0.26, 0.74], color='black', linewidth=0.7)
-    ax.set(yticks=[0, 1], yticklabels=['student', 'teacher'], xticks=[], xlim=(0, size), ylim=(-0.4, 1.4), title=f'{len(here)} places where both have read the same; answers are dark')
+    for i, j in zip(here, there):
+        ax.plot([edges[0][i + 1] * size / edges[0][-1], edges[1][j + 1] * size / edges[1][-1]], [0.26, 0.74], color='black', linewidth=0.7)
+    ax.set(yticks=[0, 1], yticklabels=['student', 'teacher'], xticks=[], xlim=(0, size), ylim=(-0.4, 1.4),
+           title=f'{len(here)} places where both have read the same; answers are dark')
     return ax

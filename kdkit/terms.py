@@ -70,7 +70,8 @@ def comparison(
         measure = dict(hybrid=hybrid_matching, p_kl=projected_kl)[method]
         return at_temperature(lambda s, t, *where: measure(s, t, *(part.to(s.device) for part in ids)), temperature)
     measure = divergence(divergence_name, beta, skew)
-    if method == 'projector': return at_temperature(lambda s, t, *where: measure(s, t), temperature)  # both sides speak the student's vocabulary already
+    if method == 'projector':
+        return at_temperature(lambda s, t, *where: measure(s, t), temperature)  # both sides speak the student's vocabulary already
     on_device = lru_cache(vocab_map.to)
     def through_classes(student_logits, teacher_logits, node, earlier, chain=None):
         classes = on_device(student_logits.device)
@@ -118,7 +119,8 @@ def against_teacher(
             passed = passed.gather(1, crossed.teacher_ids.flatten()[between + 1][:, None])[:, 0] - passed.logsumexp(-1)
             rest = crossed.tree.log_mass(logits[parts[3]], crossed.ending[row[some], at[some]][beyond])
             rest = torch.zeros(len(some), dtype=rest.dtype, device=rest.device).masked_scatter(beyond, rest)
-            chain = [Chain(some, crossed.ids[row[some], at[some] + 1], crossed.teacher_ids.flatten()[spots[some] + 1], rest.index_add(0, of, passed))]
+            chain = [Chain(some, crossed.ids[row[some], at[some] + 1], crossed.teacher_ids.flatten()[spots[some] + 1],
+                           rest.index_add(0, of, passed))]
         return compare(student_log_probs, logits[parts[0]], where, lambda: logits[parts[1]], *chain)
     return nats
 
@@ -162,9 +164,11 @@ def cached_comparison(
         compared = measure(rows, there.where(within, kept), follows.where(within, said))
         if not soft_ends: return compared
         ended, crosses = (some.nonzero()[:, 0] for some in (node < 0, came >= 0))
-        if len(ended): compared = compared.index_copy(0, ended, measure(ended, *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
+        if len(ended):
+            compared = compared.index_copy(0, ended, measure(ended, *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
         if not len(crosses): return compared
-        return compared.index_copy(0, crosses, crossing(classes, student_log_probs, crosses, came[crosses], *answers[crosses, 4 * k + 1:].split(k, -1)))
+        return compared.index_copy(0, crosses, crossing(classes, student_log_probs, crosses, came[crosses],
+                                                        *answers[crosses, 4 * k + 1:].split(k, -1)))
     return compare
 
 # %% ../nbs/17_terms.ipynb #97ce4f71
@@ -248,7 +252,8 @@ def read_heads(
         log_probs, n = widen(student_head(student_states[row, at])).log_softmax(-1), int(covered[row, at].sum())  # the first n are covered
         nats = F.nll_loss(log_probs, following[row, at], reduction='none')
         parts = nats[:0], nats[:0]
-        if n: parts = compare(log_probs[:n], row[:n], at[:n]), torch.special.entr(log_probs[:n].detach().exp()).sum(-1) if entropy else nats[:0]
+        if n:
+            parts = compare(log_probs[:n], row[:n], at[:n]), torch.special.entr(log_probs[:n].detach().exp()).sum(-1) if entropy else nats[:0]
         return nats, *(F.pad(part, (0, len(nats) - len(part))) for part in parts)
     nats, compared, doubt = chunked(read, *(torch.cat(both) for both in zip(here, there)), chunk=chunk)
     n = len(here[0])
@@ -266,7 +271,8 @@ class Signals:
     aligned: Tensor|None = None                            # [batch, P] bool
     nats: Nats|None = None                                 # what the heads say
     teacher_nats: Tensor|None = None                       # [batch, T] the teacher's cross-entropy of each token, as far as it is known
-    new_word: Tensor|None = None                           # [batch, T] the teacher's probability that what follows begins a new word; only for merged spans
+    # [batch, T] the teacher's probability that what follows begins a new word; only for merged spans
+    new_word: Tensor|None = None
     student_layers: dict = field(default_factory=dict)     # layer -> [batch, S, H_s]
     teacher_layers: dict = field(default_factory=dict)     # layer -> [batch, T, H_t]
     student_attention: dict = field(default_factory=dict)  # layer -> (positions -> rows of its map), as of capture_attention
@@ -439,7 +445,8 @@ class SpanTerm(Term):
         super().__init__()
         self.temperature, self.likely, self.opens = temperature, likely, opens
 
-    def units(self, labels, aligned, covered): return (aligned[:, 1:] & aligned[:, :-1]).sum()  # before merging, which only the teacher can decide
+    def units(self, labels, aligned, covered):
+        return (aligned[:, 1:] & aligned[:, :-1]).sum()  # before merging, which only the teacher can decide
     def forward(self, signals):
         keep, here, there = signals.aligned, signals.student_positions, signals.teacher_positions
         if self.likely:
@@ -482,7 +489,8 @@ class AttentionTerm(Term):
         columns = len(aligned) * sum(states.shape[1] * heads for states, heads in zip((signals.student_states, signals.teacher_states), self.transfer[0].mixing_logits.shape))
         n = max(1, self.numbers // columns)
         blocks = [slice(start, start + n) for start in range(0, aligned.shape[1], n)]
-        once = compare if len(blocks) == 1 else partial(checkpoint, compare, use_reentrant=False, preserve_rng_state=False)  # a block's maps are gone before the next
+        # a block's maps are gone before the next
+        once = compare if len(blocks) == 1 else partial(checkpoint, compare, use_reentrant=False, preserve_rng_state=False)
         parts = [once(signals.student_attention[here], signals.teacher_attention[there], transfer, some)
                  for here, there, transfer in zip(self.student_attention, self.teacher_attention, self.transfer) for some in blocks]
         return sum(parts) / len(self.transfer)
@@ -515,5 +523,6 @@ class ContrastiveTerm(Term):
         counts = signals.aligned.sum(1)
         def segments(states, positions):
             return pool_segments(at_positions(states, positions.gather(1, order)).float(), counts, self.n_segments)
-        each = self.loss(segments(signals.student_states, signals.student_positions), segments(signals.teacher_states, signals.teacher_positions))
+        each = self.loss(segments(signals.student_states, signals.student_positions),
+                         segments(signals.teacher_states, signals.teacher_positions))
         return each[counts >= self.n_segments].sum()

@@ -58,9 +58,11 @@ def pick_learning_rate(
 ) -> tuple:           # (learning rate, why)
     "The highest learning rate for this student, by what it knows of the text before training."
     spent, guessing = score.get('nats_per_token'), math.log(vocab_size)
-    if adapters: return LEARNING_RATES['adapters'], "adapters begin at nothing, beside weights that stay, and need larger steps than weights that know something"
+    if adapters:
+        return LEARNING_RATES['adapters'], "adapters begin at nothing, beside weights that stay, and need larger steps than weights that know something"
     if is_cost(spent) and spent < known * guessing:
-        return LEARNING_RATES['pretrained'], (f"the student is pretrained ({spent:.2f} nats per token before training, where guessing costs {guessing:.2f}), "
+        return LEARNING_RATES['pretrained'], (f"the student is pretrained ({spent:.2f} nats per token before training, where "
+                                              f"guessing costs {guessing:.2f}), "
                                               "and larger steps would undo what it knows")
     return LEARNING_RATES['untrained'], "the student knows little of this text yet"
 
@@ -76,7 +78,8 @@ def training_arguments(
     eval_steps = config.eval_steps or max(total_steps // 20, 1)
     half = torch.cuda.is_available() and not overrides.get('bf16') and not overrides.get('use_cpu')
     defaults = dict(
-        output_dir=config.output_dir, max_steps=total_steps, num_train_epochs=config.num_epochs, learning_rate=config.learning_rate or LEARNING_RATES['untrained'],
+        output_dir=config.output_dir, max_steps=total_steps, num_train_epochs=config.num_epochs,
+        learning_rate=config.learning_rate or LEARNING_RATES['untrained'],
         per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps, seed=config.seed, fp16=half,
         warmup_steps=math.ceil(0.05 * total_steps) if config.warmup_steps is None else config.warmup_steps,
@@ -126,8 +129,10 @@ REFUSED = dict(  # field -> what follows 'is …, but'
     resume_from_checkpoint="a run goes on by itself: give the same command with the same output_dir.",
     do_predict="a run predicts nothing: use kdkit eval.",
     greater_is_better="lower is better for everything that a run measures: leave it out.")
-LEAST = dict(weight_decay=0, max_grad_norm=0, per_device_eval_batch_size=1, save_total_limit=1, save_steps=1e-9, eval_delay=0, data_seed=0, adam_epsilon=1e-30,
-             dataloader_num_workers=0, dataloader_prefetch_factor=1, torch_empty_cache_steps=1, eval_accumulation_steps=1, ddp_timeout=1, ddp_bucket_cap_mb=1, local_rank=-1)
+LEAST = dict(weight_decay=0, max_grad_norm=0, per_device_eval_batch_size=1, save_total_limit=1, save_steps=1e-9, eval_delay=0, data_seed=0,
+             adam_epsilon=1e-30,
+             dataloader_num_workers=0, dataloader_prefetch_factor=1, torch_empty_cache_steps=1, eval_accumulation_steps=1, ddp_timeout=1,
+             ddp_bucket_cap_mb=1, local_rank=-1)
 ABOVE = 'save_steps', 'adam_epsilon'  # whose least stands for: above 0
 MOST = dict(data_seed=2**32 - 1, adam_epsilon=1, dataloader_num_workers=1024)
 
@@ -150,7 +155,8 @@ def check_arguments(
         if name in LEAST and value is not None and not number: raise ConfigError(f"{name} is {value!r}, but it must be a number.")
         if name in LEAST and number and value < LEAST[name]:
             raise ConfigError(f"{name} is {value}, but it must be {'above 0' if name in ABOVE else f'{LEAST[name]} or more'}.")
-        if number and value > MOST.get(name, 2**63 - 1): raise ConfigError(f"{name} is {value}, but it must be at most {MOST.get(name, 2**63 - 1):,}.")
+        if number and value > MOST.get(name, 2**63 - 1):
+            raise ConfigError(f"{name} is {value}, but it must be at most {MOST.get(name, 2**63 - 1):,}.")
         unset = not value or value == default and name != 'remove_unused_columns'
         if name == 'resume_from_checkpoint': unset = not value or str(value).lower() == 'true'  # it does
         if name in REFUSED and not unset:
@@ -191,22 +197,27 @@ def check_combinations(
         raise ConfigError(f"optim {args.optim.value!r} is not supported, since it steps by itself or keeps other weights for training "
                           "than for use: choose adamw_torch, adafactor or an 8-bit one.")
     if args.weight_decay * args.learning_rate >= 1:
-        raise ConfigError(f"weight_decay is {args.weight_decay} and learning_rate {args.learning_rate}, so that one step would take all of a weight: lower one of them.")
+        raise ConfigError(f"weight_decay is {args.weight_decay} and learning_rate {args.learning_rate}, so that one step would take all of "
+                          f"a weight: lower one of them.")
     if str(getattr(args.save_strategy, 'value', args.save_strategy)) == 'best' and args.eval_strategy == 'no':
         raise ConfigError("save_strategy 'best' waits for measurements, and eval_strategy 'no' makes none: leave one of them out.")
     if args.eval_strategy == 'steps' and config.max_steps > 0 and args.eval_delay > steps:
-        raise ConfigError(f"eval_delay is {args.eval_delay:g} and the run has {steps:,} steps, so that nothing would be measured on the way: lower it, or give eval_strategy 'no'.")
+        raise ConfigError(f"eval_delay is {args.eval_delay:g} and the run has {steps:,} steps, so that nothing would be measured on the "
+                          f"way: lower it, or give eval_strategy 'no'.")
     if args.gradient_checkpointing_kwargs and not args.gradient_checkpointing:
         raise ConfigError("gradient_checkpointing_kwargs are given, and gradient_checkpointing is not: give both, or neither.")
     every = (args.gradient_checkpointing_kwargs or {}).get('every_n_layers', 1)
-    if not (isinstance(every, int) and every >= 1): raise ConfigError(f"every_n_layers of gradient_checkpointing_kwargs is {every!r}, but it must be a whole number of 1 or more.")
+    if not (isinstance(every, int) and every >= 1):
+        raise ConfigError(f"every_n_layers of gradient_checkpointing_kwargs is {every!r}, but it must be a whole number of 1 or more.")
     for name, value in (args.lr_scheduler_kwargs or {}).items():
-        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0): raise ConfigError(f"{name} of lr_scheduler_kwargs is {value}, but it must be a finite number of 0 or more.")
+        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{name} of lr_scheduler_kwargs is {value}, but it must be a finite number of 0 or more.")
     accelerator = args.accelerator_config
     if 'num_steps' in (getattr(accelerator, 'gradient_accumulation_kwargs', None) or {}):
         raise ConfigError("num_steps of accelerator_config belongs to the config: give it there as gradient_accumulation_steps.")
     for name in ('split_batches', 'dispatch_batches', 'even_batches', 'use_seedable_sampler', 'non_blocking'):
-        if not isinstance(value := getattr(accelerator, name, None), (bool, type(None))): raise ConfigError(f"{name} of accelerator_config is {value!r}, but it must be true or false.")
+        if not isinstance(value := getattr(accelerator, name, None), (bool, type(None))):
+            raise ConfigError(f"{name} of accelerator_config is {value!r}, but it must be true or false.")
     if args.metric_for_best_model and args.metric_for_best_model not in METRICS:
         raise ConfigError(f"metric_for_best_model is {args.metric_for_best_model!r}, but a run measures {', '.join(METRICS)}.")
     if config.early_stopping and args.eval_strategy == 'no':
@@ -226,11 +237,13 @@ def check_rates(
     for rate in getattr(scheduler, 'lr_lambdas', ()):
         shares = {step: rate(step) for step in (steps * i // 32 for i in range(33))}
         if config.max_steps > 0 and max(shares.values()) < .01:
-            raise ConfigError(f"the learning rate would stay below a hundredth of what was asked for in all of the {steps:,} steps (lr_scheduler_type {args.lr_scheduler_type.value!r}, warmup_steps {args.get_warmup_steps(steps):,}, "
+            raise ConfigError(f"the learning rate would stay below a hundredth of what was asked for in all of the {steps:,} steps "
+                              f"(lr_scheduler_type {args.lr_scheduler_type.value!r}, warmup_steps {args.get_warmup_steps(steps):,}, "
                               f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}): lower warmup_steps or num_decay_steps.")
         for step, share in shares.items():
             if not 0 <= share <= 1 + 1e-6:
-                raise ConfigError(f"lr_scheduler_type {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs={args.lr_scheduler_kwargs} makes the learning rate {share:.3g} times what was asked for, "
+                raise ConfigError(f"lr_scheduler_type {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs={args.lr_scheduler_kwargs} "
+                                  f"makes the learning rate {share:.3g} times what was asked for, "
                                   f"at step {step} of {steps}: it must stay between 0 and 1 times.")
 
 # %% ../nbs/50_trainer.ipynb #d1f7a6b0
@@ -250,8 +263,10 @@ def try_out(
     weight = nn.Parameter(torch.zeros(2, 2))
     for name, value in options.items():
         for part in value if isinstance(value, (tuple, list)) else [value]:
-            if isinstance(part, float) and not math.isfinite(part): raise ConfigError(f"{name} of the optimizer is {part}, but it must be a finite number.")
-    if not 0 <= options.get('momentum', 0) < 1: raise ConfigError(f"momentum of the optimizer is {options['momentum']}, but it must be at least 0 and below 1.")
+            if isinstance(part, float) and not math.isfinite(part):
+                raise ConfigError(f"{name} of the optimizer is {part}, but it must be a finite number.")
+    if not 0 <= options.get('momentum', 0) < 1:
+        raise ConfigError(f"momentum of the optimizer is {options['momentum']}, but it must be at least 0 and below 1.")
     optimizer = make([weight], **options)
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
     check_rates(scheduler, args, steps, config)
@@ -398,18 +413,21 @@ class FiniteSteps(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.updates = False
-        skipped = self._skip or self.trainer.accelerator.optimizer_step_was_skipped  # in all processes or in none: they have the same gradient
+        # in all processes or in none: they have the same gradient
+        skipped = self._skip or self.trainer.accelerator.optimizer_step_was_skipped
         self.skipped, self.in_a_row = self.skipped + skipped, self.in_a_row + 1 if skipped else 0
         broken = self.trainer.meter.not_finite() if skipped else []
         if broken: self.broken = broken
-        if broken and self.skipped == self.in_a_row == 1: say(f"step {state.global_step} is skipped: {' and '.join(broken)} {'is' if len(broken) == 1 else 'are'} not finite")
+        if broken and self.skipped == self.in_a_row == 1:
+            say(f"step {state.global_step} is skipped: {' and '.join(broken)} {'is' if len(broken) == 1 else 'are'} not finite")
         if not skipped: self.trainer.observe()
         self.trainer.meter.end_step(counts=not skipped)
         if self.in_a_row >= self.max_skipped:
             scaler = self.trainer.accelerator.scaler
             scale = f', although the loss scale went down to {scaler.get_scale():g}' if scaler is not None else ''
             losses = f" (so was the loss {' and '.join(self.broken)})" if self.broken else ''
-            raise TrainingDiverged(f"the last {self.in_a_row} optimizer steps (to step {state.global_step}) had gradients that are not finite{losses}{scale}. "
+            raise TrainingDiverged(f"the last {self.in_a_row} optimizer steps (to step {state.global_step}) had gradients that are "
+                                   f"not finite{losses}{scale}. "
                                    f"Lower learning_rate (now {args.learning_rate:g}) or look for broken rows in the data; "
                                    f"{args.output_dir} keeps the last checkpoint.")
 
@@ -447,13 +465,15 @@ class Meter:
         "What was added up since the last log line, by all processes; all of them ask."
         if not self.sums: return {}, self.tokens
         first = next(iter(self.sums.values()))[0]
-        *values, tokens = summed(torch.stack([*(total.detach() for total, _ in self.sums.values()), torch.as_tensor(self.tokens, dtype=first.dtype, device=first.device)])).tolist()
+        *values, tokens = summed(torch.stack([*(total.detach() for total, _ in self.sums.values()),
+                                              torch.as_tensor(self.tokens, dtype=first.dtype, device=first.device)])).tolist()
         return dict(zip(self.sums, values)), self.tokens if how_many() == 1 else round(tokens)
 
     def state(self) -> dict:  # numbers that JSON can hold
         "What was added up since the last log line."
         totals, tokens = self.totals()
-        return dict(tokens=tokens, sums={name: [totals[name], n] for name, (_, n) in self.sums.items()}, weights={k: float(v) for k, v in self.weights.items()})
+        return dict(tokens=tokens, sums={name: [totals[name], n] for name, (_, n) in self.sums.items()},
+                    weights={k: float(v) for k, v in self.weights.items()})
 
     def restore(self, state, device):
         "Go on adding up where a checkpoint stood; of several processes the first one has all of it."
@@ -466,7 +486,8 @@ class Meter:
         means = {name: totals[name] / n for name, (_, n) in self.sums.items()}
         seconds = max(time.perf_counter() - self.since, 1e-9)
         loss = means.pop('loss', math.nan)
-        flat = dict({'loss': loss}, **{f'losses/{k}': v for k, v in means.items()}, **{f'weights/{k}': float(v) for k, v in self.weights.items()},
+        flat = dict({'loss': loss}, **{f'losses/{k}': v for k, v in means.items()},
+                    **{f'weights/{k}': float(v) for k, v in self.weights.items()},
                     tokens_per_second=round(tokens / seconds, 1))
         self.reset()
         return flat
@@ -514,11 +535,15 @@ class DistillationTrainer(Trainer):
         **kwargs,                              # of transformers.Trainer
     ):
         config, learns = framework.config, {name: p.dtype for name, p in framework.named_parameters() if p.requires_grad}
-        if not any(name.startswith('student_model.') for name in learns): raise ModelError("nothing of the student can be trained: its weights are in few bits, or frozen. Give lora_r to train adapters.")
-        if half := [name for name, dtype in learns.items() if dtype in (torch.float16, torch.bfloat16)]: raise ModelError(f"{half[0]} is trained in {str(learns[half[0]]).removeprefix('torch.')}, where small steps are lost: train in float32, or give lora_r.")
+        if not any(name.startswith('student_model.') for name in learns):
+            raise ModelError("nothing of the student can be trained: its weights are in few bits, or frozen. Give lora_r to train adapters.")
+        if half := [name for name, dtype in learns.items() if dtype in (torch.float16, torch.bfloat16)]:
+            raise ModelError(f"{half[0]} is trained in {str(learns[half[0]]).removeprefix('torch.')}, where small steps are lost: train in "
+                             f"float32, or give lora_r.")
         args = args or training_arguments(config, config.max_steps)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would copy the teacher every step; use torchrun for two GPUs
-        if args.world_size > 1 and args.ddp_find_unused_parameters is None and every_weight_learns(framework): args.ddp_find_unused_parameters = False
+        if args.world_size > 1 and args.ddp_find_unused_parameters is None and every_weight_learns(framework):
+            args.ddp_find_unused_parameters = False
         args.remove_unused_columns = False  # the teacher's columns are used
         args.disable_tqdm = True            # the run has a progress line of its own
         if args.report_to:
@@ -530,13 +555,16 @@ class DistillationTrainer(Trainer):
         self.coming = []         # micro-batches of this step that follow
         self.updates = False     # whether the optimizer is at work
         self.in_passing = False  # whether an evaluation decides nothing
-        self.cut_short, self.saved_at, self.aside, self.metered = '', None, None, None  # why it ended before its time; step of the newest checkpoint; where one is being written, and what the meter shows
+        # why it ended before its time; step of the newest checkpoint; where one is being written, and what the meter shows
+        self.cut_short, self.saved_at, self.aside, self.metered = '', None, None, None
         super().__init__(framework, args, data_collator or framework.collator(), train_dataset, eval_dataset, **kwargs)
-        if args.device.type == 'cpu' and args.device.index is not None: vars(args)['_setup_devices'] = torch.device('cpu')  # several processes call it cpu:0, a place where torch.load can put nothing
+        if args.device.type == 'cpu' and args.device.index is not None:
+            vars(args)['_setup_devices'] = torch.device('cpu')  # several processes call it cpu:0, a place where torch.load can put nothing
         for callback in (PrinterCallback, ProgressCallback): self.remove_callback(callback)
         self.finite_steps = FiniteSteps(self)
         self.dashboard = LiveDashboard(self.controls) if (shows_widgets() if live is None else live) else None
-        ours = [self.finite_steps, self.controls, MetricsFile(Path(args.output_dir) / 'metrics.jsonl'), Estimate(self, label == 'control'), self.dashboard or ProgressLine(label)]
+        ours = [self.finite_steps, self.controls, MetricsFile(Path(args.output_dir) / 'metrics.jsonl'), Estimate(self, label == 'control'),
+                self.dashboard or ProgressLine(label)]
         if config.early_stopping: ours.append(EarlyStopping(config.patience, config.min_delta, config.early_stopping_warmup))
         for callback in ours + (callbacks or []): self.add_callback(callback)
 
@@ -544,7 +572,8 @@ class DistillationTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         "The micro-batches of one optimizer step, and the units that each loss is divided by."
-        self.model.listens = (self.state.global_step + 1) % max(self.state.logging_steps, 1) == 0  # one without a share is asked where a line is logged
+        # one without a share is asked where a line is logged
+        self.model.listens = (self.state.global_step + 1) % max(self.state.logging_steps, 1) == 0
         batches = [self.model.complete(batch) for _, batch in zip(range(num_batches), epoch_iterator)]
         self.coming = batches[1:]
         units = {}
@@ -566,7 +595,8 @@ class DistillationTrainer(Trainer):
             self.model.curriculum.lead.observe(*(self.accelerator.reduce(nats, 'sum') if self.args.world_size > 1 else nats).tolist())
         if self.model.config.balance == 'none': return
         losses = {name: loss for name, loss in self.meter.step.items() if name in self.model.terms}
-        self.model.observe({name: self.accelerator.reduce(loss, 'sum') for name, loss in losses.items()} if self.args.world_size > 1 else losses)
+        self.model.observe({name: self.accelerator.reduce(loss, 'sum') for name, loss in losses.items()} if self.args.world_size > 1
+                           else losses)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         "Train, or go on from a checkpoint; one that was saved when training was over is taken as it is."
@@ -589,8 +619,10 @@ class DistillationTrainer(Trainer):
         self.model.zero_grad(set_to_none=True)
         self.model.read_ahead(None)
         give_memory_back()
-        if self.saved_at is None and not resumed: return DoesNotFit(f"step {step + 1} does not fit into memory ({said}). Give {ways}.", said if args.world_size == 1 else '')
-        if not self.updates and args.world_size == 1 and self.saved_at != step: self._save_checkpoint(self.model, None)  # others would wait in the middle of the step
+        if self.saved_at is None and not resumed:
+            return DoesNotFit(f"step {step + 1} does not fit into memory ({said}). Give {ways}.", said if args.world_size == 1 else '')
+        if not self.updates and args.world_size == 1 and self.saved_at != step:
+            self._save_checkpoint(self.model, None)  # others would wait in the middle of the step
         saved = f'everything until step {self.saved_at:,} is saved' if self.saved_at else 'the last checkpoint is kept'
         return DoesNotFit(f"step {step + 1} does not fit into memory ({said}); {saved}. To go on from there, give {ways}.")
 
@@ -627,7 +659,8 @@ class DistillationTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         "After each step; here a run ends before its last one, if it must."
         why = self.must_end()
-        self.in_passing = why == 'time' and not (self.control.should_evaluate or self.args.metric_for_best_model or self.model.config.early_stopping)
+        self.in_passing = why == 'time' and not (self.control.should_evaluate or self.args.metric_for_best_model
+                                                 or self.model.config.early_stopping)
         self.control.should_evaluate |= self.in_passing  # to know where it stands; the run that goes on would not have looked here
         super()._maybe_log_save_evaluate(*args, **kwargs)
         why = why or self.must_end()
@@ -638,13 +671,15 @@ class DistillationTrainer(Trainer):
         "Why training has to end now; all processes give the same answer."
         if self.cut_short or self.control.should_training_stop: return ''
         asked, over = self.interrupts.asked is not None, self.clock.is_over()
-        if self.args.world_size > 1: asked, over = self.accelerator.reduce(torch.tensor([asked, over], device=self.args.device).float(), 'sum').bool().tolist()
+        if self.args.world_size > 1:
+            asked, over = self.accelerator.reduce(torch.tensor([asked, over], device=self.args.device).float(), 'sum').bool().tolist()
         return 'signal' if asked else 'time' if over else ''
 
     def _inner_training_loop(self, *args, **kwargs):
         self.model.curriculum.total_steps = self.model.config.total_steps or self.args.max_steps
         if self.is_world_process_zero():
-            write_plan(self.args.output_dir, {**self.model.curriculum.plan(), 'total_steps': self.args.max_steps, 'memory_limit_gb': memory_gb()[1], **self.plan})
+            write_plan(self.args.output_dir, {**self.model.curriculum.plan(), 'total_steps': self.args.max_steps,
+                                              'memory_limit_gb': memory_gb()[1], **self.plan})
         open_before = open_runs()
         try: return super()._inner_training_loop(*args, **kwargs)
         finally:
@@ -674,7 +709,8 @@ class DistillationTrainer(Trainer):
             scores = compute_perplexity(self.model.student_model, loader, end_id=self.model.student_end_id)
             if self.args.world_size > 1:  # each has read its part
                 nats = scores['nats_per_token'] * scores['tokens']
-                scores = score_of(*summed(torch.tensor([nats, scores['tokens'], scores['bytes']], dtype=torch.float64, device=self.args.device)).tolist())
+                scores = score_of(*summed(torch.tensor([nats, scores['tokens'], scores['bytes']], dtype=torch.float64,
+                                                       device=self.args.device)).tolist())
         self.eval_seconds = time.perf_counter() - began
         metrics = {f'{metric_key_prefix}_{name}': scores[name] for name in ('bits_per_byte', 'nats_per_token', 'perplexity')}
         if rows is self.eval_dataset and not self.in_passing: self.measured(metrics[f'{metric_key_prefix}_bits_per_byte'])
@@ -704,9 +740,11 @@ class DistillationTrainer(Trainer):
         output_dir = output_dir or self.args.output_dir
         self.model.save_trained(output_dir)
         self.model.save_projectors(os.path.join(output_dir, 'projectors.safetensors'))
-        more = dict(multipliers=self.controls.multipliers, magnitudes={name: size.item() for name, size in self.model.magnitudes.items()}, meter=self.metered or Meter().state(),
+        more = dict(multipliers=self.controls.multipliers, magnitudes={name: size.item() for name, size in self.model.magnitudes.items()},
+                    meter=self.metered or Meter().state(),
                     teacher_lead=self.model.curriculum.lead.state_dict(),
-                    skipped=[self.finite_steps.skipped, self.finite_steps.in_a_row], stopped=self.control.should_training_stop and not self.cut_short)
+                    skipped=[self.finite_steps.skipped, self.finite_steps.in_a_row],
+                    stopped=self.control.should_training_stop and not self.cut_short)
         Path(output_dir, 'training.json').write_text(json.dumps(more))
 
     def _get_output_dir(self, *args, **kwargs): return str(self.aside) if self.aside else super()._get_output_dir(*args, **kwargs)
@@ -722,14 +760,17 @@ class DistillationTrainer(Trainer):
             except Exception as error:
                 if not is_full(error, self.args.output_dir): raise
                 last = newest_whole(self.args.output_dir, self.run)
-                raise NoRoom(f"the disk of {self.args.output_dir} has no room for a checkpoint ({self.bytes_of_checkpoint() / 1e6:,.1f} MB). Training ended at step {self.state.global_step:,}; "
-                             f"{f'{last.name} is whole' if last else 'there is no older checkpoint'}. Make room and run it again, it goes on from there; save_total_limit=1 needs less.") from error
+                raise NoRoom(f"the disk of {self.args.output_dir} has no room for a checkpoint ({self.bytes_of_checkpoint() / 1e6:,.1f} "
+                             f"MB). Training ended at step {self.state.global_step:,}; "
+                             f"{f'{last.name} is whole' if last else 'there is no older checkpoint'}. Make room and run it again, it goes "
+                             f"on from there; save_total_limit=1 needs less.") from error
         self.saved_at = self.state.global_step
         if writes: thin_out(self.args.output_dir, self.state.global_step, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def write_checkpoint(self, folder, *args, **kwargs):
         "The library's checkpoint, sealed and in its place."
-        self.aside, self.metered = aside_of(folder).with_name('.saving.part'), self.meter.state()  # a sum over all processes, of which one writes
+        # a sum over all processes, of which one writes
+        self.aside, self.metered = aside_of(folder).with_name('.saving.part'), self.meter.state()
         try:
             super()._save_checkpoint(*args, **kwargs)
             written = self.aside / folder.name

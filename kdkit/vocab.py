@@ -44,7 +44,8 @@ class Places:
     partner: Tensor  # the teacher's position that speaks about it; -1: none
     node: Tensor     # of `Continuations.find`; plus or minus the number of its nodes for a place that only counting bytes finds
     offset: Tensor   # bytes of the teacher's next token that are written already
-    reached: Tensor  # where the token that comes next crosses, the teacher's last boundary before its end; where it is only written otherwise than in the teacher's token alone, partner; elsewhere -1
+    # where the token that comes next crosses, the teacher's last boundary before its end; where it is only written otherwise than in the teacher's token alone, partner; elsewhere -1
+    reached: Tensor
     length: Tensor   # bytes that it takes of the teacher's token after that
 
 # %% ../nbs/11_vocab.ipynb #9b6ff6b9
@@ -62,7 +63,8 @@ class VocabMap:
     def to(self, device):
         "The same map on another device."
         move = lambda part: None if part is None else part.to(device)
-        return replace(self, **{name: move(getattr(self, name)) for name in ('student_index', 'teacher_index', 'inside', 'first', 'crossings')})
+        return replace(self, **{name: move(getattr(self, name))
+                                for name in ('student_index', 'teacher_index', 'inside', 'first', 'crossings')})
 
     @cached_property
     def members(self):
@@ -121,7 +123,8 @@ class VocabMap:
     ) -> Places:
         "Where the student's tokens stand in the teacher's reading."
         both = [batch[name] for name in ('input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions')]
-        if self.crossings is not None: return self.crossings.places(self.inside, *both, batch['attention_mask'], batch['teacher_attention_mask'])
+        if self.crossings is not None:
+            return self.crossings.places(self.inside, *both, batch['attention_mask'], batch['teacher_attention_mask'])
         partner, node = self.inside.find(*both) if self.inside else boundaries(both[0], *both[2:])
         return Places(partner, node, torch.zeros_like(node), torch.full_like(node, -1), torch.zeros_like(node))
     def with_nodes(self,
@@ -221,7 +224,8 @@ def inside_text(
         if part['type'] == 'ByteLevel': part['add_prefix_space'] = False
         return None if part['type'] == 'Prepend' else part
     backend = tokenizer.backend_tokenizer
-    parts = {name: strip(json.loads(part.__getstate__())) if part else None for name, part in (('normalizer', backend.normalizer), ('pre_tokenizer', backend.pre_tokenizer))}
+    parts = {name: strip(json.loads(part.__getstate__())) if part else None
+             for name, part in (('normalizer', backend.normalizer), ('pre_tokenizer', backend.pre_tokenizer))}
     added = sorted(backend.get_added_tokens_decoder().items())
     copy = Tokenizer.from_str(json.dumps(dict(parts, version='1.0', added_tokens=[], model=dict(type='BPE', vocab={}, merges=[]))))
     copy.model = backend.model
@@ -291,7 +295,8 @@ class TokenPair:
 
     def __post_init__(self):
         ends = [(self.student.eos_token_id, self.teacher.eos_token_id)] if self.ends is None else self.ends
-        self.ends = tuple((mine, theirs) for mine, theirs in ends if mine is not None and theirs is not None and mine < self.student_rows and theirs < self.teacher_rows)
+        self.ends = tuple((mine, theirs) for mine, theirs in ends if mine is not None and theirs is not None and mine < self.student_rows
+                          and theirs < self.teacher_rows)
         self.made = made_before(self.student, self.teacher, self.student_rows, self.teacher_rows)
 
     def part(self,
@@ -365,7 +370,8 @@ def common_prefixes(
 ) -> tuple:         # (class [student rows], class [teacher rows], classes); -1 for control tokens and vacant rows
     "The longest beginning of every token that is a token of both."
     common = {piece: i for i, piece in enumerate(sorted({*filter(None, student)} & {*filter(None, teacher)}))}
-    return longest_prefixes(student, common, len(common)), longest_prefixes(teacher, common, len(common)), len(common) + 1  # one class more for what no common token begins
+    # one class more for what no common token begins
+    return longest_prefixes(student, common, len(common)), longest_prefixes(teacher, common, len(common)), len(common) + 1
 
 def common_prefix_map(
     pair: TokenPair,
@@ -379,7 +385,8 @@ def common_prefix_map(
         for token, at in ends.items():
             if known[token] < 0: index[token] = at
         return index
-    return VocabMap('common_prefix', silent + 1, index(student, own, silent), index(teacher, {theirs: own[mine] for mine, theirs in pair.ends}, silent + 1))
+    return VocabMap('common_prefix', silent + 1, index(student, own, silent),
+                    index(teacher, {theirs: own[mine] for mine, theirs in pair.ends}, silent + 1))
 
 # %% ../nbs/11_vocab.ipynb #1de3fbd7
 def combined_map(
@@ -387,7 +394,8 @@ def combined_map(
 ) -> VocabMap:
     "The first-token map, then its student tokens and the student's own in common-prefix classes."
     first, prefix = first_token_map(pair), common_prefix_map(pair)
-    return VocabMap('combined', prefix.n_classes, prefix.student_index, F.pad(prefix.student_index, (0, 1), value=prefix.n_classes)[first.teacher_index])
+    return VocabMap('combined', prefix.n_classes, prefix.student_index,
+                    F.pad(prefix.student_index, (0, 1), value=prefix.n_classes)[first.teacher_index])
 
 # %% ../nbs/11_vocab.ipynb #7e0a11c2
 def teacher_first(
@@ -438,7 +446,9 @@ class Continuations:
     @property
     def n_nodes(self): return len(self.whole)
 
-    def to(self, device): return replace(self, **{name: getattr(self, name).to(device) for name in ('edges', 'start', 'tokens', 'following', 'paths', 'whole')})
+    def to(self, device):
+        return replace(self, **{name: getattr(self, name).to(device)
+                                for name in ('edges', 'start', 'tokens', 'following', 'paths', 'whole')})
 
     @cached_property
     def keys(self):
@@ -505,7 +515,8 @@ class Continuations:
     ):               # Continuations
         "The same tree with nodes that a text needs besides."
         start = torch.cat([self.start, self.start[-1] + more['start'][1:]])
-        return replace(self, start=start, **{name: torch.cat([getattr(self, name), more[name]]) for name in ('tokens', 'following', 'whole')})
+        return replace(self, start=start, **{name: torch.cat([getattr(self, name), more[name]])
+                                             for name in ('tokens', 'following', 'whole')})
 
     def log_mass(self,
         logits: Tensor,  # [n, teacher vocabulary], at the boundary before
@@ -536,7 +547,8 @@ def continuations(
     edges, entries, whole = [], [], []
     for level in range(depth - 1):
         goes_on = (spelt[:, level + 1] >= 0).nonzero()[:, 0]
-        keys, which = (node[goes_on] * vocab_size + spelt[goes_on, level]).unique(return_inverse=True)  # sorted; parents of a level come before those of the next
+        # sorted; parents of a level come before those of the next
+        keys, which = (node[goes_on] * vocab_size + spelt[goes_on, level]).unique(return_inverse=True)
         first = 1 + sum(map(len, edges))
         ending = (spelt[:, level] >= 0) & (spelt[:, level + 1] < 0)
         if len(keys):
@@ -552,7 +564,8 @@ def continuations(
     ended = torch.full((n_nodes,), -1)
     at, token = torch.cat([torch.empty(2, 0, dtype=torch.long), *whole], 1)
     ended.scatter_reduce_(0, at, token, 'amax')  # of several with one spelling, the last
-    return Continuations(vocab_size, torch.cat([torch.empty(0, dtype=torch.long), *edges]), start, tokens[order], following[order], paths, ended)
+    return Continuations(vocab_size, torch.cat([torch.empty(0, dtype=torch.long), *edges]), start, tokens[order], following[order], paths,
+                         ended)
 
 # %% ../nbs/11_vocab.ipynb #9f9c4291
 def spelling_matrix(

@@ -208,7 +208,8 @@ def cut_conversation(
     pieces, first_learnt = [], talk.get('answers_from', 0)
     for group in groups:
         begin, stop = starts[group[0]], [*starts, len(messages)][group[-1] + 1]
-        piece = dict(talk, messages=messages[:lead] + messages[begin:stop], answers_from=lead + min(max(first_learnt - begin, 0), stop - begin))
+        piece = dict(talk, messages=messages[:lead] + messages[begin:stop],
+                     answers_from=lead + min(max(first_learnt - begin, 0), stop - begin))
         if 'assistant' in [message['role'] for message in piece['messages'][piece['answers_from']:]]: pieces.append(piece)
     return pieces
 
@@ -232,7 +233,8 @@ def whole_readings(
                 note['cut between turns' if pieces else 'left out: too long for a window'] += 1
                 again += pieces
                 continue
-            if train_on == 'answers' and not all(reading.answers for reading in readings): note['left out: a template drops its answers'] += 1; continue
+            if train_on == 'answers' and not all(reading.answers for reading in readings):
+                note['left out: a template drops its answers'] += 1; continue
             kept.append(readings)
             note['conversations'] += 1
             note['bytes'] += sum(len(message['content'].encode()) for message in talk['messages'])
@@ -281,7 +283,8 @@ def pair_conversations(
                 spoken[i] += reading.answer_bytes if train_on == 'answers' else reading.text_bytes
         for name in names: rows[name].append(np.concatenate(window[name]))
         for total, some in zip(n_bytes, spoken): total.append(some)
-    columns = {name: mask_column(rows[name]) if 'positions' in name else list_column(rows[name], dict(zip(names, below)).get(name, 2**31)) for name in names}
+    columns = {name: mask_column(rows[name]) if 'positions' in name else list_column(rows[name], dict(zip(names, below)).get(name, 2**31))
+               for name in names}
     return pa.table(columns | {'n_bytes': pa.array(n_bytes[0], pa.int64()), 'teacher_n_bytes': pa.array(n_bytes[1], pa.int64())}), note
 
 # %% ../nbs/20_windows.ipynb #4b91cbe5
@@ -301,7 +304,8 @@ class WindowMaker:
         self.controls = [control or control_ids(tokenizer) for tokenizer, control in zip(self.tokenizers, (student_control, teacher_control))]
         self.limits, self.pack, self.notes = [max_length, teacher_max_length or 2 * max_length][:len(self.tokenizers)], pack, []
         if min(self.limits) < 2: raise DataError(f"windows of {min(self.limits)} tokens hold no text: a start token and one more make 2.")
-        self.tables, version = [token_bytes(tokenizer) for tokenizer in self.tokenizers], 4  # raise it when the same recipe begins to give other windows
+        # raise it when the same recipe begins to give other windows
+        self.tables, version = [token_bytes(tokenizer) for tokenizer in self.tokenizers], 4
         self.below = ids_below(self.tables, self.controls)
         self.unpack = Unpack(tuple(name for name, below in zip(('input_ids', 'teacher_input_ids'), self.below) if 2**16 < below <= 2**24))
         self.recipe = [version, [tokenizer_digest(tokenizer) for tokenizer in self.tokenizers], self.controls, self.limits, self.pack]
@@ -341,7 +345,8 @@ class WindowMaker:
         self.notes.append(notes)
         make = partial(self.some, texts=dataset.select_columns(['text']).with_format('arrow'), size=size, ticks=ticks, notes=notes)
         windows = Dataset.from_dict({'start': range(0, len(dataset), size)}).map(
-            make, batched=True, batch_size=1, remove_columns=['start'], new_fingerprint=fingerprint, cache_file_name=str(file), num_proc=num_proc, desc='Windows')
+            make, batched=True, batch_size=1, remove_columns=['start'], new_fingerprint=fingerprint, cache_file_name=str(file),
+            num_proc=num_proc, desc='Windows')
         keep_sums(file)
         return windows.with_transform(self.unpack)
 
@@ -358,12 +363,14 @@ class ConversationMaker(WindowMaker):
         train_on: str = 'answers',           # or all
         long_conversations: str = 'cut',     # between turns, or leave_out
     ):
-        super().__init__(student.tokenizer, teacher.tokenizer, max_length=max_length, teacher_max_length=teacher_max_length, pack=pack, student_control=(0, None), teacher_control=(0, None))
+        super().__init__(student.tokenizer, teacher.tokenizer, max_length=max_length, teacher_max_length=teacher_max_length, pack=pack,
+                         student_control=(0, None), teacher_control=(0, None))
         self.sides, self.train_on, self.cut = [student, teacher], train_on, long_conversations == 'cut'
         self.recipe += ['conversations', 1, [side.recipe for side in self.sides], train_on, self.cut]
         self.same = self.recipe[1][0] == self.recipe[1][1]
 
-    def pair(self, table): return pair_conversations(table, self.sides, self.limits, self.pack, self.train_on, self.cut, self.same, self.below)
+    def pair(self, table):
+        return pair_conversations(table, self.sides, self.limits, self.pack, self.train_on, self.cut, self.same, self.below)
 
     def counts(self) -> Counter:
         "What became of all conversations that this maker has seen, also in an earlier run."
@@ -431,7 +438,8 @@ def counting(
     if what is None:
         yield None
         return
-    with tempfile.NamedTemporaryFile() as file, Progress(what, total, 'B', look=lambda: min(os.path.getsize(file.name) << 10, total)): yield file.name
+    with tempfile.NamedTemporaryFile() as file, Progress(what, total, 'B', look=lambda: min(os.path.getsize(file.name) << 10, total)):
+        yield file.name
 
 # %% ../nbs/20_windows.ipynb #8f87a1fe
 def in_spans(
@@ -469,7 +477,8 @@ class PairCollator:
             batch['teacher_labels'][:, 0] = -100
             batch['teacher_n_bytes'] = torch.tensor([row['teacher_n_bytes'] for row in rows])
         batch['labels'][:, 0] = -100
-        for name in {'teacher_said', 'teacher_inside', 'teacher_crossing', 'teacher_tokens'} & rows[0].keys(): batch[name] = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row[name]) for row in rows], batch_first=True)
+        for name in {'teacher_said', 'teacher_inside', 'teacher_crossing', 'teacher_tokens'} & rows[0].keys():
+            batch[name] = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row[name]) for row in rows], batch_first=True)
         return batch | {'n_bytes': torch.tensor([row['n_bytes'] for row in rows])}
 
     def pad(self, rows, fill, multiple):
@@ -495,7 +504,8 @@ def next_pairs(
     paired: Dataset,  # from `pair_dataset`
 ) -> tuple:           # (student ids, teacher ids), each [aligned positions]
     "The tokens that really came next at every aligned position."
-    pairs = [(torch.tensor(row['input_ids'])[here + 1], torch.tensor(row['teacher_input_ids'])[there + 1]) for row in paired for here, there, _ in [learnt_pairs(row)]]
+    pairs = [(torch.tensor(row['input_ids'])[here + 1], torch.tensor(row['teacher_input_ids'])[there + 1]) for row in paired
+             for here, there, _ in [learnt_pairs(row)]]
     return tuple(torch.cat(side) for side in zip(*pairs))
 
 # %% ../nbs/20_windows.ipynb #75965a3c
@@ -508,9 +518,11 @@ def alignment_summary(
     rows = paired.select(range(min(rows, len(paired))))
     student_next, teacher_next = next_pairs(rows)
     tokens = sum(learnt_pairs(row)[2] for row in rows)
-    theirs = sum(sum(row['teacher_answers'][1::2]) - sum(row['teacher_answers'][::2]) if 'teacher_answers' in row else len(row['teacher_input_ids']) - 1 for row in rows)
+    theirs = sum(sum(row['teacher_answers'][1::2]) - sum(row['teacher_answers'][::2]) if 'teacher_answers' in row
+                 else len(row['teacher_input_ids']) - 1 for row in rows)
     return {'coverage': len(student_next) / max(tokens, 1), 'teacher_coverage': len(teacher_next) / max(theirs, 1),
-            'gold_consistency': {name: gold_consistency(m, student_next, teacher_next).float().mean().item() for name, m in (vocab_maps or {}).items()}}
+            'gold_consistency': {name: gold_consistency(m, student_next, teacher_next).float().mean().item()
+                                 for name, m in (vocab_maps or {}).items()}}
 
 # %% ../nbs/20_windows.ipynb #13d0e1ba
 def place_shares(
