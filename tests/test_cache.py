@@ -10,10 +10,11 @@ from kdkit import cache as cache_module
 from kdkit.cache import CacheError, CachedRows, TeacherCache, write_cache
 from kdkit.cli import main
 from kdkit.config import ConfigError, DistillConfig
+from kdkit.evaluation import eval_batches, teacher_as_read
 from kdkit.models import AbsentModel, load_causal_lm, load_config
 from kdkit.prepare import prepare_text
 from kdkit.report import summary_table
-from kdkit.run import cache_teacher, distill, make_framework, open_cache
+from kdkit.run import as_read, cache_teacher, distill, make_framework, open_cache
 from pairs import documents
 
 
@@ -145,6 +146,35 @@ def test_a_cache_that_was_cut_off_goes_on(pair, tmp_path, monkeypatch):
     cut, whole = TeacherCache(tmp_path / 'cut'), TeacherCache(tmp_path / 'whole')
     for i in range(len(text['train'])): 
         for name in ('teacher_said', 'teacher_inside', 'teacher_tokens'): assert (cut.read(i, name) == whole.read(i, name)).all()
+
+
+def test_little_is_asked_again_where_nobody_says_how_large_a_file_is(pair, tmp_path):
+    config = config_of(pair, tmp_path)
+    text, teacher = prepare_text(config), load_causal_lm(config.teacher_model)
+    rows = text['train'].select([i % len(text['train']) for i in range(320)])
+    done = []
+    def power_cut(now, total):
+        done.append(now)
+        if now > 300: raise KeyboardInterrupt
+    write = lambda progress: write_cache(tmp_path / 'cut', teacher, rows, dict(name='t'), top_k=2, samples=0, batch_size=4, progress=progress)
+    with pytest.raises(KeyboardInterrupt): write(power_cut)
+    lost = done[-1] - 4 * len([*(tmp_path / 'cut').glob('*.npz')])  # 320 / 64 windows a file, in whole batches
+    assert 0 < lost <= 320 / 64
+    write(lambda now, total: None)
+    assert len(TeacherCache(tmp_path / 'cut').about['rows']) and TeacherCache(tmp_path / 'cut').n_shards == 80
+
+
+@pytest.mark.parametrize('n', [2, 5])
+def test_how_much_of_the_teacher_is_read_is_told_from_all_of_the_text(pair, tmp_path, n):
+    config = replace(config_of(pair, tmp_path), teacher_cache=None)
+    text = prepare_text(config)
+    framework = make_framework(config, text)
+    held_out = text['held_out']
+    rows = held_out.select([len(held_out) * i // n for i in range(n)])
+    found = as_read(framework, text, n)
+    wanted = teacher_as_read(framework, eval_batches(rows, framework, config.batch_size))
+    assert found == dict(wanted, windows=n) and len(held_out) > n
+    assert found != dict(teacher_as_read(framework, eval_batches(held_out.select(range(n)), framework, config.batch_size)), windows=n)
 
 
 def test_a_cache_of_something_else_is_refused(pair, tmp_path, capsys):
