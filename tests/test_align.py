@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from tiny_tokenizers import awkward, byte_level, get, lossy, table_of, tiny
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from kdkit.align import encode_bytes, encode_long, located_ends, plain_backend, safe_cuts, shared_boundaries, token_bytes
@@ -204,6 +204,24 @@ def test_a_long_document_in_pieces_is_read_as_one(name):
         by_itself, short = encode_bytes(tokenizer, [text, 'a b'], table, long=5000)
         assert np.array_equal(by_itself[0], ids) and np.array_equal(by_itself[1], ends) and len(short[0])
     assert in_pieces >= 4 or name in lossy
+
+
+@pytest.mark.parametrize('lead', ['', ' x', ' x x', ' x x x'])
+def test_pieces_that_do_not_fit_together_are_read_as_a_whole(lead):
+    "A tokenizer that joins words two by two from the beginning, so that every token depends on how many went before."
+    backend = Tokenizer(models.BPE(vocab={'x': 0, 'Ġ': 1, 'Ġx': 2, 'ĠxĠx': 3}, merges=[('Ġ', 'x'), ('Ġx', 'Ġx')]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    text, table = 'x' + lead + ' x' * 3000, token_bytes(tokenizer)
+    (ids, ends), = encode_bytes(tokenizer, [text], table)
+    doubted = 0
+    for size in range(500, 508):
+        with plain_backend(tokenizer) as backend: found = encode_long(backend, text, table, size, 101)
+        doubted += found is None
+        assert found is None or np.array_equal(found[0], ids) and np.array_equal(found[1], ends)
+        by_itself, = encode_bytes(tokenizer, [text], table, long=2 * size)
+        assert np.array_equal(by_itself[0], ids) and np.array_equal(by_itself[1], ends)
+    assert doubted
 
 
 def test_pieces_meet_between_words_only():

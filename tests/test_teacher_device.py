@@ -124,6 +124,21 @@ def test_the_next_micro_batch_is_read_during_the_backward_pass(dense, tmp_path):
     assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
 
 
+def test_what_is_read_ahead_is_for_its_batch_alone(dense, tmp_path):
+    "An evaluation may come in between, or a batch that nobody announced."
+    config = DistillConfig(**dense, max_length=64, output_dir=str(tmp_path / 'run'), eval_fraction=.1)
+    text = prepare_text(config)
+    framework = make_framework(config, text)
+    framework._hold(apart=True)  # as if it were on another device
+    batches = [framework.complete(framework.collator()([text['train'][i] for i in rows])) for rows in ((0, 1), (2, 3), (4, 5))]
+    wanted = [framework(**batch)['loss'].item() for batch in batches]
+    assert len(set(wanted)) == 3
+    for announced, comes in ((1, 1), (1, 2), (2, 0), (0, 0)):
+        framework.read_ahead(batches[announced])
+        assert framework(**batches[comes])['loss'].item() == wanted[comes]
+        assert framework.ahead is None
+
+
 def test_a_cache_needs_no_teacher_anywhere(dense, tmp_path):
     config = DistillConfig(**dense, max_length=64, output_dir=str(tmp_path / 'run'), eval_fraction=.1, teacher_cache=str(tmp_path / 'cache'))
     cache_teacher(config)
