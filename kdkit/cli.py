@@ -386,6 +386,9 @@ def main(
     "The program `kdkit`."
     try:
         code = answer((sys.argv[1:] if argv is None else argv) or ['-h'])
+        if 'WORLD_SIZE' in os.environ:
+            from kdkit.processes import take_leave
+            take_leave()
         sys.stdout.flush()  # a pipe that nobody reads any more says so here, and not while Python ends
         return code
     except BrokenPipeError:
