@@ -156,11 +156,13 @@ class StudentAwareDistillationFramework(nn.Module):
     ):
         "Teach conversations: a turn's end is an end too, at which the student will stop, and its template is saved with it."
         self._hold(chat=chat)
-        ends = lambda side, end: tuple(dict.fromkeys(index for index in (chat[side].end_id, end) if index is not None))
-        self.student_end_id, self.teacher_end_id = ends('student', self.student_end_id), ends('teacher', self.teacher_end_id)
+        known = lambda *ends: tuple(dict.fromkeys(end for end in ends if end is not None))
+        stops = known(chat['student'].end_id, self.student_end_id)
+        self.student_end_id = known(*chat['student'].turn_ends, self.student_end_id)
+        self.teacher_end_id = known(*chat['teacher'].turn_ends, self.teacher_end_id)
         self.student_tokenizer.chat_template = chat['student'].template
         if getattr(self.student_model, 'generation_config', None) is not None:
-            self.student_model.generation_config.eos_token_id = [*self.student_end_id]
+            self.student_model.generation_config.eos_token_id = [*stops]
 
     # -- weights -------------------------------------------------------------------------------------------------
 

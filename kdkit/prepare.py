@@ -211,7 +211,9 @@ def ends_of(
 ) -> list:                # of pairs (student id, teacher id), of documents before those of turns
     "Control tokens that mean the same to both."
     documents = tuple(control_ids(tokenizers[side], configs[side])[1] for side in PAIR)
-    return [documents, *([tuple(sides[side].end_id for side in PAIR)] if sides else [])]
+    if not sides: return [documents]
+    student, teacher = (sides[side] for side in PAIR)
+    return [documents, *((student.end_id, end) for end in teacher.turn_ends), *((end, teacher.end_id) for end in student.turn_ends[1:])]
 
 # %% ../nbs/24_prepare.ipynb #ae7995f6
 def about_conversations(

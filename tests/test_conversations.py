@@ -17,7 +17,7 @@ from kdkit.data import load_text, read_corpus
 from kdkit.evaluation import compute_perplexity, write_answers
 from kdkit.files import DataError
 from kdkit.framework import StudentAwareDistillationFramework
-from kdkit.prepare import prepare_text
+from kdkit.prepare import PAIR, ends_of, prepare_text
 from kdkit.terms import build_map
 from kdkit.templates import ChatSide
 from kdkit.windows import ConversationMaker, PairCollator
@@ -134,8 +134,8 @@ def framework_for(student, teacher, **options):
     tokenizers = [chat_tokenizer(name) for name in (student, teacher)]
     models = [model_of('llama', len(tokenizer), hidden, seed=seed) for tokenizer, hidden, seed in zip(tokenizers, (32, 48), (0, 1))]
     sides = [ChatSide(tokenizer) for tokenizer in tokenizers]
-    ends = [tuple(tokenizer.eos_token_id for tokenizer in tokenizers), tuple(side.end_id for side in sides)]
     config = DistillConfig(**options)
+    ends = ends_of(*(dict(zip(PAIR, two)) for two in ([model.config for model in models], tokenizers, sides)))
     vocab_map = build_map(config.kd_method, *tokenizers, *map(len, tokenizers), config.inside_tokens, ends)
     framework = StudentAwareDistillationFramework(config, models[1], models[0], tokenizers[1], tokenizers[0], vocab_map, device='cpu')
     framework.converse(dict(student=sides[0], teacher=sides[1]))
@@ -187,7 +187,7 @@ def test_one_model_behind_two_templates_has_nothing_to_learn(tmp_path, other):
     said = framework(**batch)
     assert said['losses']['kd'].abs() < 1e-6 and framework.count_units(batch)['kd'] > 100
 
-@pytest.mark.parametrize('student, teacher', [('chatml', 'llama3'), ('phi3', 'qwen3')])
+@pytest.mark.parametrize('student, teacher', [('chatml', 'llama3'), ('phi3', 'qwen3'), ('chatml', 'harmony'), ('glm4', 'qwen3')])
 def test_a_masked_token_has_no_gradient_anywhere(tmp_path, student, teacher):
     "Not in the last states of any place whose next token is not learnt; and in those of every other."
     framework, rows = framework_for(student, teacher, **ALL), rows_for(student, teacher, tmp_path)
@@ -201,7 +201,7 @@ def test_a_masked_token_has_no_gradient_anywhere(tmp_path, student, teacher):
     size = seen[0].grad.abs().sum(-1)
     assert size[~learnt_here].max() == 0 and (size[learnt_here] > 0).all() and set(said['losses']) == {'lm', 'kd', 'unaligned', 'feature', 'attention', 'layerwise', 'contrastive'}
 
-@pytest.mark.parametrize('student, teacher', [('chatml', 'gemma3'), ('mistral', 'llama3')])
+@pytest.mark.parametrize('student, teacher', [('chatml', 'gemma3'), ('mistral', 'llama3'), ('smollm2', 'harmony'), ('harmony', 'glm4')])
 def test_batches_change_nothing(tmp_path, student, teacher):
     framework, rows = framework_for(student, teacher, **ALL), rows_for(student, teacher, tmp_path)
     whole = framework(**batch_of(framework, rows))

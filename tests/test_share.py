@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from kdkit.config import ConfigError, DistillConfig
 from kdkit.embedded import embedded_student, embedded_student_tokenizer, embedded_teacher

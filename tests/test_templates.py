@@ -6,11 +6,11 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from chats import CONTROLS, ENDS, TALKS, TEMPLATES, chat_tokenizer, talk
+from chats import AHEAD, CONTROLS, DROPS, ENDS, TALKS, TEMPLATES, chat_tokenizer, talk
 from tiny_tokenizers import byte_level
 
 from kdkit.align import token_bytes
-from kdkit.templates import ChatSide, TemplateError, chatml, parts_of, shared_places, template_of
+from kdkit.templates import DAY, ChatSide, TemplateError, chatml, parts_of, shared_places, template_of
 
 PAIRS = [*itertools.permutations(TEMPLATES, 2)]
 CLEAN = [name for name in TALKS if name != 'controls']
@@ -37,21 +37,21 @@ def test_a_side_knows_how_a_turn_ends(name):
     side = side_of(name)
     assert side.tokenizer.convert_ids_to_tokens(side.end_id) == ENDS[name]
     asked = side.render(TALKS['plain']['messages'][:1], answer=True)
-    assert asked.endswith(side.header) and (side.header != '') == (name != 'mistral')
-    assert side.header in side.render(TALKS['plain']['messages'])
+    assert asked.endswith(side.header) and (side.header != '') == ('mistral' not in name)
+    assert (side.header in side.render(TALKS['plain']['messages'])) == (name != 'r1')  # where it begins to think, and drops what was thought
 
 @pytest.mark.parametrize('name', TEMPLATES)
 @pytest.mark.parametrize('which', CLEAN)
 def test_tokens_are_those_that_the_library_makes(name, which):
-    if which == 'words' and name == 'phi3': return  # a control token of its own is said there
-    expected = chat_tokenizer(name).apply_chat_template(TALKS[which]['messages'], tokenize=True, return_dict=False)
+    if which == 'words' and '<|user|>' in CONTROLS[name]: return  # a control token of its own is said there
+    expected = chat_tokenizer(name).apply_chat_template(TALKS[which]['messages'], tokenize=True, return_dict=False, strftime_now=DAY.strftime)
     assert reading(name, which).ids.tolist() == expected
 
 @pytest.mark.parametrize('name', TEMPLATES)
 @pytest.mark.parametrize('which', TALKS)
 def test_what_somebody_types_is_text(name, which):
     "As many control tokens as in the same conversation with harmless contents."
-    if which == 'thoughts' and name == 'qwen3': return
+    if which == 'thoughts' and name in DROPS: return
     harmless = dict(messages=[dict(message, content='x') for message in TALKS[which]['messages']])
     plain, = side_of(name).read([harmless])
     controls = side_of(name).controls.keys()
@@ -63,12 +63,14 @@ def test_what_somebody_types_is_text(name, which):
 def test_answers_are_the_answers_and_their_ends(name, which):
     read, side = reading(name, which), side_of(name)
     wanted = [message['content'] for message in TALKS[which]['messages'] if message['role'] == 'assistant']
-    assert len(read.answers) == len(wanted)
-    for (first, stop), content in zip(read.answers, wanted):
-        assert read.ids[stop - 1] == side.end_id
-        said = written(name, read.ids[first:stop - 1]).decode()
-        if which == 'thoughts' and name == 'qwen3': content = content if content is wanted[-1] else content.split('</think>')[-1]
-        elif name == 'qwen3' and content is wanted[-1]: said = said.removeprefix('<think>\n\n</think>\n\n')
+    assert len(read.answers) == len(wanted) - ((which, name) == ('empty', 'glm4'))  # an empty answer without an end is nothing
+    for i, ((first, stop), content) in enumerate(zip(read.answers, wanted), 1):
+        last, ended = i == len(wanted), read.ids[stop - 1] in side.turn_ends
+        assert ended if name != 'glm4' else ended != last  # there the next question ends an answer
+        assert read.ids[stop - 1] == side.end_id or not last or not ended
+        said = written(name, read.ids[first:stop - ended]).decode().removeprefix(AHEAD.get(name, ''))
+        if which == 'thoughts' and (name == 'r1' or name == 'qwen3' and not last): content = content.split('</think>')[-1]
+        elif name == 'qwen3' and last: said = said.removeprefix('<think>\n\n</think>\n\n')
         exact = chat_tokenizer(name).backend_tokenizer.normalizer is None
         if exact: assert said.strip() == content.strip()
         else: assert re.sub(r'\s', '', normal(said)) == re.sub(r'\s', '', normal(content))
@@ -84,8 +86,8 @@ def test_at_shared_places_both_have_read_the_same(student, teacher):
         mine, theirs = reading(student, which), reading(teacher, which)
         here, there = shared_places(mine, theirs)
         assert (np.diff(here) > 0).all() and (np.diff(there) > 0).all() and (here < len(mine.ids) - 1).all() and (there < len(theirs.ids) - 1).all()
-        ends = mine.ids[here + 1] == side_of(student).end_id
-        assert (ends == (theirs.ids[there + 1] == side_of(teacher).end_id)).all()
+        ends = np.isin(mine.ids[here + 1], side_of(student).turn_ends)
+        assert (ends == np.isin(theirs.ids[there + 1], side_of(teacher).turn_ends)).all()
         sizes = np.cumsum([0] + [len(part.text.encode()) + 2 for part in parts_of(conversation['messages'])])
         content = np.searchsorted(sizes, mine.at[here], 'right')
         for i in np.flatnonzero(np.diff(content) == 0):
@@ -100,7 +102,7 @@ def test_no_shared_place_is_missed(student, teacher):
     bounds = []
     for name in (student, teacher):
         tokenizer, side, found = chat_tokenizer(name), side_of(name), set()
-        rendered = tokenizer.apply_chat_template(TALKS[which]['messages'], tokenize=False)
+        rendered = tokenizer.apply_chat_template(TALKS[which]['messages'], tokenize=False, strftime_now=DAY.strftime)
         encoding = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
         stops = [stop for _, stop in encoding['offset_mapping']]
         at = 0
@@ -109,7 +111,7 @@ def test_no_shared_place_is_missed(student, teacher):
             at = start + len(message['content'])
             for i, stop in enumerate(stops[:-1]):
                 if start <= stop < at and stops[i + 1] <= at: found.add((k, stop - start))
-                if stop == at and encoding['input_ids'][i + 1] == side.end_id: found.add((k, 'end'))
+                if stop == at and encoding['input_ids'][i + 1] in side.turn_ends: found.add((k, 'end'))
         bounds.append(found)
     here, _ = shared_places(reading(student, which), reading(teacher, which))
     assert len(here) == len(bounds[0] & bounds[1]) > 100
@@ -179,3 +181,29 @@ def test_a_template_from_a_file(tmp_path):
     (tmp_path / 'mine.jinja').write_text(TEMPLATES['zephyr'])
     assert template_of(chat_tokenizer('chatml'), str(tmp_path / 'mine.jinja'))[0] == TEMPLATES['zephyr']
     with pytest.raises(TemplateError, match='cannot be read'): template_of(chat_tokenizer('chatml'), str(tmp_path / 'none.jinja'))
+
+def test_the_day_does_not_change_what_is_read(monkeypatch):
+    "A run that goes on tomorrow, and a cache that somebody else made."
+    from transformers.utils import chat_template_utils
+    class Tomorrow(DAY.__class__):
+        @classmethod
+        def now(cls): return cls(2031, 1, 1)
+    for name in ('llama32', 'mistral_small', 'smollm3', 'harmony'):
+        today, = ChatSide(chat_tokenizer(name)).read([TALKS['plain']])
+        monkeypatch.setattr(chat_template_utils, 'datetime', Tomorrow)
+        assert '2031' in chat_tokenizer(name).apply_chat_template(TALKS['plain']['messages'], tokenize=False)  # what the library would read
+        assert ChatSide(chat_tokenizer(name)).read([TALKS['plain']])[0].ids.tolist() == today.ids.tolist()
+        monkeypatch.undo()
+
+@pytest.mark.parametrize('dropped', ['<think>a</think>', 'x: <think>a: b</think>', 'Answer</think>Answer: ', '>>></think>>', 'a </think> a'])
+@pytest.mark.parametrize('ahead', ['<｜Assistant｜>', 'Answer: ', '>', '</think>', 'a'])
+def test_what_is_dropped_may_look_like_what_the_template_writes(dropped, ahead):
+    "The kept rest of a content is found to the byte."
+    template = ("{% for message in messages %}{{ '<' + message.role + '>' if message.role == 'user' else AHEAD }}{{ message.content.split('</think>')[-1] }}"
+                "{{ '<|im_end|>' }}{% endfor %}").replace('AHEAD', repr(ahead))
+    side = ChatSide(chat_tokenizer('chatml'), template)
+    messages = [dict(role='user', content='Well?'), dict(role='assistant', content=dropped + 'It is 4.')]
+    rendered, spans = side.locate(messages, parts_of(messages))
+    kept = (dropped + 'It is 4.').split('</think>')[-1]
+    start, stop, _, offset = spans[-1]
+    assert rendered[start:stop].strip() == kept.strip() and (dropped + 'It is 4.')[offset:] == rendered[start:stop] and rendered[stop:] == '<|im_end|>'

@@ -4,7 +4,8 @@
 
 The text is Python of installed packages, held out by package (sympy, rich); what is forgotten is measured on English (docstrings). The teacher reads the text once, into a cache;
 then every seed is a run with a control from the same cache. Whatever was cut off goes on when the command is given again, and what is finished is read: results.json beside this
-file keeps the figures of every run, so that the page can be made again anywhere, with --page. `--seeds` and `--rates` say which runs; a rate other than the first is for tuning.
+file keeps the figures of every run, so that the page can be made again anywhere, with --page. `--seeds` and `--rates` say which runs, so that
+two seeds can run beside each other; a rate other than the first is for tuning.
 """
 import argparse
 import importlib.metadata
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+KEPT = HERE / 'results.json'
 TAUGHT = ('accelerate', 'datasets', 'fsspec', 'huggingface_hub', 'ipywidgets', 'jinja2', 'matplotlib', 'networkx', 'pandas', 'pytest', 'requests', 'torch', 'tqdm', 'transformers')
 HELD_OUT = ('sympy', 'rich')
 
@@ -48,6 +50,12 @@ def texts(folder):
         save_documents(taken(HELD_OUT, 40_000, at_most=7000), paths['held_out'])
         save_documents(take_bytes([d for d in docstring_corpus(DEMO_PACKAGES) if d['held_out']], 60_000), paths['english'])
     return {name: str(path) for name, path in paths.items()}
+
+
+def found():
+    "Figures of the runs that are over."
+    def whole_steps(pairs): return {int(name) if name.isdigit() else name: value for name, value in pairs.items()}
+    return json.loads(KEPT.read_text(), object_hook=whole_steps) if KEPT.exists() else dict(runs={})
 
 
 def curve(folder):
@@ -137,21 +145,21 @@ def main():
     parser.add_argument('--teacher_dtype', default='auto')
     parser.add_argument('--page', action='store_true', help='only write the page from results.json')
     args = parser.parse_args()
-    kept = HERE / 'results.json'
-    results = json.loads(kept.read_text(), object_hook=lambda found: {int(k) if k.isdigit() else k: v for k, v in found.items()}) if kept.exists() else dict(runs={})
     if not args.page:
         from kdkit.run import cache_teacher
         paths = texts(Path(args.folder))
         cache_teacher(dict(shared(args, paths), output_dir=str(Path(args.folder) / 'run')))
-        results['about'] = dict(
+        about = dict(
             teacher_model=Path(args.teacher_model).name, student_model=Path(args.student_model).name, train_bytes=sum(len(json.loads(line)['text'].encode()) for line in open(paths['train'])),
             windows=args.max_eval_rows, max_length=args.max_length, weights=args.weights, rates=', '.join(f'{rate:g}' for rate in args.rates), machine=f'{platform.machine()}, CPU', when=time.strftime('%B %Y'))
         for seed in args.seeds:
             for rate in args.rates:
                 name = f'seed {seed}, learning rate {rate:g}, {args.max_steps} steps'
-                if name not in results['runs']:
-                    results['runs'][name] = train(args, paths, seed, rate)
-                    kept.write_text(json.dumps(results, indent=1) + '\n')
+                if name in found()['runs']: continue
+                run = train(args, paths, seed, rate)
+                runs = {**found()['runs'], name: run}  # another process may have written meanwhile
+                KEPT.write_text(json.dumps(dict(about=about, runs=runs), indent=1) + '\n')
+    results = found()
     (HERE / 'README.md').write_text(page(results))
     print(page(results))
 
