@@ -1,4 +1,4 @@
-"""Proof on a GPU, in one command: a T4 made out of whatever card is there, 50 steps in fp16 beside the same 50 in fp32, and the memory at its fullest.
+"""Proof on a GPU, in one command: a T4 made out of whatever card is there, 50 steps in fp16 beside the same 50 in fp32, and the memory at its fullest, measured and planned.
 
     python benchmarks/gpu.py            # the README's pair at its full shapes, random weights: what fits a T4 and stays finite
     python benchmarks/gpu.py --embedded # the pair that comes with kdkit, which learns: fp16 must learn what fp32 learns
@@ -20,6 +20,7 @@ from kdkit.doctor import doctor
 from kdkit.embedded import embedded_student_tokenizer, embedded_teacher
 from kdkit.metrics import read_metrics
 from kdkit.models import load_tokenizer
+from kdkit.plan import planned
 from kdkit.run import demo_config, distill
 
 T4_BYTES = 14.6 * 2**30
@@ -49,14 +50,16 @@ def full_shapes(folder):
 
 
 def one(config, arguments, precision):
-    "A run in one precision: every logged loss, held-out bits per byte, skipped steps, peak memory."
+    "A run in one precision: every logged loss, held-out bits per byte, skipped steps, peak memory beside what `kdkit plan` says of it."
     cuda = torch.cuda.is_available()
     if cuda: torch.cuda.reset_peak_memory_stats()
-    half = {} if precision == 'fp16' else dict(fp16=False, teacher_dtype='float32')
-    report = distill(config, arguments, output_dir=f'{config.output_dir}/{precision}', **(half if cuda else dict(half, fp16=False)))
+    config = replace(config, output_dir=f'{config.output_dir}/{precision}', **({} if precision == 'fp16' else dict(teacher_dtype='float32')))
+    arguments = arguments if precision == 'fp16' and cuda else dict(arguments, fp16=False)
+    plan = planned(config, arguments, gpu=cuda)
+    report = distill(config, arguments)
     losses = [line['loss'] for line in read_metrics(f'{config.output_dir}/{precision}') if 'loss' in line]
     return dict(losses=losses, bits_per_byte=report['student_after']['bits_per_byte'], skipped_steps=report['skipped_steps'], dtype=report['dtype'],
-                seconds=report['seconds'], peak_gb=torch.cuda.max_memory_allocated() / 1e9 if cuda else None)
+                seconds=report['seconds'], planned_gb=plan['peak'] / 1e9, peak_gb=torch.cuda.max_memory_allocated() / 1e9 if cuda else None)
 
 
 def main():
@@ -73,11 +76,11 @@ def main():
         found = {precision: one(config, dict(gradient_checkpointing=not given.embedded), precision) for precision in ('fp16', 'fp32')}
     found['card'] = str(look().gpu or 'no GPU: both runs were in fp32')
     print(f"\n{found['card']}, {given.steps} steps")
-    print('| | teacher | loss at first | at last | bits per byte | skipped | peak GB | seconds |\n|---|---|---|---|---|---|---|---|')
+    print('| | teacher | loss at first | at last | bits per byte | skipped | peak GB | planned | seconds |\n|---|---|---|---|---|---|---|---|---|')
     for precision in ('fp16', 'fp32'):
         run = found[precision]
         peak = f"{run['peak_gb']:.2f}" if run['peak_gb'] else '-'
-        print(f"| {precision} | {run['dtype']} | {run['losses'][0]:.4f} | {run['losses'][-1]:.4f} | {run['bits_per_byte']:.4f} | {run['skipped_steps']} | {peak} | {run['seconds']} |")
+        print(f"| {precision} | {run['dtype']} | {run['losses'][0]:.4f} | {run['losses'][-1]:.4f} | {run['bits_per_byte']:.4f} | {run['skipped_steps']} | {peak} | {run['planned_gb']:.2f} | {run['seconds']} |")
     apart = max(abs(a - b) / abs(b) for a, b in zip(found['fp16']['losses'], found['fp32']['losses']))
     print(f'the losses are at most {apart:.2%} apart')
     if given.out: Path(given.out).write_text(json.dumps(found, indent=2) + '\n')

@@ -240,6 +240,9 @@ def check_rates(
             raise ConfigError(f"the learning rate would stay below a hundredth of what was asked for in all of the {steps:,} steps "
                               f"(lr_scheduler_type {args.lr_scheduler_type.value!r}, warmup_steps {args.get_warmup_steps(steps):,}, "
                               f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}): lower warmup_steps or num_decay_steps.")
+        if config.max_steps > 0 and args.get_warmup_steps(steps) > steps and max(shares.values()) < 1:
+            raise ConfigError(f"warmup_steps is {args.get_warmup_steps(steps):,} and the run has {steps:,} steps, so that the learning rate "
+                              f"would never be what was asked for: lower it.")
         for step, share in shares.items():
             if not 0 <= share <= 1 + 1e-6:
                 raise ConfigError(f"lr_scheduler_type {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs={args.lr_scheduler_kwargs} "

@@ -81,7 +81,7 @@ def test_every_option_refuses_what_it_cannot_be(run):
     (dict(accelerator_config=dict(gradient_accumulation_kwargs=dict(num_steps=7))), 'gradient_accumulation_steps'), (dict(accelerator_config=dict(even_batches='x')), 'even_batches'),
     (dict(lr_scheduler_type='cosine_with_restarts', lr_scheduler_kwargs=dict(num_cycles=-3)), 'num_cycles'), (dict(lr_scheduler_kwargs=dict(num_cycles=math.nan)), 'num_cycles'),
     (dict(max_steps=20, lr_scheduler_type='cosine_with_min_lr', lr_scheduler_kwargs=dict(min_lr_rate=5)), 'between 0 and 1 times'), (dict(max_steps=20, lr_scheduler_type='warmup_stable_decay', lr_scheduler_kwargs=dict(num_decay_steps=10**5)), 'below a hundredth'),
-    (dict(warmup_steps=10**6), 'below a hundredth'), (dict(optim='sgd', optim_args='momentum=nan'), 'momentum'), (dict(optim='sgd', optim_args='momentum=5'), 'momentum'),
+    (dict(warmup_steps=10**6), 'below a hundredth'), (dict(max_steps=20, warmup_steps=25), 'the run has 20 steps'), (dict(optim='sgd', optim_args='momentum=nan'), 'momentum'), (dict(optim='sgd', optim_args='momentum=5'), 'momentum'),
     (dict(dataloader_prefetch_factor=2), 'dataloader_num_workers'), (dict(dataloader_persistent_workers=True), 'num_workers'), (dict(alpha_contrastive=1, contrastive_segments=65), 'most segments would be empty')])
 def test_what_contradicts_itself_is_refused(run, values, says):
     with pytest.raises(ConfigError, match=says) as raised: check_arguments(*settings({**run, **values}))
