@@ -57,7 +57,7 @@ def one(config, arguments, precision):
     arguments = arguments if precision == 'fp16' and cuda else dict(arguments, fp16=False)
     plan = planned(config, arguments, gpu=cuda)
     report = distill(config, arguments)
-    losses = [line['loss'] for line in read_metrics(f'{config.output_dir}/{precision}') if 'loss' in line]
+    losses = [line['loss'] for line in read_metrics(config.output_dir) if 'loss' in line]
     return dict(losses=losses, bits_per_byte=report['student_after']['bits_per_byte'], skipped_steps=report['skipped_steps'], dtype=report['dtype'],
                 seconds=report['seconds'], planned_gb=plan['peak'] / 1e9, peak_gb=torch.cuda.max_memory_allocated() / 1e9 if cuda else None)
 

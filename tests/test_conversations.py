@@ -141,6 +141,18 @@ def framework_for(student, teacher, **options):
     framework.converse(dict(student=sides[0], teacher=sides[1]))
     return framework
 
+def test_every_end_of_an_answer_is_an_end():
+    "gpt-oss ends its last answer otherwise than earlier ones: neither is scored as text, the other side's end stands for both, and generation stops at the one that a model writes."
+    tokenizers = dict(student=chat_tokenizer('harmony'), teacher=chat_tokenizer('chatml'))
+    last, earlier = tokenizers['student'].convert_tokens_to_ids(['<|return|>', '<|end|>'])
+    theirs = tokenizers['teacher'].convert_tokens_to_ids('<|im_end|>')
+    framework = framework_for('harmony', 'chatml')
+    assert {last, earlier} <= {*framework.student_end_id} and {last, earlier} & {*framework.student_model.generation_config.eos_token_id} == {last}
+    for swap, wanted in ((False, {(last, theirs), (earlier, theirs)}), (True, {(theirs, last), (theirs, earlier)})):
+        sides = dict(zip(PAIR, list(tokenizers.values())[::-1 if swap else 1]))
+        configs = {side: model_of('llama', len(tokenizer), 32).config for side, tokenizer in sides.items()}
+        assert {*ends_of(configs, sides, {side: ChatSide(tokenizer) for side, tokenizer in sides.items()})[1:]} == wanted
+
 SHORT = [TALKS[name] for name in ('plain', 'system', 'unicode', 'words', 'repeated')]
 
 def rows_for(student, teacher, tmp_path, talks=SHORT, **how): return make_rows(maker(student, teacher, pack=False, **how), talks, tmp_path)
