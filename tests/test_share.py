@@ -19,7 +19,7 @@ from kdkit.embedded import embedded_student, embedded_student_tokenizer, embedde
 from kdkit.metrics import read_metrics
 from kdkit.prepare import prepare_text
 from kdkit.run import cache_teacher, distill, make_framework, make_trainer, open_cache
-from kdkit.share import MOST, TeacherLead, share_of
+from kdkit.share import LEAST, MOST, TeacherLead, share_of
 from kdkit.trainer import DistillationTrainer
 from pairs import documents
 
@@ -116,8 +116,11 @@ def test_weights_follow_the_lead(leading, tmp_path):
     assert len({w['kd'] for w in weights}) > 3 and max(w['kd'] for w in weights) <= MOST
     lines = [line for line in read_metrics(tmp_path / 'run') if 'losses' in line]
     assert all('teacher_lead' in line and {'lm', 'kd', 'unaligned'} <= set(line['losses']) for line in lines)
+    ahead = report['teacher']['bits_per_byte']
+    held_out = {line['step']: line['eval']['bits_per_byte'] > ahead for line in read_metrics(tmp_path / 'run') if 'eval' in line}
     for before, line in zip(lines, lines[1:]):  # the weights of a step are those that the steps before it left
-        if before['step'] % 10: assert line['weights']['kd'] == pytest.approx(share_of(before['teacher_lead']))
+        least = LEAST if held_out.get(before['step'] // 10 * 10) and before['step'] >= 10 else 0.
+        if before['step'] % 10: assert line['weights']['kd'] == pytest.approx(max(share_of(before['teacher_lead']), least))
     plan = json.loads((tmp_path / 'run' / 'plan.json').read_text())
     assert plan['follows'] == ['lm', 'kd', 'unaligned'] and not plan['weights']
 
@@ -172,7 +175,7 @@ def test_a_teacher_that_is_overtaken_lets_go(tmp_path, capsys):
                                    learning_rate=1e-3, max_eval_rows=24, logging_steps=1, seed=0))
     weights, bits = weights_of(tmp_path / 'run'), {name: report[name]['bits_per_byte'] for name in ('teacher', 'student_before', 'student_after')}
     assert bits['student_after'] < bits['teacher'] < bits['student_before']
-    assert weights[0]['kd'] > .5 and weights[-1] == dict(lm=1., kd=0., unaligned=0.)  # what a run without a teacher weighs
+    assert weights[0]['kd'] > .3 and weights[-1] == dict(lm=1., kd=0., unaligned=0.)  # what a run without a teacher weighs
     assert 'from here on it learns from the text alone' in ''.join(capsys.readouterr())
 
 
