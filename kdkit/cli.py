@@ -18,6 +18,7 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_origin
 
 from .config import ConfigError, DistillConfig, nearest, options_by_group, recipe_files
 from .options import ALIASES, one_value, owner, read_training_arguments, settings
@@ -25,6 +26,7 @@ from .progress import say
 
 # %% ../nbs/62_cli.ipynb #52dd6649
 FLAGS = {f.name for f in fields(DistillConfig) if isinstance(f.default, bool)}
+SEVERAL = {f.name for f in fields(DistillConfig) if any(get_origin(kind) is list for kind in get_args(f.type))}  # take more than one value
 
 # %% ../nbs/62_cli.ipynb #62e87ba7
 def split_options(
@@ -54,7 +56,8 @@ def read_options(
     files += given.pop('config', [])
     if len(files) > 1: raise ConfigError(f"one config file can be given, not {len(files)}: {' '.join(files)}.")
     said, said_trainer = owner(given, 'option --{}')
-    said, said_trainer = {k: one_value(k, v) for k, v in said.items()}, read_training_arguments(said_trainer)
+    said = {k: v if k in SEVERAL and len(v) > 1 else one_value(k, v) for k, v in said.items()}
+    said_trainer = read_training_arguments(said_trainer)
     return settings(files[0] if files else first, **said, **said_trainer)
 
 # %% ../nbs/62_cli.ipynb #e29e68a1
@@ -65,8 +68,9 @@ def check_names(
     "ConfigError for a missing name, a path that is not there, or an output folder that is a file."
     missing = [name for name in needed if not getattr(config, name)]
     if missing: raise ConfigError(f"{', '.join('--' + name for name in missing)} {'is' if len(missing) == 1 else 'are'} missing.")
-    for name in ('teacher_model', 'student_model', 'dataset', 'eval_dataset'):
-        value = getattr(config, name) or ''
+    named = [('teacher_model', name) for name in config.teachers] + [(name, getattr(config, name)) for name in ('student_model', 'dataset', 'eval_dataset')]
+    for name, value in named:
+        value = value or ''
         path = value.partition('[')[0] if 'dataset' in name and not Path(value).exists() else value  # a split or slice may stand behind
         local = path.startswith(('.', '/', '~')) or Path(path).suffix in ('.txt', '.jsonl', '.json', '.csv', '.parquet')
         if local and not Path(path).expanduser().exists(): raise ConfigError(f"{name} {value!r} does not exist: check the path.")
