@@ -289,7 +289,7 @@ class StudentAwareDistillationFramework(nn.Module):
         step: int|None = None, # optimizer steps taken; None: self.step
     ) -> dict:                 # name -> 0-dim tensor
         "How many units each loss sums over in this batch, without running a model."
-        batch = self.complete(batch)
+        batch = self.complete(self.for_all(batch))
         self.keep_time(step)
         units = {name: term.units(batch['labels'], batch['aligned'], batch['partner'] >= 0) for name, term in self.terms.items()}
         for i, (lesson, one) in enumerate(zip(self.further, self.batches_of(batch)[1:]), 1):
@@ -313,7 +313,7 @@ class StudentAwareDistillationFramework(nn.Module):
             everywhere[:, -1] = -1  # nothing follows the last token
             batch.update(teacher_input_ids=ids, teacher_attention_mask=mask, student_positions=everywhere, teacher_positions=everywhere)
         batch = dict(batch, **self.partners(batch))
-        if not self.further: return batch
+        if 'further' not in batch: return batch  # the first teacher's alone
         further = [lesson.complete(one) for lesson, one in zip(self.further, self.batches_of(batch)[1:])]
         return dict(batch, further=[{name: value for name, value in one.items() if name not in STUDENTS} for one in further])
 
@@ -322,8 +322,12 @@ class StudentAwareDistillationFramework(nn.Module):
     ) -> list:        # of batches
         "The batch as each teacher has it."
         if not self.further: return [batch]
-        common, others = {name: batch[name] for name in STUDENTS if name in batch}, batch.get('further') or [{}] * len(self.further)
+        common, others = {name: batch[name] for name in STUDENTS if name in batch}, batch['further']
         return [{name: value for name, value in batch.items() if name != 'further'}, *({**common, **one} for one in others)]
+
+    def for_all(self, batch):
+        "The same for all teachers, where it says nothing of the others: they then read what the student does."
+        return dict(batch, further=[{}] * len(self.further)) if self.further and 'further' not in batch else batch
 
     def in_step(self):
         "What is said of the run and of the first teacher holds for the others too."
@@ -432,7 +436,7 @@ class StudentAwareDistillationFramework(nn.Module):
         **batch,                        # the rest of a collated batch
     ) -> dict:                          # loss: 0-dim; losses: name -> 0-dim raw mean; weights: name -> float; common_nats: of `common_nats`, of several teachers a row each
         "The weighted loss, every raw loss that has weight now, and the weights."
-        batch = self.complete(dict(batch, input_ids=input_ids))
+        batch = self.complete(self.for_all(dict(batch, input_ids=input_ids)))
         self.in_step()
         taught = [(i, lesson, one) for i, (lesson, one) in enumerate(zip(self.lessons, self.batches_of(batch))) if self.teacher_weights[i]]
         steps = [lesson.begin(one, {name: units[of_teacher(name, i)] for name in lesson.terms} if units and i else units, step) for i, lesson, one in taught]
