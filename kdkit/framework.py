@@ -70,6 +70,7 @@ class Step:
     asking: list      # terms that ask the teacher
     read: tuple|None  # of `read_teacher`
 
+# %% ../nbs/29_framework.ipynb #29sevra2
 def each_teacher(
     n: int,     # teachers
     given,      # for one teacher, or a list

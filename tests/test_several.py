@@ -244,3 +244,56 @@ def test_commands_for_one_teacher_say_so(three, tmp_path, capsys):
         assert 'takes one value' in capsys.readouterr().err
     assert main(['train', '--teacher_model', str(folder / 'teacher'), str(folder / 'none'), '--student_model', str(folder / 'student'), '--dataset', text]) == 2
     assert 'does not exist' in capsys.readouterr().err
+
+
+def test_conversations_of_three_templates(tmp_path, capsys):
+    "Each side reads its own template, and every learnt place of a view is one of the pair's own."
+    from chats import chat_tokenizer
+    rows = [dict(messages=[dict(role='user', content=f'{i}. What does this do?'), dict(role='assistant', content=text[:200])]) for i, text in enumerate(documents(40))]
+    (tmp_path / 'chat.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    for seed, (name, style) in enumerate(dict(student='zephyr', first='chatml', second='llama3').items()):
+        tokenizer = chat_tokenizer(style)
+        model_of('llama', len(tokenizer), 32, 2, seed).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    config = DistillConfig(teacher_model=[str(tmp_path / 'first'), str(tmp_path / 'second')], student_model=str(tmp_path / 'student'), dataset=str(tmp_path / 'chat.jsonl'), max_length=200,
+                           teacher_max_length=240, max_steps=2, batch_size=2, eval_steps=2, logging_steps=1, eval_fraction=.2, max_eval_rows=6, output_dir=str(tmp_path / 'run'), pack=False)
+    joint, singles = texts_of(prepare_text(config)), [prepare_text(config.of_teacher(i)) for i in range(2)]
+    for one, single in zip(joint, singles):  # conversations are not cut here, so that each view is the pair's own
+        assert one['train'].column_names == single['train'].column_names and one['train'][:] == single['train'][:] and one['held_out'][:] == single['held_out'][:]
+        assert one['prompts'] == single['prompts'] and one['pair'].ends == single['pair'].ends
+    report = distill(config)
+    assert report['steps'] == 2 and list(report['answers'][0]) == ['prompt', 'teacher first', 'teacher second', 'student_before', 'student_after']
+    assert '- teacher second:' in (tmp_path / 'run/report.md').read_text() and '| teacher first ' in (tmp_path / 'run/report.md').read_text()
+    assert 'the teacher reads conversations' in capsys.readouterr().err
+
+
+def test_adapters_learn_from_several(three, tmp_path):
+    pytest.importorskip('peft')
+    report = distill(config_of(three, tmp_path / 'run', 'teacher', 'second', lora_r=4, max_steps=3, student_aware=True))
+    assert report['steps'] == 3 and 'adapters' in report and (tmp_path / 'run/adapter').is_dir()
+    AutoModelForCausalLM.from_pretrained(tmp_path / 'run/student')
+
+
+def test_a_step_that_does_not_fit_begins_again_with_all_teachers(three, tmp_path, monkeypatch):
+    config, real = config_of(three, tmp_path / 'run', 'teacher', 'second', gradient_accumulation_steps=1, control=True), StudentAwareDistillationFramework.read_student
+    def full(self, batch, steps):
+        if len(batch['input_ids']) > 2 and len(steps) == 2: raise torch.OutOfMemoryError('out of memory')
+        return real(self, batch, steps)
+    monkeypatch.setattr(StudentAwareDistillationFramework, 'read_student', full)
+    made = distill(config)
+    monkeypatch.undo()
+    whole = distill(replace(config, output_dir=str(tmp_path / 'whole'), batch_size=2, gradient_accumulation_steps=2))
+    assert made['student_after'] == pytest.approx(whole['student_after'], rel=1e-6)  # both were measured in other batches
+    for label, about in made['teachers'].items(): assert about['lead'] == pytest.approx(whole['teachers'][label]['lead'], abs=1e-6)
+
+
+def test_two_processes_do_what_one_does(three, tmp_path):
+    from test_processes import launch, same
+    folder, text = three
+    (tmp_path / 'config.yaml').write_text(json.dumps(dict(teacher_model=[f'{folder}/teacher', f'{folder}/second'], teacher_weights=[.7, .3])))
+    values = dict(config=tmp_path / 'config.yaml', student_model=folder / 'student', dataset=text)
+    for way, batch_size in (('one', 4), ('torchrun', 2)):
+        code, said = launch(way, values, tmp_path / way, batch_size=batch_size)
+        assert code == 0, said
+        assert said.count('2 teachers: teacher (70%)') == 1
+    same(tmp_path / 'one', tmp_path / 'torchrun')
