@@ -292,7 +292,7 @@ COMMANDS = {'doctor': doctor, 'demo': demo, 'train': train, 'eval': evaluate, 'c
 # %% ../nbs/62_cli.ipynb #4df92035
 USAGE = {'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR '
                           '[--cache_top_k N] [--cache_samples N] [--option value ...]'} | dict(kaggle='kdkit kaggle push [--user NAME] [--title TITLE] [--dataset OWNER/NAME ...] [--model OWNER/MODEL/FRAMEWORK/VARIATION/VERSION ...]', doctor='kdkit doctor [config.yaml or recipe] [--output_dir DIR] [--option value ...]', demo='kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
-             train='kdkit train [config.yaml or recipe] --teacher_model NAME --student_model NAME --dataset NAME [--option value ...]',
+             train='kdkit train [config.yaml or recipe] --teacher_model NAME [NAME ...] --student_model NAME --dataset NAME [--option value ...]',
              eval='kdkit eval --student_model NAME --dataset NAME [--teacher_model NAME] [--option value ...]',
              compare='kdkit compare RUN RUN [RUN ...]',
              plan='kdkit plan [config.yaml or recipe] --teacher_model NAME --student_model NAME [--gb N] [--measure N] [--option value ...]',
