@@ -342,6 +342,13 @@ class DistillConfig:
             labels.append(label if label not in labels else f'{label}-{i}')
         return labels
 
+    def needs_one_teacher(self,
+        what: str,  # that has no use for more
+    ):
+        "ConfigError where there are several."
+        if len(self.teachers) > 1: raise ConfigError(f"{what} takes one teacher, but teacher_model names {len(self.teachers)}: {', '.join(self.teachers)}.")
+        return self
+
     def of_teacher(self,
         i: int,  # which, from 0
     ):           # a config

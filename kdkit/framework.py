@@ -34,7 +34,7 @@ from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, 
                          map_of, opening_tokens, read_heads,
                          same_text, shared_tokens, span_answers)
 from .vocab import TokenPair, VocabMap, gold_consistency, spelling_matrix
-from .windows import STUDENTS, JointCollator, PairCollator, control_ids, of_teacher
+from .windows import STUDENTS, JointCollator, PairCollator, control_ids, numbered
 
 # %% ../nbs/29_framework.ipynb #86cf6c52
 def build_terms(
@@ -294,7 +294,7 @@ class StudentAwareDistillationFramework(nn.Module):
         self.keep_time(step)
         units = {name: term.units(batch['labels'], batch['aligned'], batch['partner'] >= 0) for name, term in self.terms.items()}
         for i, (lesson, one) in enumerate(zip(self.further, self.batches_of(batch)[1:]), 1):
-            units.update({of_teacher(name, i): n for name, n in lesson.count_units(one, self.step if step is None else step).items()})
+            units.update({numbered(name, i): n for name, n in lesson.count_units(one, self.step if step is None else step).items()})
         return units
 
     def complete(self,
@@ -440,7 +440,7 @@ class StudentAwareDistillationFramework(nn.Module):
         batch = self.complete(self.for_all(dict(batch, input_ids=input_ids)))
         self.in_step()
         taught = [(i, lesson, one) for i, (lesson, one) in enumerate(zip(self.lessons, self.batches_of(batch))) if self.teacher_weights[i]]
-        steps = [lesson.begin(one, {name: units[of_teacher(name, i)] for name in lesson.terms} if units and i else units, step) for i, lesson, one in taught]
+        steps = [lesson.begin(one, {name: units[numbered(name, i)] for name in lesson.terms} if units and i else units, step) for i, lesson, one in taught]
         self.read_student(batch, steps)
         return self.joined({i: lesson.compared(one) for (i, lesson, _), one in zip(taught, steps)})
 

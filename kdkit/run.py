@@ -359,7 +359,7 @@ class Run:
             self.stages.mark('measured', **as_the_first(self.measure_several() if self.framework.further else self.measure_one()))
         measured = self.stages['measured']
         for label, bits, about in zip(self.framework.labels, self.begin_leads(self.framework), measured.get('teachers') or [measured]):
-            say((label and f'{label}: ') + worth_distilling(*bits, self.config.follows_lead))
+            say((label and f'{label}: ') + worth_distilling(*bits, self.config.follows_lead, bool(label)))
             if read := about.get('as_read'):
                 say(f"{label or 'the teacher'}, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} "
                     f"bits per byte, on {read['windows']:,} windows")
@@ -639,7 +639,7 @@ def evaluate_run(
         # the student is its own teacher
         options.update({f'teacher_{part}': options.get(f'student_{part}') for part in ('revision', 'subfolder')})
     config = DistillConfig(student_model=student_model, teacher_model=teacher_model or student_model, dataset=dataset,
-                           **{**dict(alpha_unaligned=0.), **options})
+                           **{**dict(alpha_unaligned=0.), **options}).needs_one_teacher('an evaluation')
     text = prepare_text(config, train=False)
     framework = make_framework(config, text)
     batches = eval_batches(text['held_out'], framework, config.batch_size)

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['whole_bytes', 'STUDENTS', 'control_ids', 'one_stream', 'cut_greedily', 'too_short', 'cut_windows', 'list_column',
            'mask_column', 'Unpack', 'ids_below', 'pair_batch', 'cut_conversation', 'whole_readings', 'share_windows',
-           'pair_conversations', 'WindowMaker', 'ConversationMaker', 'of_teacher', 'side_names', 'each_of',
-           'mean_bytes', 'pair_dataset', 'with_teacher', 'pair_enough', 'counting', 'in_spans', 'PairCollator',
-           'JointRows', 'JointCollator', 'learnt_pairs', 'next_pairs', 'alignment_summary', 'place_shares',
-           'inconsistent_tokens']
+           'pair_conversations', 'WindowMaker', 'ConversationMaker', 'numbered', 'side_names', 'each_of', 'mean_bytes',
+           'pair_dataset', 'with_teacher', 'pair_enough', 'counting', 'in_spans', 'PairCollator', 'JointRows',
+           'JointCollator', 'learnt_pairs', 'next_pairs', 'alignment_summary', 'place_shares', 'inconsistent_tokens']
 
 # %% ../nbs/20_windows.ipynb #723439c7
 import hashlib
@@ -189,9 +188,9 @@ def pair_batch(
     sizes = ids_below(tables, controls)
     columns = {'input_ids': list_column([row[0] for row in ids], sizes[0])}
     for i, size in enumerate(sizes[1:]):
-        columns[of_teacher('teacher_input_ids', i)] = list_column([row[i + 1] for row in ids], size)
-        columns[of_teacher('student_positions', i)] = mask_column([row[i][0] for row in positions])
-        columns[of_teacher('teacher_positions', i)] = mask_column([row[i][1] for row in positions])
+        columns[numbered('teacher_input_ids', i)] = list_column([row[i + 1] for row in ids], size)
+        columns[numbered('student_positions', i)] = mask_column([row[i][0] for row in positions])
+        columns[numbered('teacher_positions', i)] = mask_column([row[i][1] for row in positions])
     return pa.table(columns | {'n_bytes': pa.array(n_bytes, pa.int64())})
 
 # %% ../nbs/20_windows.ipynb #841f34eb
@@ -276,8 +275,8 @@ def pair_conversations(
     "The windows of some conversations."
     readings, note = whole_readings([json.loads(text) for text in table['text'].to_pylist() if text], sides, limits, cut, train_on)
     teachers = range(len(sides) - 1)
-    tokens, learnt = ([name, *(of_teacher(f'teacher_{name}', i) for i in teachers)] for name in ('input_ids', 'answers'))
-    places = [tuple(of_teacher(f'{side}_positions', i) for side in ('student', 'teacher')) for i in teachers]
+    tokens, learnt = ([name, *(numbered(f'teacher_{name}', i) for i in teachers)] for name in ('input_ids', 'answers'))
+    places = [tuple(numbered(f'{side}_positions', i) for side in ('student', 'teacher')) for i in teachers]
     rows, n_bytes = {name: [] for name in [tokens[0], *(name for i in teachers for name in (tokens[i + 1], *places[i])), *learnt]}, [[] for _ in sides]
     for group in share_windows(readings, limits, pack):
         window, before, spoken = {name: [] for name in rows}, [0] * len(sides), [0] * len(sides)
@@ -295,7 +294,7 @@ def pair_conversations(
         for total, some in zip(n_bytes, spoken): total.append(some)
     columns = {name: mask_column(some) if 'positions' in name else list_column(some, dict(zip(tokens, below)).get(name, 2**31))
                for name, some in rows.items()}
-    counts = ['n_bytes', *(of_teacher('teacher_n_bytes', i) for i in teachers)]
+    counts = ['n_bytes', *(numbered('teacher_n_bytes', i) for i in teachers)]
     return pa.table(columns | {name: pa.array(total, pa.int64()) for name, total in zip(counts, n_bytes)}), note
 
 # %% ../nbs/20_windows.ipynb #4b91cbe5
@@ -319,7 +318,7 @@ class WindowMaker:
         # raise it when the same recipe begins to give other windows
         self.tables, version = [token_bytes(tokenizer) for tokenizer in self.tokenizers], 4
         self.below = ids_below(self.tables, self.controls)
-        names = ['input_ids', *(of_teacher('teacher_input_ids', i) for i in range(n))]
+        names = ['input_ids', *(numbered('teacher_input_ids', i) for i in range(n))]
         self.unpack = Unpack(tuple(name for name, below in zip(names, self.below) if 2**16 < below <= 2**24))
         self.recipe = [version, [tokenizer_digest(tokenizer) for tokenizer in self.tokenizers], self.controls, self.limits, self.pack]
 
@@ -395,7 +394,7 @@ class ConversationMaker(WindowMaker):
         return sum(map(Counter, notes.values()), Counter())
 
 # %% ../nbs/20_windows.ipynb #20win001
-def of_teacher(
+def numbered(
     name: str,  # of a column, as it is with one teacher
     i: int,     # which teacher, from 0
 ) -> str:
@@ -446,7 +445,7 @@ def with_teacher(
     own = [name for name in windows.column_names if name.startswith('teacher_') or name == 'student_positions' or re.search(r'_\d+$', name)]
     plain = dict.fromkeys(re.sub(r'_\d+$', '', name) for name in own)
     if len(plain) == len(own): return windows  # there is no other
-    mine = {of_teacher(name, i): name for name in plain}
+    mine = {numbered(name, i): name for name in plain}
     unpack = windows.format['format_kwargs']['transform']
     rows = windows.with_format(None)
     rows = rows.select_columns([name for name in rows.column_names if name not in own or name in mine])

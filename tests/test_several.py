@@ -17,7 +17,9 @@ from kdkit.metrics import read_metrics, unknown_keys
 from kdkit.models import AbsentModel, ModelError
 from kdkit.prepare import prepare_text
 from kdkit.report import comparison_table, read_report
-from kdkit.run import cache_teacher, distill, make_framework, make_trainer, texts_of
+from kdkit.run import cache_teacher, distill, evaluate_run, make_framework, make_trainer, texts_of
+from kdkit.sequence import teacher_text, write_dataset
+from kdkit.share import worth_distilling
 from kdkit.signs import health, read_plan
 from kdkit.windows import JointRows
 
@@ -242,6 +244,10 @@ def test_commands_for_one_teacher_say_so(three, tmp_path, capsys):
     for words in (['eval', '--student_model', str(folder / 'student'), '--dataset', text], ['write', '--dataset', text, '--output', str(tmp_path / 'x.jsonl')]):
         assert main([*words, '--teacher_model', str(folder / 'teacher'), str(folder / 'second')]) == 2
         assert 'takes one value' in capsys.readouterr().err
+    several = [str(folder / name) for name in ('teacher', 'second')]
+    with pytest.raises(ConfigError, match='takes one teacher'): evaluate_run(str(folder / 'student'), text, several)
+    for write in (teacher_text, write_dataset):
+        with pytest.raises(ConfigError, match='takes one teacher'): write(dict(teacher_model=several, dataset=text), tmp_path / 'x.jsonl')
     assert main(['train', '--teacher_model', str(folder / 'teacher'), str(folder / 'none'), '--student_model', str(folder / 'student'), '--dataset', text]) == 2
     assert 'does not exist' in capsys.readouterr().err
 
@@ -297,3 +303,15 @@ def test_two_processes_do_what_one_does(three, tmp_path):
         assert code == 0, said
         assert said.count('2 teachers: teacher (70%)') == 1
     same(tmp_path / 'one', tmp_path / 'torchrun')
+
+
+def test_a_teacher_that_is_behind_beside_one_that_is_ahead(three, tmp_path):
+    "Its part is the text's; the other one's share is its own."
+    config = config_of(three, tmp_path, 'teacher', 'second', weights=[.5, .5])
+    text = prepare_text(config)
+    framework = make_framework(config, text)
+    for lesson, student in zip(framework.lessons, (2.4, 1.9)): lesson.curriculum.lead.begin(2., student)
+    framework.listens = False
+    weights = framework(**framework.collator()([JointRows([one['train'] for one in texts_of(text)])[0]]))['weights']
+    assert weights == pytest.approx(dict(lm=.6, kd_teacher=.4, unaligned_teacher=.4, kd_second=0., unaligned_second=0.))
+    assert "its part is the text's" in worth_distilling(2., 1.9, True, True) and 'trains plainly' in worth_distilling(2., 1.9)
