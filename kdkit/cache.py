@@ -262,6 +262,8 @@ class TeacherCache:
     ):
         "CacheError unless it was written for these rows, this teacher and this map's tree, and its teacher measured on this held-out text."
         side = 'pair' if inside else 'teacher'
+        if Path(teacher).name != Path(self.about['name']).name:
+            raise CacheError(f"{self.folder} was written by the teacher {self.about['name']!r}, but teacher_model is {teacher!r}.")
         if rows_digest(rows, SIDES[side]) != self.about['rows'][side]:
             raise CacheError(f"{self.folder} was written for other windows ({self.about['n_rows']:,} rows, here {len(rows):,}): text, "
                              f"tokenizers, max_length, eval_fraction, pack and seed must be "
@@ -269,8 +271,6 @@ class TeacherCache:
         if held_out is not None and rows_digest(held_out, SIDES['teacher']) != self.about['held_out']:
             raise CacheError(f"{self.folder} holds the score of a teacher on other held-out text: eval_dataset and max_eval_rows must be "
                              f"those of kdkit cache-teacher.")
-        if Path(teacher).name != Path(self.about['name']).name:
-            raise CacheError(f"{self.folder} was written by the teacher {self.about['name']!r}, but teacher_model is {teacher!r}.")
         both = [what for what in ('weights', 'commit') if known.get(what) and self.about.get(what)]  # weights need not be on this disk
         if both and known[what := both[0]] != self.about[what]:
             says = 'has other weights than' if what == 'weights' else f"is of another revision ({known[what][:12]}) than"

@@ -12,10 +12,10 @@ import difflib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 from .conversations import CHAT_FORMS
 
@@ -58,9 +58,15 @@ def nearest(
 # %% ../nbs/08_config.ipynb #72c8e76a
 def _coerce(field, value):
     "The value in the field's type; ConfigError where that would change it."
-    kinds = {kind.__name__ for kind in get_args(field.type) or (field.type,)}
-    if 'NoneType' in kinds and (value is None or str(value).lower() in ('none', 'null')): return None
-    [kind] = kinds - {'NoneType'}
+    kinds = {get_origin(kind) or kind: kind for kind in get_args(field.type) or (field.type,)}
+    if type(None) in kinds and (value is None or str(value).lower() in ('none', 'null')): return None
+    if list not in kinds: return _of_kind(field.name, next(kind for kind in kinds if kind is not type(None)).__name__, value)
+    if isinstance(value, (list, tuple)) and not value: raise ConfigError(f"{field.name} holds nothing: give a value, or leave it out.")
+    [kind], several = get_args(kinds[list]), value if isinstance(value, (list, tuple)) else [value]
+    several = [_of_kind(field.name, kind.__name__, one) for one in several]
+    return several[0] if len(several) == 1 and kind in kinds else several  # one is no list, where it need not be
+
+def _of_kind(name, kind, value):
     try:
         if kind == 'bool' and str(value).lower() in ('true', 'false'): return str(value).lower() == 'true'
         if kind == 'int' and not isinstance(value, bool) and float(value) == int(float(value)): return int(float(value))
@@ -68,13 +74,14 @@ def _coerce(field, value):
         if kind == 'str' and isinstance(value, (str, Path)): return str(value)
     except (TypeError, ValueError, OverflowError): pass
     wanted = dict(int='a whole number', float='a number', bool='true or false', str='text')[kind]
-    raise ConfigError(f"{field.name} is {value!r}, but it must be {wanted}.")
+    raise ConfigError(f"{name} is {value!r}, but it must be {wanted}.")
 
 # %% ../nbs/08_config.ipynb #7fa9d0ab
 @dataclass
 class DistillConfig:
     "What a distillation run may vary."
-    teacher_model: str = option('', 'the bigger model that teaches: hub id, local folder, or kaggle:owner/model/framework/variation',
+    teacher_model: str|list[str] = option('',
+        'the bigger model that teaches: hub id, local folder, or kaggle:owner/model/framework/variation; several names: several teachers',
                                 group='what matters first')
     student_model: str = option('', 'the smaller model that learns: hub id or local folder')
     dataset: str|None = option(None,
@@ -160,7 +167,9 @@ class DistillConfig:
         'entropy (where the student is least certain), disagreement (where the two are furthest apart) or easy '
         '(nearest first, all in the end)')
     aware_share: float = option(0.5, 'share of the positions of a window, for student_aware')
-    teacher_revision: str|None = option(None, 'branch, tag or commit of the teacher on the hub', group='models')
+    teacher_weights: list[float]|None = option(None,
+        'of several teachers, how much each one counts, such as 0.7 0.3; divided by their sum (unset: all alike)', group='models')
+    teacher_revision: str|None = option(None, 'branch, tag or commit of the teacher on the hub')
     student_revision: str|None = option(None, 'branch, tag or commit of the student on the hub')
     teacher_subfolder: str|None = option(None, "folder of the teacher inside its repository or local folder")
     student_subfolder: str|None = option(None, "folder of the student inside its repository or local folder")
@@ -182,8 +191,8 @@ class DistillConfig:
     lora_target_modules: str = option('all-linear',
                                       'what gets adapters: all-linear (every linear layer but the head), or names of layers with commas '
                                       'between them, such as q_proj,v_proj')
-    teacher_cache: str|None = option(None,
-        "folder written by kdkit cache-teacher: trains without a teacher in memory", group="a teacher's answers, written down once")
+    teacher_cache: str|list[str]|None = option(None,
+        "folder written by kdkit cache-teacher: trains without a teacher in memory; of several teachers one each", group="a teacher's answers, written down once")
     cache_top_k: int = option(16, 'likeliest teacher tokens that kdkit cache-teacher keeps at a position')
     cache_samples: int = option(16, 'further teacher tokens that it draws at random, each for an equal part of the remaining probability')
 
@@ -202,7 +211,9 @@ class DistillConfig:
             number = not isinstance(value, float) or math.isfinite(value)
             if not (number and holds(value)): raise ConfigError(f"{name} is {value!r}, but it must be {rule}.")
         for f in fields(self):
-            if isinstance(getattr(self, f.name), str): demand(f.name, lambda x: '\0' not in x, 'text without a NUL character')
+            texts = value if isinstance(value := getattr(self, f.name), list) else [value]
+            if any(isinstance(text, str) for text in texts):
+                demand(f.name, lambda x: not any('\0' in text for text in texts), 'text without a NUL character')
         demand('output_dir', lambda x: x.strip(), 'the name of a folder')
         for f in fields(self):
             if isinstance(getattr(self, f.name), int): demand(f.name, lambda x: x < 2**32, 'below 2**32')
@@ -258,6 +269,7 @@ class DistillConfig:
         if self.streaming and self.max_steps < 1:
             raise ConfigError("streaming reads as much as max_steps need, and max_steps is not given: how long a stream is, nobody knows.")
         for name in ('eval_steps', 'total_steps'): demand(name, lambda x: x is None or x >= 1, '1 or more')
+        self.check_teachers()
         if self.teacher_cache:
             for name, only in dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0.,
                                    alpha_contrastive=0.).items():
@@ -276,6 +288,74 @@ class DistillConfig:
         demand('max_hours', lambda x: x is None or x > 0, 'above 0')
         demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
+
+    def check_teachers(self):
+        "ConfigError where the names, weights and caches of teachers do not fit together."
+        names, weights, caches = self.teachers, self.teacher_weights, self.teacher_cache
+        if weights is not None:
+            if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not 0 < sum(weights) < math.inf:
+                raise ConfigError(f"teacher_weights are {' '.join(map(str, weights))}, but each must be a number of 0 or more, and one of "
+                                  f"them above 0.")
+            if len(weights) != len(names) and self.teacher_model:
+                raise ConfigError(f"teacher_weights has {len(weights)} numbers for the {len(names)} names of teacher_model: give one each.")
+        folders = [] if caches is None else caches if isinstance(caches, list) else [caches]
+        if folders and len(folders) != len(names) and self.teacher_model:
+            raise ConfigError(f"teacher_cache names {len(folders)} folders for the {len(names)} teachers of teacher_model: give one each, in "
+                              f"the same order.")
+        if len(names) == 1: return
+        for name, given in dict(teacher_model=names, teacher_cache=folders).items():
+            same = [str(Path(one).expanduser()) for one in given]
+            if '' in given: raise ConfigError(f"{name} holds an empty name: leave it out.")
+            if twice := next((one for i, one in enumerate(given) if same[i] in same[:i]), None):
+                raise ConfigError(f"{name} names {twice!r} twice: " + ('name it once, and give it the sum of the weights.' if name == 'teacher_model'
+                                                                       else 'each teacher has a cache of its own.'))
+        for name in ('teacher_revision', 'teacher_subfolder'):
+            if getattr(self, name):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, and there are {len(names)} teachers, so that nobody knows whose it is: "
+                                  f"give folders instead of names on the hub.")
+        for name in ('feature', 'attention', 'layerwise', 'contrastive'):
+            if self.uses(name):
+                raise ConfigError(f"alpha_{name} is {getattr(self, f'alpha_{name}')}, but this loss looks inside one teacher, and there are "
+                                  f"{len(names)}: leave it out, or name one teacher.")
+
+    @property
+    def teachers(self) -> list:
+        "Names of all teachers."
+        return self.teacher_model if isinstance(self.teacher_model, list) else [self.teacher_model]
+
+    def weights_of(self,
+        n: int,  # teachers
+    ) -> list:   # that sum to 1
+        "How much each teacher counts."
+        weights = self.teacher_weights or [1.] * n
+        if len(weights) != n: raise ConfigError(f"teacher_weights has {len(weights)} numbers for {n} teachers: give one each.")
+        return [weight / sum(weights) for weight in weights]
+
+    def labels_of(self,
+        n: int,  # teachers
+    ) -> list:   # of texts, no two alike
+        "What to call each teacher where it stands beside others: the last part of its name."
+        names = self.teachers if len(self.teachers) == n else [''] * n
+        labels = []
+        for i, name in enumerate(names, 1):
+            label = re.sub(r'[^\w.-]+', '-', Path(name).name) or str(i)
+            labels.append(label if label not in labels else f'{label}-{i}')
+        return labels
+
+    def needs_one_teacher(self,
+        what: str,  # that has no use for more
+    ):
+        "ConfigError where there are several."
+        if len(self.teachers) > 1: raise ConfigError(f"{what} takes one teacher, but teacher_model names {len(self.teachers)}: {', '.join(self.teachers)}.")
+        return self
+
+    def of_teacher(self,
+        i: int,  # which, from 0
+    ):           # a config
+        "The same run with this teacher alone."
+        if not (isinstance(self.teacher_model, list) or isinstance(self.teacher_cache, list) or self.teacher_weights): return self
+        pick = lambda given: given[i] if isinstance(given, list) else given
+        return replace(self, teacher_model=pick(self.teacher_model), teacher_cache=pick(self.teacher_cache), teacher_weights=None)
 
     def uses(self,
         name: str,  # of a loss

@@ -44,20 +44,21 @@ def teacher_seconds(
     trainer,    # a DistillationTrainer
     times: int = 2,
 ) -> float:     # 0 where no teacher is in memory
-    "What the teacher's forward pass adds to an optimizer step: it reads a batch, after one that does not count."
+    "What the teachers' forward passes add to an optimizer step: each reads a batch, after one that does not count."
     framework, args = trainer.model, trainer.args
-    teacher, config = framework.teacher_model, framework.config
-    if isinstance(teacher, AbsentModel) or len(trainer.train_dataset) < 1: return 0.
+    if all(isinstance(lesson.teacher_model, AbsentModel) for lesson in framework.lessons) or len(trainer.train_dataset) < 1: return 0.
     rows = [trainer.train_dataset[i] for i in range(min(args.per_device_train_batch_size, len(trainer.train_dataset)))]
-    batch = {name: value.to(next(teacher.parameters()).device) for name, value in trainer.data_collator(rows).items()
-             if name.startswith('teacher_')}
-    if 'teacher_input_ids' not in batch: return 0.
+    read = [(lesson.teacher_model, batch) for lesson, batch in zip(framework.lessons, framework.batches_of(trainer.data_collator(rows)))
+            if 'teacher_input_ids' in batch and not isinstance(lesson.teacher_model, AbsentModel)]
+    read = [(teacher, [batch[name].to(next(teacher.parameters()).device) for name in ('teacher_input_ids', 'teacher_attention_mask')])
+            for teacher, batch in read]
+    if not read: return 0.
     wait = torch.cuda.synchronize if framework.device.type == 'cuda' else lambda: None
     for _ in range(times):
         wait()
         began = time.perf_counter()
         with trainer.accelerator.autocast():
-            body(teacher)(input_ids=batch['teacher_input_ids'], attention_mask=batch['teacher_attention_mask'], use_cache=False)
+            for teacher, (ids, mask) in read: body(teacher)(input_ids=ids, attention_mask=mask, use_cache=False)
         wait()
     return (time.perf_counter() - began) * args.gradient_accumulation_steps
 

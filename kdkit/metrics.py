@@ -10,6 +10,7 @@ __all__ = ['NUMBER', 'TEXT', 'NUMBERS', 'LINE', 'GLOSSARY', 'MetricsFile', 'is_n
 import json
 import math
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class MetricsFile(TrainerCallback):
 # %% ../nbs/41_metrics.ipynb #51f70002
 NUMBER, TEXT = 'a number', 'a text'
 NUMBERS = {'*': NUMBER}  # any name -> a number
-LINE = dict(step=NUMBER, progress=NUMBER, loss=NUMBER, losses=NUMBERS, weights=NUMBERS, eval=NUMBERS, multipliers=NUMBERS, lr=NUMBER,
+LINE = dict(step=NUMBER, progress=NUMBER, loss=NUMBER, losses=NUMBERS, weights=NUMBERS, eval=NUMBERS, multipliers=NUMBERS, teacher_leads=NUMBERS, lr=NUMBER,
             grad_norm=NUMBER, tokens_per_second=NUMBER, memory_gb=NUMBER,
             skipped_steps=NUMBER, loss_scale=NUMBER)  # of metrics.jsonl
 
@@ -89,8 +90,8 @@ def metrics_line(
     renamed = {'learning_rate': 'lr'}
     rest = {renamed.get(k, k): v for k, v in logs.items() if '/' not in k and k not in ('epoch', 'loss')}
     finite = lambda x: x if not isinstance(x, float) or math.isfinite(x) else None  # JSON has no NaN
-    by_hand = dict(multipliers=group('multipliers/')) if group('multipliers/') else {}  # what a person made of the weights
-    return dict(head, loss=finite(logs['loss']), losses=group('losses/'), weights=group('weights/'), **by_hand,
+    some = {name: group(f'{name}/') for name in ('multipliers', 'teacher_leads') if group(f'{name}/')}  # not in every run
+    return dict(head, loss=finite(logs['loss']), losses=group('losses/'), weights=group('weights/'), **some,
                 **{k: finite(v) for k, v in rest.items()})
 
 # %% ../nbs/41_metrics.ipynb #26b26ba3
@@ -178,10 +179,12 @@ GLOSSARY = {  # key of metrics.jsonl -> (meaning, unit)
     'losses.attention': ('divergence of attention maps', 'nats per row'),
     'losses.layerwise': ('1 - cosine of hidden states between layers', '0 to 2'),
     'losses.contrastive': ('InfoNCE between segments of a text', 'nats per segment'),
+    'losses.*_*': ('such a loss for one of several teachers, whose label stands behind it', 'as above'),
     'weights.*': ('weight of each loss at this step: alpha x schedule x multiplier', 'factor'),
     'multipliers.*': ('what a person made of a weight by a slider; missing where nothing was changed', 'factor'),
     'teacher_lead': ('how much more the student spends on unseen text than the teacher: 0.1 is 10 % more; below 0 the teacher is worse',
                      'share'),
+    'teacher_leads.*': ('the same for each of several teachers; teacher_lead is then that of the one furthest ahead', 'share'),
     'lr': ('learning rate', 'per step'),
     'grad_norm': ('norm of the gradient before it is clipped; null where it was not finite', 'nats'),
     'tokens_per_second': ('student tokens trained on since the last line', '1/s'),
@@ -200,7 +203,7 @@ def unknown_keys(
     "What a line says that the glossary does not know."
     groups = {key: value if isinstance(value, dict) else {'': value} for key, value in line.items()}
     flat = [f'{key}.{name}'.removesuffix('.') for key, group in groups.items() for name in group]
-    return [key for key in flat if key not in GLOSSARY and key.split('.')[0] + '.*' not in GLOSSARY]
+    return [key for key in flat if not any(fnmatchcase(key, known) for known in GLOSSARY)]
 
 # %% ../nbs/41_metrics.ipynb #dec848f8
 def glossary_table() -> str:  # Markdown

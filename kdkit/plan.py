@@ -16,6 +16,7 @@ import tempfile
 import time
 import weakref
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -290,10 +291,10 @@ class Plan:
 def plan_memory(
     config: DistillConfig,
     student: Side,
-    teacher: Side,
+    teacher: Side|list,    # a list: several teachers
     arguments: dict = {},  # of TrainingArguments, given explicitly
     gpu: bool = True,      # plan for one; False: for a CPU
-    text: Text = Text(),   # what it decides
+    text: Text|list = Text(), # what it decides; of several teachers one each
 ) -> Plan:
     "Memory by part, and at each moment of a step."
     on = lambda name: bool(arguments.get(name))
@@ -301,27 +302,33 @@ def plan_memory(
     there, apart = not config.teacher_cache, config.teacher_device not in ('auto', 'cuda', 'cuda:0', 'mps') and (gpu or config.teacher_device != 'cpu')
     theirs = 4 if config.teacher_dtype == 'float32' or config.teacher_dtype == 'auto' and not gpu else 2
     dtype = torch.float32 if theirs == 4 else torch.float16
-    tokens, teacher_tokens = config.max_length, round(min(config.teacher_max_length or 2 * config.max_length, text.teacher_tokens * config.max_length))
+    teachers = teacher if isinstance(teacher, list) else [teacher]
+    texts, tokens = text if isinstance(text, list) else [text] * len(teachers), config.max_length
+    long = [round(min(config.teacher_max_length or 2 * tokens, one.teacher_tokens * tokens)) for one in texts]
     learnt = reading(student.config, b, tokens, torch.float32, half, True, on('gradient_checkpointing'))
-    read = reading(teacher.config, b, teacher_tokens, dtype, half, False) if there else Reading(0, 0, 0, 0)
+    reads = [reading(one.config, b, n, dtype, half, False) if there else Reading(0, 0, 0, 0) for one, n in zip(teachers, long)]
+    before = list(accumulate((one.states for one in reads), initial=0))  # what those have left that read before
+    read = Reading(before[-1], 0, max(states + one.forward for states, one in zip(before, reads)), 0)
     learning = adapter_parameters(student, config.lora_r, config.lora_target_modules) if config.lora_r else student.parameters
     gradients, head = 4 * learning, 0 if config.lora_r else 4 * student.rows * student.hidden
+    head = len(teachers) * head + (len(teachers) - 1) * 4 * b * tokens * student.hidden  # each lesson's pull at the head, and at the states
     mine = 2 if config.lora_r and config.student_dtype in ('float16', 'bfloat16') else 4
-    heads, left = heads_bytes(b * tokens, student, teacher if there else None, text, half, gpu)
+    heads, left = map(max, zip(*(heads_bytes(b * tokens, student, one if there else None, said, half, gpu) for one, said in zip(teachers, texts))))
     pairs = dict(layerwise=4, feature=1, contrastive=1, attention=1)
-    taps = sum(n * b * (teacher_tokens * teacher.hidden * theirs + 4 * tokens * student.hidden * 4) for name, n in pairs.items()
+    taps = sum(n * b * (long[0] * teachers[0].hidden * theirs + 4 * tokens * student.hidden * 4) for name, n in pairs.items()
                if config.uses(name)) if there else 0
-    bridge = student.rows * student.hidden * theirs if there else 0   # the student's first head, for the teacher's states
-    bridge += sum(16 * n * teacher.hidden * student.hidden for name, n in pairs.items() if config.uses(name) and name != 'attention')
+    bridge = len(teachers) * student.rows * student.hidden * theirs if there else 0   # the student's first head, for a teacher's states
+    bridge += sum(16 * n * teachers[0].hidden * student.hidden for name, n in pairs.items() if config.uses(name) and name != 'attention')
     moments = round(MOMENT_BYTES.get(str(arguments.get('optim', '')), 8) * learning)
-    weights = weight_bytes(teacher, theirs, config.teacher_quantization) if there else 0
-    elsewhere = weights + read.forward if apart else 0
-    if apart and there:
-        weights, read = theirs * teacher.rows * teacher.hidden, replace(read, forward=read.states)  # a copy of its head, and its states
-    parts = {'teacher': weights, 'student': weight_bytes(student, mine, config.student_quantization) + 4 * learning * bool(config.lora_r),
+    weights = [weight_bytes(one, theirs, config.teacher_quantization) if there else 0 for one in teachers]
+    elsewhere = sum(weights) + read.forward if apart else 0
+    if apart and there:  # a copy of its head, and its states
+        weights, read = [theirs * one.rows * one.hidden for one in teachers], replace(read, forward=read.states)
+    named = config.labels_of(len(teachers)) if len(teachers) > 1 else ['']
+    parts = {**{f'teacher {label}'.strip(): size for label, size in zip(named, weights)}, 'student': weight_bytes(student, mine, config.student_quantization) + 4 * learning * bool(config.lora_r),
              'optimizer': moments, 'gradients': gradients, 'activations': learnt.kept,
              "the teacher's reading": read.forward, 'heads': heads, 'taps': taps, 'bridges': bridge}
-    base = parts['teacher'] + parts['student'] + moments + bridge
+    base = sum(weights) + parts['student'] + moments + bridge
     again = gradients if config.gradient_accumulation_steps > 1 else 0  # those of the micro-batches before
     back = learnt.kept + gradients if config.lora_r else max(learnt.backward, learnt.kept + again)
     if gpu: parts['CUDA itself'] = round(CUDA_BYTES); base += parts['CUDA itself']
@@ -355,7 +362,8 @@ def choices(
         half, twice = config.batch_size // 2, config.gradient_accumulation_steps * 2
         tried[f'--batch_size {half} --gradient_accumulation_steps {twice}'] = replace(config, batch_size=half, gradient_accumulation_steps=twice), arguments
     if not config.teacher_cache and config.divergence == 'forward_kl' and config.temperature == 1 and not any(config.uses(name) for name in ('feature', 'attention', 'layerwise', 'contrastive')):
-        tried['kdkit cache-teacher first, then --teacher_cache'] = replace(config, teacher_cache='…'), arguments
+        written = [f'…{i}' for i in range(len(config.teachers))]
+        tried['kdkit cache-teacher first, then --teacher_cache'] = replace(config, teacher_cache=written if len(written) > 1 else '…'), arguments
     if not config.teacher_cache and config.teacher_device == 'auto':
         tried['--teacher_device cuda:1, where there is a second GPU'] = replace(config, teacher_device='cuda:1'), arguments
     if not config.teacher_cache and not config.teacher_quantization:
@@ -367,7 +375,7 @@ def choices(
 def planned(
     config: DistillConfig,
     arguments: dict = {},     # of TrainingArguments, given explicitly
-    sides: dict|None = None,  # student and teacher as Side; None: from their configs, by name
+    sides: dict|None = None,  # student and teacher as Side, several teachers as a list of them; None: from their configs, by name
     gb: float|None = None,    # of the device's memory, 10^9 bytes; None: of the GPU that is here, or without one the CPU's
     gpu: bool|None = None,    # None: where gb is given, or a GPU is here
     text: Text|None = None,   # None: tried with the tokenizers
@@ -381,25 +389,29 @@ def planned(
     if sides is None:
         for name in ('student', 'teacher'):
             if not getattr(config, f'{name}_model'): raise ConfigError(f"{name}_model is not given: name a hub id or a local folder.")
-        sides = {name: side(load_config(getattr(config, f'{name}_model'), f'{name}_model', **load_options(config, name)))
-                 for name in ('student', 'teacher')}
+        def load(how, name, model): return how(model, f'{name}_model', **load_options(config, name))
+        models = [('student', config.student_model), *(('teacher', model) for model in config.teachers)]
+        mine, *theirs = [side(load(load_config, *one)) for one in models]
+        sides = dict(student=mine, teacher=theirs if len(theirs) > 1 else theirs[0])
         if text is None:
             try:
-                text = try_text(*(load_tokenizer(getattr(config, f'{name}_model'), f'{name}_model', **load_options(config, name))
-                                  for name in ('student', 'teacher')), some_text(config.dataset))
+                mine, *theirs = [load(load_tokenizer, *one) for one in models]
+                text = [try_text(mine, one, some_text(config.dataset)) for one in theirs]
+                if len(text) == 1: text = text[0]
             except ModelError: text = Text()  # without a tokenizer no run starts, but its memory can be told
     text = text or Text()
     pair = sides['student'], sides['teacher']
     plan = plan_memory(config, *pair, arguments, gpu, text)
     helps = {what: plan_memory(other, *pair, more, gpu, text).peak for what, (other, more) in choices(config, arguments).items()}
     windows = config.batch_size * config.gradient_accumulation_steps
+    teachers = dict(teacher=pair[1]) if isinstance(pair[1], Side) else {f'teacher {label}': one for label, one in zip(config.labels_of(len(pair[1])), pair[1])}
     steps = config.max_steps if config.max_steps > 0 else None
     return dict(device='GPU' if gpu else 'CPU', limit=limit, parts=plan.parts, moments=plan.moments, peak=plan.peak, fullest=plan.fullest,
                 fits=plan.peak <= limit, batch=config.batch_size,
                 largest_batch=largest_batch(lambda b: plan_memory(replace(config, batch_size=b), *pair, arguments, gpu, text), limit),
                 choices=dict(sorted(helps.items(), key=lambda one: one[1])),
                 elsewhere={config.teacher_device: plan.elsewhere} if plan.elsewhere else {},
-                parameters={name: one.parameters for name, one in sides.items()}, steps=steps,
+                parameters={name: one.parameters for name, one in dict(student=pair[0], **teachers).items()}, steps=steps,
                 tokens=steps and steps * windows * config.max_length, tokens_a_step=windows * config.max_length)
 
 # %% ../nbs/53_plan.ipynb #c2ef27e3
@@ -410,15 +422,16 @@ def in_lines(
 ) -> list:       # of text
     "A plan as it is shown."
     n = {name: f'{count / 1e6:,.0f} M' for name, count in plan['parameters'].items()}
-    names = {'teacher': f"teacher ({n['teacher']} parameters)", 'student': f"student ({n['student']} parameters)",
+    names = {**{name: f'{name} ({count} parameters)' for name, count in n.items()},
              'optimizer': "optimizer's moments", 'activations': "student's activations",
              'heads': 'logits and what is made of them', 'taps': 'states for losses between layers',
              'bridges': "bridges from the teacher's states"}
+    whose = 'the teacher' if len(n) == 2 else 'the teachers'
     lines = [f"planned, not measured, for a {plan['device']} of {plan['limit'] / 1e9:.1f} GB and micro-batches of {plan['batch']}:", '']
     lines += [f'  {names.get(name, name):<38} {in_gb(size):>10}' for name, size in plan['parts'].items()]
     lines += ['', f"  {'at its fullest, ' + MOMENTS[plan['fullest']]:<38} {in_gb(plan['peak']):>10}   "
                   f"{'fits' if plan['fits'] else 'DOES NOT FIT'}", '']
-    lines += [f'  {f"the teacher, on {place}":<38} {in_gb(size):>10}' for place, size in plan['elsewhere'].items()]
+    lines += [f'  {f"{whose}, on {place}":<38} {in_gb(size):>10}' for place, size in plan['elsewhere'].items()]
     lines.append(f"the largest micro-batch that fits: {plan['largest_batch']}" if plan['largest_batch']
                  else 'not even a micro-batch of one window fits')
     if plan['choices']:

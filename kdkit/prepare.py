@@ -30,7 +30,8 @@ from .pair import keep_pair, open_pair
 from .terms import map_of
 from .templates import ChatSide, TemplateError, control_texts, template_of
 from .vocab import TokenPair
-from .windows import ConversationMaker, WindowMaker, alignment_summary, control_ids, inconsistent_tokens, pair_enough, place_shares
+from .windows import (ConversationMaker, WindowMaker, alignment_summary, control_ids, inconsistent_tokens, pair_enough, place_shares, side_names,
+                      with_teacher)
 
 # %% ../nbs/24_prepare.ipynb #9effaae1
 class RunError(ValueError):
@@ -219,6 +220,7 @@ def ends_of(
 def about_conversations(
     counts: dict,  # of ConversationMaker.counts
     what: str,     # they are
+    sides: tuple = PAIR, # that read them
 ) -> list:         # of sentences
     "What became of some conversations."
     if not counts.get('conversations'):
@@ -226,7 +228,7 @@ def about_conversations(
         raise DataError(f"none of the {what} can be used{f': {reasons}' * bool(reasons)}. A window must hold a whole exchange (max_length, "
                         f"teacher_max_length), and both templates must take the roles in their order.")
     said = [f"{n:,} {why}" for why, n in sorted(counts.items()) if why.startswith(('left out', 'cut'))]
-    lost = {side: 1 - counts[f'{side} bytes'] / counts['bytes'] for side in PAIR if counts.get('bytes')}
+    lost = {side: 1 - counts[f'{side} bytes'] / counts['bytes'] for side in sides if counts.get('bytes')}
     said += [f"the {side}'s template drops {share:.1%} of what was said" for side, share in lost.items() if share >= 0.001]
     return [f"{what}: {'; '.join(said)}"] if said else []
 
@@ -259,11 +261,11 @@ def typed_controls(
 # %% ../nbs/24_prepare.ipynb #4f082ada
 def prompts_of(
     text: Dataset,      # of conversations
-    sides: dict,        # of chat_sides
-    limits: dict,       # of window_limits
+    sides: dict,        # of chat_sides; of several teachers all of them
+    limits: dict,       # of window_limits, for the same sides
     most: int = 8,
 ) -> list:              # of dicts: messages, and tools if there are any
-    "Held-out conversations up to their first answer, for both models to answer."
+    "Held-out conversations up to their first answer, for all models to answer."
     prompts = []
     for line in text[:8 * most]['text']:
         talk = json.loads(line)
@@ -271,7 +273,7 @@ def prompts_of(
         prompt = dict(talk, messages=talk['messages'][:first])
         prompt.pop('answers_from', None)
         try:
-            fits = first and all(len(sides[side].prompt_ids(prompt['messages'], prompt.get('tools'))) <= limits[side] // 2 for side in PAIR)
+            fits = first and all(len(sides[side].prompt_ids(prompt['messages'], prompt.get('tools'))) <= limits[side] // 2 for side in sides)
         except TemplateError: fits = False
         if fits: prompts.append(prompt)
         if len(prompts) == most: break
@@ -299,27 +301,30 @@ def choose_map(
 def prepare_text(
     config: DistillConfig,
     train: bool = True,  # False: all of the dataset is measured, and nothing is trained on
-) -> dict:               # train, held_out: paired datasets; pair and map; summary; method and why
-    "Load tokenizers and text, pair both sides, and choose the vocabulary map; what was chosen is said."
+) -> dict:               # train, held_out: paired datasets; pair and map; summary; method and why; further: the same for every teacher but the first
+    "Load tokenizers and text, pair all sides, and choose the vocabulary maps; what was chosen is said."
     if not config.dataset: raise RunError("dataset is not given: name a hub dataset, a file or a folder.")
     if train: check_trained(config)
-    configs, pair = read_sides(config)
-    tokenizers = dict(student=pair.student, teacher=pair.teacher)
-    limits = window_limits(config, configs)
-    how = dict(max_length=limits['student'], teacher_max_length=limits['teacher'],
-               **{f'{side}_control': control_ids(tokenizers[side], configs[side]) for side in PAIR})
-    maker = lambda pack: WindowMaker(*(tokenizers[side] for side in PAIR), pack=pack, **how)
+    each = [config.of_teacher(i) for i in range(len(config.teachers))]
+    read = [read_sides(one) for one in each]
+    models, pairs = [configs for configs, _ in read], [pair for _, pair in read]
+    tokenizers = [dict(student=pair.student, teacher=pair.teacher) for pair in pairs]
+    limits = [window_limits(one, configs) for one, configs in zip(each, models)]
+    long = dict(max_length=limits[0]['student'], teacher_max_length=[limit['teacher'] for limit in limits])
+    ends = dict(student_control=control_ids(pairs[0].student, models[0]['student']),
+                teacher_control=[control_ids(pair.teacher, configs['teacher']) for pair, configs in zip(pairs, models)])
+    maker = lambda pack: WindowMaker(pairs[0].student, [pair.teacher for pair in pairs], pack=pack, **long, **ends)
     corpus, held_out, left_out = read_texts(config) if train else (None, text_to_measure(config), '')
     for sentence in filter(None, (corpus and f'to train on: {corpus}', f'to measure on: {held_out}', left_out)): say(sentence)
-    sides = None
+    sides, names = [None] * len(each), side_names(1 + len(each))
     if held_out.chat:
-        sides, sentence = chat_sides(config, configs, tokenizers)
-        for sentence in (sentence, example(sides['student'], corpus or held_out)): say(sentence)
-        maker = lambda pack: ConversationMaker(*(sides[side] for side in PAIR), max_length=limits['student'],
-                                               teacher_max_length=limits['teacher'], pack=pack,
+        sides, sentences = zip(*(chat_sides(*one) for one in zip(each, models, tokenizers)))
+        for sentence in (*dict.fromkeys(sentences), example(sides[0]['student'], corpus or held_out)): say(sentence)
+        maker = lambda pack: ConversationMaker(sides[0]['student'], [side['teacher'] for side in sides], **long, pack=pack,
                                                train_on=config.train_on, long_conversations=config.long_conversations)
     else:
-        for sentence in typed_controls([text for text in held_out.text[:1000]['text']], tokenizers): say(sentence)
+        everyone = dict(zip(names, (pairs[0].student, *(pair.teacher for pair in pairs))))
+        for sentence in typed_controls([text for text in held_out.text[:1000]['text']], everyone): say(sentence)
     makers = dict(measure=maker(False), train=maker(config.pack))
     on = config.num_proc, config.cache_dir
     with quiet():
@@ -329,15 +334,21 @@ def prepare_text(
         if corpus is None: windows = None
         elif isinstance(corpus.text, TextStream): windows = pair_stream(makers['train'], corpus.text, windows_needed(config), *on)
         else: windows = pair_enough(makers['train'], corpus.text, windows_needed(config), config.seed, 'pairing text', *on)
-    if sides:
+    chat = dict(chat=None)
+    if held_out.chat:
         for name, what in (('train', 'conversations to train on'), ('measure', 'conversations to measure on')):
             if name == 'train' and windows is None: continue
-            for sentence in about_conversations(makers[name].counts(), what): say(sentence)
-    pair = pair.with_ends(ends_of(configs, tokenizers, sides))
-    chosen = choose_map(config, measured if windows is None else windows, pair)
-    keep_pair(pair, config.cache_dir)
-    chat = dict(chat=sides, prompts=prompts_of(mixed, sides, limits)) if sides else dict(chat=None)
-    return dict(train=windows, held_out=measured, pair=pair, tokenizers=tokenizers, **chosen, **chat)
+            for sentence in about_conversations(makers[name].counts(), what, names): say(sentence)
+        everyone = dict(zip(names, (sides[0]['student'], *(side['teacher'] for side in sides))))
+        chat['prompts'] = prompts_of(mixed, everyone, dict(zip(names, makers['train'].limits)))
+    texts = []
+    for i, one in enumerate(each):
+        rows = [None if some is None else with_teacher(some, i) for some in (windows, measured)]
+        pair = pairs[i].with_ends(ends_of(models[i], tokenizers[i], sides[i]))
+        chosen = choose_map(one, rows[1] if windows is None else rows[0], pair)
+        keep_pair(pair, config.cache_dir)
+        texts.append(dict(train=rows[0], held_out=rows[1], pair=pair, tokenizers=tokenizers[i], **chosen, **dict(chat, chat=sides[i])))
+    return dict(texts[0], further=texts[1:])
 
 # %% ../nbs/24_prepare.ipynb #808b2da9
 def shown_token(

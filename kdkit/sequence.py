@@ -111,6 +111,7 @@ def teacher_text(
 ) -> Path:
     "Write what the teacher makes of the beginnings of a dataset's documents."
     config, path = DistillConfig.from_dict(config) if isinstance(config, dict) else config, Path(path)
+    config.needs_one_teacher('writing texts')
     hub = load_options(config, 'teacher')
     # what is held out is not gone on with
     texts = read_texts(replace(config, streaming=False, format='text'))[0].text['text'][:max_documents]
@@ -167,6 +168,7 @@ def write_dataset(
 ) -> dict:                       # prompts, answers, unfinished, refused, path
     "Let the teacher answer the prompts of a dataset."
     config, path = DistillConfig.from_dict(config) if isinstance(config, dict) else config, Path(path)
+    config.needs_one_teacher('writing texts')
     for name, value, least in (('new_tokens', new_tokens, 1), ('answers', answers, 1), ('batch_size', batch_size, 1),
                                ('temperature', temperature, 0)):
         if value < least: raise DataError(f"{name} is {value!r}, but it must be {least} or more.")

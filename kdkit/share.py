@@ -94,16 +94,18 @@ def worth_distilling(
     teacher_bits: float,  # per byte of held-out text
     student_bits: float,  # before training
     follows: bool = True, # whether the teacher's share follows its lead
+    beside: bool = False, # whether there are other teachers
 ) -> str:
     "What a run can expect of its teacher, in two sentences, before the first step."
     if not (is_cost(teacher_bits) and is_cost(student_bits)):
         return "WARNING: the teacher or the student gives no finite cross-entropy on your text."
     lead = lead_of(student_bits, teacher_bits)
     if lead <= 0:
-        then = "its share is 0, and this run trains plainly" if follows else "and yet the weights of this run are constant"
+        plainly = "its part is the text's" if beside else "this run trains plainly"
+        then = f"its share is 0, and {plainly}" if follows else "and yet the weights of this run are constant"
         return (f"WARNING: the teacher is worse than the student here ({teacher_bits:.3f} against {student_bits:.3f} bits per byte): "
                 f"it has nothing to teach, "
-                f"so {then}. Train without a teacher, or take another text.")
+                f"so {then}. Train without {'it' if beside else 'a teacher'}, or take another text.")
     says = f"your teacher spends {teacher_bits:.3f} bits per byte on your text, your student {student_bits:.3f}: worth distilling."
     return says + (f" The teacher is {lead:.0%} ahead of your student on this text: its share starts at {share_of(lead):.2f}" if follows
                    else '')

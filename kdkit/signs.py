@@ -23,7 +23,8 @@ from .pictures import COLOURS, swallowing
 
 # %% ../nbs/43_signs.ipynb #51f70005
 # of plan.json
-PLAN = dict(label=TEXT, total_steps=NUMBER, weights={'*': [NUMBER]}, scores={'*': NUMBERS}, coverage=NUMBER, memory_limit_gb=NUMBER)
+PLAN = dict(label=TEXT, total_steps=NUMBER, weights={'*': [NUMBER]}, scores={'*': NUMBERS}, coverage=NUMBER, memory_limit_gb=NUMBER,
+            teachers={'*': NUMBERS})
 
 # %% ../nbs/43_signs.ipynb #e0cea07b
 def read_plan(
@@ -97,6 +98,8 @@ def loss_signs(
         over = 'amber', ('The student predicts unseen text as well as its teacher by now, so only the text teaches it from here on. '
                          'It may be time to stop, or to choose a better teacher.')
         signs.append(Sign('teacher ahead by', f'{lead[-1]:.1%}', *(over if lead[-1] <= 0 else ())))
+        each = next((line['teacher_leads'] for line in reversed(metrics) if line.get('teacher_leads')), {})
+        signs += [Sign(f'{label} ahead by', f'{ahead:.1%}') for label, ahead in each.items() if np.isfinite(ahead)]
     scale = recent(metrics, 'loss_scale')
     if len(scale):
         tiny = scale[-1] < 1
@@ -206,6 +209,10 @@ def machine_signs(
         why = ('The two tokenizers seldom end a token at the same place of the text, so the two models can be compared at few positions. '
                'A teacher whose tokenizer is more like the student\'s teaches more.') if few != 'ok' else ''
         signs.append(Sign('compared', f'at {coverage:.0%} of the student\'s tokens', few, why))
+    for label, about in (plan.get('teachers') or {}).items():
+        said = [form.format(about[name]) for name, form in dict(weight='weight {:.2f}', bits_per_byte='{:.3f} bits per byte',
+                                                                coverage='compared at {:.0%}').items() if about.get(name) is not None]
+        if said: signs.append(Sign(label, ', '.join(said)))
     return signs
 
 # %% ../nbs/43_signs.ipynb #485f181d

@@ -593,12 +593,15 @@ class DistillationTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def observe(self):
-        "Show the framework how far its teacher was ahead in this step, and how large the losses were."
+        "Show the framework how far each teacher was ahead in this step, and how large the losses were."
         if (nats := self.meter.common_nats) is not None:  # in all processes or in none: they share their weights
-            self.model.curriculum.lead.observe(*(self.accelerator.reduce(nats, 'sum') if self.args.world_size > 1 else nats).tolist())
+            nats = self.accelerator.reduce(nats, 'sum') if self.args.world_size > 1 else nats
+            for lesson, both in zip(self.model.lessons, nats.view(-1, 2).tolist()): lesson.curriculum.lead.observe(*both)
         if self.model.config.balance == 'none': return
-        losses = {name: loss for name, loss in self.meter.step.items() if name in self.model.terms}
-        self.model.observe({name: self.accelerator.reduce(loss, 'sum') for name, loss in losses.items()} if self.args.world_size > 1
+        for lesson in self.model.lessons:
+            named = {name: lesson.curriculum.named(name) for name in lesson.terms}
+            losses = {name: self.meter.step[shown] for name, shown in named.items() if shown in self.meter.step}
+            lesson.observe({name: self.accelerator.reduce(loss, 'sum') for name, loss in losses.items()} if self.args.world_size > 1
                            else losses)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
@@ -681,7 +684,7 @@ class DistillationTrainer(Trainer):
     def _inner_training_loop(self, *args, **kwargs):
         self.model.curriculum.total_steps = self.model.config.total_steps or self.args.max_steps
         if self.is_world_process_zero():
-            write_plan(self.args.output_dir, {**self.model.curriculum.plan(), 'total_steps': self.args.max_steps,
+            write_plan(self.args.output_dir, {**self.model.plan(), 'total_steps': self.args.max_steps,
                                               'memory_limit_gb': memory_gb()[1], **self.plan})
         open_before = open_runs()
         try: return super()._inner_training_loop(*args, **kwargs)
@@ -696,10 +699,16 @@ class DistillationTrainer(Trainer):
             logs.update(self.meter.read())
             if self.finite_steps.skipped: logs['skipped_steps'] = self.finite_steps.skipped
             if self.accelerator.scaler is not None: logs['loss_scale'] = self.accelerator.scaler.get_scale()
-            if (lead := self.model.curriculum.lead.lead) is not None and self.model.curriculum.follows: logs['teacher_lead'] = lead
+            logs.update(self.leads())
             logs['memory_gb'] = round(self.fullest(memory_gb()[0]), 3)
             logs.update({f'multipliers/{name}': factor for name, factor in self.controls.multipliers.items() if factor != 1})
         super().log(logs, start_time)
+
+    def leads(self) -> dict:  # teacher_lead and, of several teachers, teacher_leads/<label>
+        "How far the teacher is ahead: of several the one that is furthest, and each."
+        known = {one.teacher: one.lead.lead for one in (lesson.curriculum for lesson in self.model.lessons) if one.follows and one.lead.lead is not None}
+        if not known: return {}
+        return dict({f'teacher_leads/{label}': lead for label, lead in known.items() if label}, teacher_lead=max(known.values()))
 
     def fullest(self, gb):  # of any process
         return self.accelerator.gather(torch.tensor([gb], device=self.args.device)).max().item() if self.args.world_size > 1 else gb
@@ -724,13 +733,13 @@ class DistillationTrainer(Trainer):
     def measured(self,
         student_bits: float,  # per byte of held-out text
     ):
-        "Put the teacher's lead right; the moment in which it ends is said."
-        curriculum = self.model.curriculum
-        asked = curriculum.lead.share > 0
-        curriculum.lead.measured(student_bits)
-        if asked and not curriculum.lead.share and curriculum.follows and self.is_world_process_zero():
-            say(f"step {self.state.global_step}: on held-out text the student is as good as its teacher ({student_bits:.3f} against "
-                f"{curriculum.lead.teacher_bits:.3f} bits per byte): from here on it learns from the text alone")
+        "Put the lead of each teacher right; the moment in which it ends is said."
+        for curriculum in (lesson.curriculum for lesson in self.model.lessons):
+            asked, who = curriculum.lead.share > 0, f' {curriculum.teacher}' if curriculum.teacher else ''
+            curriculum.lead.measured(student_bits)
+            if asked and not curriculum.lead.share and curriculum.follows and self.is_world_process_zero():
+                say(f"step {self.state.global_step}: on held-out text the student is as good as its teacher{who} ({student_bits:.3f} against "
+                    f"{curriculum.lead.teacher_bits:.3f} bits per byte): from here on it learns from the text alone{' in place of this one' * bool(who)}")
 
     def eval_loader(self, rows):
         "Batches of rows in their order; of several processes each gets its part."
@@ -746,6 +755,8 @@ class DistillationTrainer(Trainer):
         more = dict(multipliers=self.controls.multipliers, magnitudes={name: size.item() for name, size in self.model.magnitudes.items()},
                     meter=self.metered or Meter().state(),
                     teacher_lead=self.model.curriculum.lead.state_dict(),
+                    further=[dict(teacher_lead=lesson.curriculum.lead.state_dict(), magnitudes={name: size.item() for name, size in lesson.magnitudes.items()})
+                             for lesson in self.model.further],
                     skipped=[self.finite_steps.skipped, self.finite_steps.in_a_row],
                     stopped=self.control.should_training_stop and not self.cut_short)
         Path(output_dir, 'training.json').write_text(json.dumps(more))
@@ -800,12 +811,13 @@ class DistillationTrainer(Trainer):
         self.finite_steps.skipped, self.finite_steps.in_a_row = more['skipped']
 
     def load_weights(self, checkpoint) -> dict:  # what else training.json says
-        "Student, projectors, the sizes that losses are balanced by, and how far the teacher was ahead."
+        "Student, projectors, the sizes that losses are balanced by, and how far each teacher was ahead."
         load_student(self.model, checkpoint)
         self.model.load_projectors(os.path.join(checkpoint, 'projectors.safetensors'))
         more = json.loads(Path(checkpoint, 'training.json').read_text())
-        self.model.magnitudes = {name: torch.tensor(size, device=self.model.device) for name, size in more['magnitudes'].items()}
-        self.model.curriculum.lead.load_state_dict(more['teacher_lead'])
+        for lesson, known in zip(self.model.lessons, [more, *more.get('further', [])]):
+            lesson.magnitudes = {name: torch.tensor(size, device=lesson.device) for name, size in known['magnitudes'].items()}
+            lesson.curriculum.lead.load_state_dict(known['teacher_lead'])
         return more
 
     def _load_best_model(self, best=None):

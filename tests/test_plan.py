@@ -14,6 +14,7 @@ from kdkit.config import DistillConfig
 from kdkit.models import load_config
 from kdkit.plan import Text, adapter_parameters, plan_memory, planned, side, weight_bytes
 from kdkit.prepare import prepare_text
+from kdkit.run import texts_of
 from pairs import save_text
 from tiny_tokenizers import byte_level, sentencepiece
 
@@ -33,6 +34,7 @@ KINDS = {  # teacher, student, one tokenizer, options, TrainingArguments
     'checkpointing': (('qwen3_moe', 8192, 256, 4), ('llama', 8192, 256, 6), False, dict(max_length=256, batch_size=4), dict(gradient_checkpointing=True)),
     'accumulation': (('llama', 8192, 512, 4), ('llama', 8192, 512, 6), True, dict(max_length=128, batch_size=2, gradient_accumulation_steps=3), {}),
     'gemma2': (('gemma2', 32000, 256, 4), ('gemma2', 16000, 256, 4), False, dict(max_length=128, batch_size=4), {}),
+    'several': ([('qwen3_moe', 8192, 256, 4), ('llama_untied', 16000, 256, 4)], ('llama', 8192, 256, 6), False, dict(max_length=256, batch_size=4), {}),
 }
 
 @pytest.mark.slow
@@ -40,19 +42,20 @@ KINDS = {  # teacher, student, one tokenizer, options, TrainingArguments
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_plan_is_within_15_percent_of_what_a_run_takes(kind, tmp_path):
     teacher, student, same, options, arguments = KINDS[kind]
-    for name, shape in dict(teacher=teacher, student=student).items():
+    teachers = {f'teacher{i}': shape for i, shape in enumerate(teacher if isinstance(teacher, list) else [teacher])}
+    for name, shape in dict(teachers, student=student).items():
         sized(*shape).save_pretrained(tmp_path / name)
-        (byte_level(700) if same or name == 'teacher' else sentencepiece(600)).save_pretrained(tmp_path / name)
-    given = dict(options, teacher_model=str(tmp_path / 'teacher'), student_model=str(tmp_path / 'student'), dataset=save_text(tmp_path, 300))
+        (byte_level(700) if same or name in teachers else sentencepiece(600)).save_pretrained(tmp_path / name)
+    given = dict(options, teacher_model=[str(tmp_path / name) for name in teachers], student_model=str(tmp_path / 'student'), dataset=save_text(tmp_path, 300))
     done = subprocess.run([sys.executable, Path(__file__).with_name('memory_of_a_run.py'), json.dumps(dict(given, arguments=arguments))], capture_output=True, text=True, timeout=600,
                           env=dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='65536', MALLOC_ARENA_MAX='1'))
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(done.stdout.strip().splitlines()[-1])['trained']
     config = DistillConfig.from_dict(dict(given, max_steps=3, max_eval_rows=2))
     text = prepare_text(config)
-    tokens = [sum(map(len, text['train'][f'{who}input_ids'])) for who in ('teacher_', '')] if not same else (1, 1)
-    plan = plan_memory(config, *(side(load_config(given[f'{name}_model'])) for name in ('student', 'teacher')), arguments, False,
-                       Text(same, tokens[0] / tokens[1], text['summary'].get('crossing_tokens', 0.)))
+    count = lambda one, who: 1 if same else sum(map(len, one['train'][f'{who}input_ids']))
+    texts = [Text(same, count(one, 'teacher_') / count(one, ''), one['summary'].get('crossing_tokens', 0.)) for one in texts_of(text)]
+    plan = plan_memory(config, side(load_config(given['student_model'])), [side(load_config(name)) for name in config.teachers], arguments, False, texts)
     assert abs(plan.peak / measured - 1) < 0.15, (plan, measured)
 
 def test_parameters_are_those_of_the_models():
