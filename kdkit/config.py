@@ -131,6 +131,11 @@ class DistillConfig:
         'optimizer steps between evaluations and checkpoints (unset: 20 a run)', group='measuring and logging')
     max_eval_rows: int = option(512, 'windows that are evaluated at most')
     logging_steps: int = option(10, 'optimizer steps between lines of metrics.jsonl')
+    eval_tasks: str|None = option(None, 'what others measure by: tasks of lm-eval with commas between them, such as arc_easy,hellaswag, '
+                                        'or .yaml files of your own')
+    eval_limit: int|None = option(None, 'examples of each task at most, for a quick look (unset: all)')
+    push_to_hub: str|None = option(None, 'repo of the hub that the student goes to when the run is over: OWNER/NAME, or nothing behind '
+                                         "it for the folder's name under your own; private unless hub_private_repo false is given")
     recipe: str = option('default', "loss weights: 'default', or 'seed' for those of the old system", group='losses and their weights')
     alpha_lm: float|None = option(None,
         "weight of the cross-entropy with the text, at every position (unset, here and below: the recipe's; by default 1 "
@@ -197,7 +202,10 @@ class DistillConfig:
     cache_samples: int = option(16, 'further teacher tokens that it draws at random, each for an equal part of the remaining probability')
 
     def __post_init__(self):
+        if isinstance(self.eval_tasks, (list, tuple)): self.eval_tasks = ','.join(map(str, self.eval_tasks))
+        if isinstance(self.push_to_hub, bool): self.push_to_hub = 'true' if self.push_to_hub else None  # as transformers takes it
         for f in fields(self): setattr(self, f.name, _coerce(f, getattr(self, f.name)))
+        if str(self.push_to_hub).lower() in ('true', 'false'): self.push_to_hub = 'true' if self.push_to_hub.lower() == 'true' else None
         if self.recipe not in RECIPES: raise ConfigError(f"recipe {self.recipe!r} is unknown: choose one of {', '.join(RECIPES)}.")
         constant = CONSTANT if self.recipe == 'default' and self.alpha_kd is not None else {}  # nothing to follow
         for name, alpha in {**RECIPES[self.recipe], **constant}.items():
@@ -285,6 +293,10 @@ class DistillConfig:
             if self.kd_method not in ('auto', *KD_MAPS):
                 raise ConfigError(f"kd_method {self.kd_method!r} compares no classes, which soft_ends needs: choose a "
                                   f"vocabulary map, or auto.")
+        demand('eval_tasks', lambda x: x is None or any(name.strip() for name in x.split(',')), 'names of tasks with commas between them')
+        demand('eval_limit', lambda x: x is None or x >= 1, '1 or more')
+        if self.eval_limit and not self.eval_tasks:
+            raise ConfigError(f"eval_limit is {self.eval_limit}, but there are no eval_tasks: give both, or neither.")
         demand('max_hours', lambda x: x is None or x > 0, 'above 0')
         demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
         demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')

@@ -25,8 +25,9 @@ from .progress import say
 
 # %% ../nbs/31_folders.ipynb #27f71d1d
 ONLY_HOW = ('output_dir', 'cache_dir', 'num_proc', 'teacher_device', 'max_hours', 'resume_from', 'overwrite', 'control', 'logging_steps',
+            'eval_tasks', 'eval_limit', 'push_to_hub',
             'trust_remote_code',  # options of DistillConfig
-            'report_to', 'run_name', 'project', 'disable_tqdm', 'gradient_checkpointing', 'gradient_checkpointing_kwargs',
+            'report_to', 'run_name', 'project', 'hub_private_repo', 'disable_tqdm', 'gradient_checkpointing', 'gradient_checkpointing_kwargs',
             'skip_memory_metrics', 'ddp_timeout',  # and of TrainingArguments
             'torch_empty_cache_steps', 'per_device_eval_batch_size', 'include_num_input_tokens_seen', 'include_tokens_per_second')
 ONLY_HOW_PREFIXES = 'log_', 'logging_', 'save_', 'dataloader_', 'trackio_'
@@ -93,7 +94,7 @@ def what_differs(
     return [name for name in changed if name not in free], says
 
 # %% ../nbs/31_folders.ipynb #59c3babe
-STAGES = 'paired', 'measured', 'control', 'trained', 'reported'
+STAGES = 'paired', 'measured', 'tasks', 'control', 'trained', 'reported', 'pushed'
 
 # %% ../nbs/31_folders.ipynb #2b83651f
 class Stages:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LESS', 'REPORT', 'gap_closed', 'verdict', 'markdown_table', 'who_answers', 'summary_table', 'answers_text', 'plain',
-           'png_of', 'write_report', 'public_name', 'write_model_card', 'read_report', 'read_settings',
-           'comparison_table']
+           'png_of', 'write_report', 'public_name', 'write_model_card', 'write_adapter_card', 'read_report',
+           'read_settings', 'comparison_table']
 
 # %% ../nbs/51_report.ipynb #e695d571
 import io
@@ -19,6 +19,8 @@ from .config import ConfigError, DistillConfig, read_config_file
 from .curriculum import Curriculum
 from .metrics import NUMBER, NUMBERS, TEXT, read_metrics, sift
 from .pictures import plot_losses, plot_plan, plot_scores
+from .push import base_of
+from .tasks import task_table
 
 # %% ../nbs/51_report.ipynb #13177631
 def gap_closed(
@@ -99,13 +101,16 @@ def summary_table(
             rows.append([label, _number(score.get('bits_per_byte'), '.3f'),
                          _number(score.get('perplexity'), ',.2f' if (score.get('perplexity') or 0) < 1e6 else '.2e'),
                                _number(score.get('parameters'), ',')])
-    parts, retention = [markdown_table(rows)], report.get('retention') or {}
+    parts, retention = [markdown_table(rows)] * (len(rows) > 1), report.get('retention') or {}
     if teachers := report.get('teachers'):
         columns = dict(weight=('weight', '.2f'), bits_per_byte=('bits per byte', '.3f'), as_read=('as the student reads it', '.3f'),
                        coverage=('compared at', '.0%'), lead=('ahead in the end', '.1%'), share=('its share then', '.2f'), parameters=('parameters', ','))
         columns = {key: how for key, how in columns.items() if any(key in about for about in teachers.values())}
         parts.append(markdown_table([['teacher', *(label for label, _ in columns.values())],
                                      *([name, *(_number(about.get(key), form) for key, (_, form) in columns.items())] for name, about in teachers.items())]))
+    if scores := report.get('tasks'):
+        several = {name: name for name in scores if name.startswith('teacher ')}
+        if tasks := task_table(scores, {**several, **labels}): parts.append(markdown_table(tasks))
     if retention:
         kinds = dict(kl_nats=('KL from the teacher, nats', '.3f'), top1_agreement=("says what the teacher says", '.1%'),
                      top5_agreement=("teacher's choice among its first five", '.1%'))
@@ -230,10 +235,41 @@ def write_model_card(
     write_whole(path, '\n\n'.join(parts) + '\n')
     return path
 
+def write_adapter_card(
+    adapter_dir: str|Path,  # the adapter's folder
+    report: dict,           # as in report.json
+    config: dict,           # DistillConfig.to_dict()
+) -> Path:                  # of README.md
+    "Write README.md with the metadata that the hub reads of an adapter: the model that it belongs to, and PEFT."
+    base, names = base_of(adapter_dir) or config['student_model'], dict(dataset=public_name(config['dataset']))
+    teachers = config['teacher_model'] if isinstance(config['teacher_model'], list) else [config['teacher_model']]
+    names['teacher_model'] = ' and '.join(map(public_name, teachers))
+    name, data = public_name(base), report.get('data') or {}
+    on_hub = [f'base_model: {base}'] * (name == base)
+    if names['dataset'] == config['dataset']: on_hub += ['datasets:', f"- {names['dataset'].split('[')[0].split(':')[0]}"]
+    tags = ['distillation', 'kdkit', 'lora', 'transformers', *[f'base_model:adapter:{base}'] * (name == base)]
+    local = '' if name == base else f"  # {name}: a folder that this was trained on; put its place here"
+    trained = (report.get('adapters') or 'adapters are trained').partition(';')[0].replace(' are trained', ' were trained', 1)
+    parts = ['\n'.join(['---', 'library_name: peft', 'pipeline_tag: text-generation', *on_hub, 'tags:', *(f'- {tag}' for tag in tags),
+                        '---']),
+             f"# An adapter for {name}, taught by {names['teacher_model']}",
+             f"This adapter was distilled with kdkit from {names['teacher_model']} on {names['dataset']}: {trained}. "
+             f"It is used with {name}; the folder `student` of the same run holds the two merged into one model.",
+             '## Result', summary_table(report), '## Use',
+             "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+             f"base = AutoModelForCausalLM.from_pretrained('{name}'){local}\n"
+             "model, tokenizer = PeftModel.from_pretrained(base, '.'), AutoTokenizer.from_pretrained('.')\n```",
+             '## Licence', f"It derives from {name}, whose licence holds for it too, and learnt from {names['teacher_model']} and "
+                           f"{names['dataset']}: look at theirs before you share it."]
+    path = Path(adapter_dir, 'README.md')
+    write_whole(path, '\n\n'.join(parts) + '\n')
+    return path
+
 # %% ../nbs/51_report.ipynb #51f70006
 REPORT = dict({name: NUMBERS for name in ('teacher', 'student_before', 'student_after', 'control')}, retention={'*': NUMBERS},
               teachers={'*': {'name': TEXT, 'method': TEXT, '*': NUMBER}},
               gap_closed=NUMBER, steps=NUMBER, seconds=NUMBER, skipped_steps=NUMBER,
+              tasks={'*': {'*': {}}},
               data={}, versions={}, device=TEXT, dtype=TEXT, adapters=TEXT, ended=TEXT)
 
 def read_report(
@@ -273,6 +309,10 @@ def comparison_table(
                                ('says what the teacher says', '.1%', 'retention', 'after', 'top1_agreement'),
                                ('optimizer steps', ',', 'steps'), ('seconds', ',.0f', 'seconds')):
         rows.append([label, *(_number(value(report, *keys), form) for report in reports)])
+    scores = [(report.get('tasks') or {}).get('student_after') or {} for report in reports]
+    for task, key in dict.fromkeys((task, key) for one in scores for task, numbers in one.items() if not numbers.get('part_of')
+                                   for key in numbers if ',' in key and '_stderr' not in key):
+        rows.append([f"student, {task} {key.removesuffix(',none')}", *(_number(one.get(task, {}).get(key), '.3f') for one in scores)])
     differing = [k for k in dict.fromkeys(k for s in settings for k in s) if k != 'output_dir'
                  and len({json.dumps(s.get(k)) for s in settings}) > 1]
     return markdown_table(rows + [[k, *(str(s.get(k, '-')) for s in settings)] for k in differing])

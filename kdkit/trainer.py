@@ -103,7 +103,7 @@ _config_fields = {f.name for f in fields(DistillConfig)}
 OURS = dict({f.name: f.name for f in fields(TrainingArguments) if f.name in _config_fields},
             num_train_epochs='num_epochs', per_device_train_batch_size='batch_size')  # field -> the config's
 _one_forward = "a run measures the student by its language-model loss and collects no predictions."
-_push = "a run pushes nothing by itself: when it is over, `hf upload OWNER/NAME <output_dir>/student` does."
+_push = "a run pushes once, when it is over, to the repo that push_to_hub names: leave it out."
 _sharded = "a run does not shard its models: start it with torchrun for several GPUs, each of which holds both."
 REFUSED = dict(  # field -> what follows 'is …, but'
     label_smoothing_factor="the losses are the teacher's, whose distribution is smooth already: leave it out.",
@@ -121,7 +121,7 @@ REFUSED = dict(  # field -> what follows 'is …, but'
     remove_unused_columns="it would take the teacher's columns out of the data: leave it out.",
     save_only_model="a run could not go on from such checkpoints: lower save_total_limit to need less room.",
     enable_jit_checkpoint="a run that is cut off goes on from its last checkpoint: lower save_steps to lose less.",
-    push_to_hub=_push, hub_model_id=_push, hub_strategy=_push, hub_always_push=_push, hub_revision=_push,
+    hub_model_id="the repo is named by push_to_hub: push_to_hub OWNER/NAME.", hub_strategy=_push, hub_always_push=_push, hub_revision=_push,
     hub_token="it would be written into the run's config.yaml: set HF_TOKEN or use `hf auth login`.",
     fsdp=_sharded, fsdp_config=_sharded, deepspeed=_sharded, parallelism_config=_sharded,
     debug="what overflows is counted, shown and skipped anyway (skipped_steps): leave it out.",

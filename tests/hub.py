@@ -11,8 +11,10 @@ can be switched on here.
             python.run('from transformers import AutoConfig')
             python.run('AutoConfig.from_pretrained("org/name").hidden_size').value
         hub.seen('config.json')                 # the requests that came
+        hub.login('hf_mine', role='write')      # a token; with role='write' it may make repos under its name and push to them
 """
 import ast
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -23,6 +25,7 @@ import re
 import select
 import socket
 import subprocess
+import shutil
 import sys
 import tempfile
 import threading
@@ -92,6 +95,9 @@ class Request:
     headers: dict              # lower-case names: those of HEADERS that were sent
     host: str
     status: int | None = None  # None: no answer (yet)
+    data: bytes = b''          # what came with it
+
+    def json(self): return json.loads(self.data)
 
     @property
     def token(self): return self.headers.get('authorization', '').removeprefix('Bearer ') or None
@@ -101,6 +107,7 @@ HEADERS = 'authorization', 'range', 'user-agent', 'x-hf-download-counter'
 class Refused(Exception):
     "An answer that is no file."
     def __init__(self, status, message, code=None, **headers):
+        self.more = {name: headers.pop(name) for name in ('errors', 'url') if name in headers}  # what its JSON says besides
         self.status, self.message, self.headers = status, message, {k.replace('_', '-'): v for k, v in headers.items()}
         if code: self.headers['X-Error-Code'] = code
 
@@ -116,6 +123,7 @@ class Hub:
     "The server, its repos, its faults, and a record of what it was asked."
     def __init__(self):
         self.repos, self.renamed, self.tokens, self.faults, self.requests, self.connections = {}, {}, {}, [], [], set()
+        self.users, self.store = {}, Path(tempfile.mkdtemp())  # token -> name, orgs, role; what was pushed, by its sha256
         self.lock, self.healed, self.server = threading.RLock(), threading.Event(), None
         self.socket = self.bound(0)
         self.port = self.socket.getsockname()[1]
@@ -156,6 +164,7 @@ class Hub:
     def __exit__(self, *args):
         self.stop()
         self.socket.close()
+        shutil.rmtree(self.store, ignore_errors=True)
 
     def add(self, kind, repo_id, folder, revision='main', tag=False, gated=None, private=None):
         "Push a folder to a branch or tag of a repo (kind: models or datasets); the commit's sha. gated and private are kept if not given."
@@ -170,9 +179,9 @@ class Hub:
 
     def rename(self, kind, old, new): self.renamed[kind, old] = new
 
-    def login(self, token, *repos):
+    def login(self, token, *repos, name='somebody', orgs=(), role='read'):
         "A user's token, and the gated and private repos that are open to it."
-        self.tokens[token] = set(repos)
+        self.tokens[token], self.users[token] = set(repos), dict(name=name, orgs=list(orgs), role=role)
         return token
 
     def fault(self, **what):
@@ -269,6 +278,12 @@ class Hub:
                              for name, sha in repo.refs.items() if (name in repo.tags) == tagged] for tagged in (False, True)}
             return dict(branches=refs[False], tags=refs[True], converts=[], pullRequests=[])
         sha, files = self.commit(repo, revision)
+        if verb == 'preupload':
+            self.may_write(repo, request.token)
+            mode = lambda file: 'lfs' if Path(file['path']).suffix in LARGE or file['size'] > 10_000_000 else 'regular'
+            return dict(files=[dict(path=file['path'], uploadMode=mode(file), shouldIgnore=False, oid=files[file['path']].etag if file['path'] in files else None)
+                               for file in request.json()['files']])
+        if verb == 'commit': return self.push(request, repo, revision)
         if verb == 'commits': return [dict(id=sha, title='A commit', message='', date=DATE, authors=[])]
         listed = self.entries(sha, files, flag('expand'))
         if verb == 'paths-info': return [listed[p] for p in body.get('paths', []) if p in listed]
@@ -278,6 +293,92 @@ class Hub:
             inside = [entry for p, entry in listed.items() if not path or p.startswith(path + '/')]
             return [entry for entry in inside if flag('recursive') or '/' not in entry['path'].removeprefix(path + '/' if path else '')]
         raise Refused(404, 'Sorry, we can\'t find the page you are looking for.')
+
+    # and what follows takes what is pushed
+
+    def may_write(self, repo, token):
+        "Refused for who does not own the repo, or has a token to read with."
+        user = self.users.get(token) or dict(name=None, orgs=[], role='')
+        if not token: raise Refused(401, 'Invalid username or password.')
+        if repo.id.split('/')[0] not in (user['name'], *user['orgs']) or user['role'] == 'read':
+            raise Refused(403, f"Forbidden: you don't have the required permissions to write to {repo.id}.")
+
+    def create(self, request):
+        "A new repo, with the file that every new repo has."
+        asked, user = request.json(), self.users.get(request.token)
+        if not user: raise Refused(401, 'Invalid username or password.')
+        repo = Repo('datasets' if asked.get('type') == 'dataset' else 'models', f"{asked.get('organization') or user['name']}/{asked['name']}",
+                    private=asked.get('visibility') == 'private' or bool(asked.get('private')))
+        self.may_write(repo, request.token)
+        url = f"{self.url}/{'datasets/' if repo.kind == 'datasets' else ''}{repo.id}"
+        self.tokens[request.token].add(repo.id)
+        if (repo.kind, repo.id) in self.repos: raise Refused(409, 'You already created this model repo', url=url)
+        self.repos[repo.kind, repo.id] = repo
+        self.new_commit(repo, 'main', {'.gitattributes': self.kept(''.join(f'*{suffix} filter=lfs diff=lfs merge=lfs -text\n' for suffix in LARGE).encode(), False)})
+        return dict(url=url, name=repo.id, id=repo.id)
+
+    def kept(self, data, lfs):
+        "A file of these contents, in the store."
+        sha256 = hashlib.sha256(data).hexdigest()
+        (self.store / sha256).write_bytes(data)
+        return File(self.store / sha256, len(data), hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest(), sha256, lfs)
+
+    def new_commit(self, repo, revision, files):
+        sha = hashlib.sha1(json.dumps([repo.kind, repo.id, len(repo.commits), [(path, file.oid) for path, file in files.items()]]).encode()).hexdigest()
+        repo.commits[sha], repo.refs[revision] = files, sha
+        return sha
+
+    def lfs(self, request, repo, verb):
+        "Where large files are to be put, and whether they have come whole."
+        self.may_write(repo, request.token)
+        asked = request.json()
+        if verb == 'verify':
+            path = self.store / asked['oid']
+            if not path.exists() or path.stat().st_size != asked['size']: raise Refused(422, 'The object is not there, or not whole')
+            return {}
+        def answer(one):
+            if (self.store / one['oid']).exists(): return one  # it is here already
+            verify = f"{self.url}/{repo.id}.git/info/lfs/objects/verify"
+            return dict(one, authenticated=True, actions=dict(upload=dict(href=f"{self.cdn}/lfs/{one['oid']}?Signature=abc", header={}), verify=dict(href=verify, header={})))
+        return dict(transfer='basic', objects=[answer(one) for one in asked['objects']])
+
+    def receive(self, oid, data):
+        if hashlib.sha256(data).hexdigest() != oid: raise Refused(400, 'The contents are not what they were said to be')
+        self.kept(data, True)
+        return {}
+
+    def push(self, request, repo, revision):
+        "A commit on a branch: lines of JSON, of which the first describes it."
+        self.may_write(repo, request.token)
+        lines = [json.loads(line) for line in request.data.splitlines() if line.strip()]
+        assert lines[0]['key'] == 'header' and lines[0]['value']['summary']
+        files = dict(self.commit(repo, revision)[1])
+        for line in lines[1:]:
+            value = line['value']
+            if line['key'] == 'file': files[value['path']] = self.kept(base64.b64decode(value['content']), False)
+            elif line['key'] == 'lfsFile':
+                if not (self.store / value['oid']).exists(): raise Refused(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
+                files[value['path']] = self.kept((self.store / value['oid']).read_bytes(), True)
+            elif line['key'] == 'deletedFile': del files[value['path']]
+            else: raise Refused(400, f"unknown operation {line['key']}")
+        sha = self.new_commit(repo, revision, files)
+        return dict(success=True, commitOid=sha, commitUrl=f'{self.url}/{repo.id}/commit/{sha}', hookOutput='')
+
+    def validate(self, content):
+        "What the hub has against a card's metadata: ids that are none, lists that are none."
+        import yaml
+        from huggingface_hub.utils import validate_repo_id
+        wrong, found = [], re.match(r'---\n(.*?)\n---', content, re.S)
+        try: card = yaml.safe_load(found[1]) if found else {}
+        except yaml.YAMLError as error: raise Refused(400, str(error), errors=[dict(message=str(error))])
+        for key in ('base_model', 'datasets'):
+            for name in [card[key]] if isinstance(card.get(key), str) else card.get(key) or []:
+                try: validate_repo_id(name)
+                except ValueError: wrong.append(f'"{key}" with value "{name}" is not valid')
+        if not all(isinstance(tag, str) for tag in card.get('tags') or []): wrong.append('"tags" must be an array of strings')
+        if not isinstance(card.get('library_name', ''), str): wrong.append('"library_name" must be a string')
+        if wrong: raise Refused(400, '; '.join(wrong), errors=[dict(message=message) for message in wrong])
+        return dict(errors=[], warnings=[])
 
     def resolve(self, request, kind, repo, words):
         "Where a file of a revision is to be had."
@@ -305,9 +406,16 @@ class Hub:
         if words[0] == 'api' and words[1:2] and words[1] in ('models', 'datasets'): return self.api(request, words[1], words[2:], body)
         if words[:2] == ['api', 'whoami-v2']:
             if not request.token: raise Refused(401, 'Invalid username or password.')
-            access = dict(type='access_token', accessToken=dict(role='read'))
-            return dict(type='user', name='somebody', fullname='Some Body', orgs=[], auth=access)
-        if words[:2] == ['api', 'validate-yaml']: return dict(errors=[], warnings=[])
+            user = self.users[request.token]
+            return dict(type='user', name=user['name'], fullname='Some Body', orgs=[dict(name=org, type='org') for org in user['orgs']],
+                        auth=dict(type='access_token', accessToken=dict(displayName='mine', role=user['role'])))
+        if words[:2] == ['api', 'validate-yaml']: return self.validate(request.json()['content'])
+        if words[:3] == ['api', 'repos', 'create']: return self.create(request)
+        if words[:1] == ['lfs'] and request.method == 'PUT': return self.receive(words[1], request.data)
+        if words[-4:-2] == ['info', 'lfs'] or words[-3:-1] == ['info', 'lfs']:
+            kind = 'datasets' if words[0] == 'datasets' else 'models'
+            repo, _ = self.find(kind, [word.removesuffix('.git') for word in words[kind == 'datasets':]], request.token)
+            return self.lfs(request, repo, words[-1])
         if words[:2] == ['api', 'telemetry']: return {}
         kind = 'datasets' if words[0] == 'datasets' else 'models'
         repo, rest = self.find(kind, words[kind == 'datasets':], request.token)
@@ -335,10 +443,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self):
         hub, url = self.hub, urlsplit(self.path)
-        posted = self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        posted = self.read_chunks() if 'chunked' in self.headers.get('Transfer-Encoding', '') else self.rfile.read(int(self.headers.get('Content-Length') or 0))
         body = parse_qs(posted.decode()) if 'form' in self.headers.get('Content-Type', '') else {}
         kept = {name: self.headers[name] for name in HEADERS if name in self.headers}
-        request = self.request_seen = Request(self.command, unquote(url.path), parse_qs(url.query), kept, self.headers.get('Host', ''))
+        request = self.request_seen = Request(self.command, unquote(url.path), parse_qs(url.query), kept, self.headers.get('Host', ''), data=posted)
         words = [unquote(word) for word in url.path.strip('/').split('/')]
         with hub.lock:
             hub.requests.append(request)
@@ -360,7 +468,14 @@ class Handler(BaseHTTPRequestHandler):
         except OSError: self.close_connection = True  # the client has gone
         except Exception as error:  # a fault of ours: tell the test
             self.send(500, json.dumps(dict(error=''.join(traceback.format_exception(error)))).encode(), Content_Type='application/json')
-    do_GET = do_HEAD = do_POST = handle_request
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def read_chunks(self):
+        "A body whose length is told piece by piece."
+        data = b''
+        while size := int(self.rfile.readline().split(b';')[0], 16): data += self.rfile.read(size + 2)[:-2]
+        self.rfile.readline()
+        return data
 
     def refuse_for_now(self, fault):
         if not fault.status: return
@@ -376,7 +491,7 @@ class Handler(BaseHTTPRequestHandler):
         elif refused.status >= 400: headers['X-Error-Message'] = refused.message
         if refused.status == 401: headers['WWW-Authenticate'] = 'Bearer realm="Authentication required"'
         api = self.path.startswith('/api/')
-        said = json.dumps(dict(error=refused.message)) if api else refused.message
+        said = json.dumps(dict(error=refused.message, **refused.more)) if api else refused.message
         self.send(refused.status, said.encode(), Content_Type='application/json' if api else 'text/plain', **headers)
 
     def send_file(self, file, headers):

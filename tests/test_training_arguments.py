@@ -40,7 +40,7 @@ class Refused:
     value: object
     words: str
 
-_sharded, _push, _none = 'does not shard its models', 'hf upload OWNER/NAME', 'collects no predictions'
+_sharded, _push, _none = 'does not shard its models', 'pushes once, when it is over', 'collects no predictions'
 ARGUMENTS = dict(
     # the run
     output_dir=Ours(), per_device_train_batch_size=Ours(), num_train_epochs=Ours(), max_steps=Ours(), learning_rate=Ours(), warmup_steps=Ours(), gradient_accumulation_steps=Ours(),
@@ -68,7 +68,7 @@ ARGUMENTS = dict(
     enable_jit_checkpoint=Refused(True, 'lower save_steps'), load_best_model_at_end=Works('plateau'), metric_for_best_model=Works('plateau'), greater_is_better=Refused(True, 'lower is better'),
     ignore_data_skip=Harmless(True), restore_callback_states_from_checkpoint=Harmless(False), resume_from_checkpoint=Refused('runs/x/checkpoint-5', 'goes on by itself'),
     # the hub
-    push_to_hub=Refused(True, _push), hub_model_id=Refused('me/student', _push), hub_strategy=Refused('end', _push), hub_always_push=Refused(True, _push), hub_revision=Refused('v1', _push),
+    push_to_hub=Ours(), hub_model_id=Refused('me/student', 'named by push_to_hub'), hub_strategy=Refused('end', _push), hub_always_push=Refused(True, _push), hub_revision=Refused('v1', _push),
     hub_token=Refused('hf_secret', 'is set, but it would be written'), hub_private_repo=Harmless(True),
     # data
     data_seed=Works('order'), dataloader_drop_last=Works('workers'), dataloader_num_workers=Works('workers'), dataloader_pin_memory=Harmless(False), dataloader_persistent_workers=Works('workers'),
@@ -167,7 +167,7 @@ def test_both_doors_refuse_before_anything_is_loaded(pair, tmp_path, capsys, mon
     def loads(*args): raise AssertionError('something is loaded')
     monkeypatch.setattr(kdkit.run, 'prepare_text', loads)
     values = dict(pair, output_dir=str(tmp_path / 'run'))
-    with pytest.raises(ConfigError, match='pushes nothing'): distill(values, training_arguments=dict(push_to_hub=True))
+    with pytest.raises(ConfigError, match='pushes once'): distill(values, training_arguments=dict(hub_strategy='end', hub_revision='v1'))
     with pytest.raises(ConfigError, match='belongs to the config'): distill(values, training_arguments=dict(learning_rate=1e-3))
     assert main(['train', *(f'--{k}={v}' for k, v in values.items()), '--report_to', 'no_such_tracker']) == 2
     assert "report_to 'no_such_tracker' is unknown" in capsys.readouterr().err and not (tmp_path / 'run').exists()
