@@ -237,3 +237,17 @@ def test_what_does_not_fit_is_read_in_smaller_batches(pair, tasks):
     model.register_forward_pre_hook(scarce, with_kwargs=True)
     parts = measure_tasks(model, tokenizer, opened, batch_size=8)
     assert asked[:2] == [8, 4] and set(asked[2:]) <= {1, 2} and parts['read']['bits_per_byte,none'] == pytest.approx(whole['read']['bits_per_byte,none'], rel=1e-5)
+
+
+def test_each_of_several_teachers_is_measured_by_itself(pair, tasks, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    other = AutoModelForCausalLM.from_pretrained(pair['teacher_model'])
+    with torch.no_grad(): other.get_output_embeddings().weight.mul_(3)
+    other.save_pretrained(tmp_path / 'other'), AutoTokenizer.from_pretrained(pair['teacher_model']).save_pretrained(tmp_path / 'other')
+    words = [word for word in words_of(pair, tmp_path / 'run', eval_tasks=tasks['read']) if not word.startswith('--teacher_model')]
+    assert main([*words, '--teacher_model', pair['teacher_model'], str(tmp_path / 'other')]) == 0
+    scores = read(tmp_path / 'run')['tasks']
+    assert list(scores)[:2] == ['teacher teacher', 'teacher other'] and scores['teacher teacher'] != scores['teacher other']
+    same_numbers(scores['teacher other'], own_numbers(tmp_path / 'other', [tasks['read']]))
+    assert '| teacher other |' in (tmp_path / 'run/report.md').read_text()
