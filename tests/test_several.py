@@ -19,7 +19,7 @@ from kdkit.prepare import prepare_text
 from kdkit.report import comparison_table, read_report
 from kdkit.run import cache_teacher, distill, evaluate_run, make_framework, make_trainer, texts_of
 from kdkit.sequence import teacher_text, write_dataset
-from kdkit.share import worth_distilling
+from kdkit.share import LEAST, share_of, worth_distilling
 from kdkit.signs import health, read_plan
 from kdkit.windows import JointRows
 
@@ -143,6 +143,10 @@ def test_a_run_by_the_command_and_what_it_says(three, tmp_path, capsys):
     lines = [line for line in read_metrics(run) if 'losses' in line]
     assert {'lm', 'kd_teacher', 'kd_second'} <= lines[-1]['losses'].keys() and list(lines[-1]['teacher_leads']) == ['teacher', 'second']
     assert all(lines[0]['teacher_leads'][label] != lines[1]['teacher_leads'][label] for label in ('teacher', 'second'))  # each is followed from step to step
+    for label, about in report['teachers'].items():  # what the last checkpoint holds
+        held = json.loads((run / 'checkpoint-6/training.json').read_text())
+        held = [held['teacher_lead'], held['further'][0]['teacher_lead']][label == 'second']
+        assert about['lead'] == pytest.approx(held['student'] / held['teacher'] - 1 + held['correction']) and about['share'] == pytest.approx(max(share_of(about['lead']), LEAST if held['ahead'] else 0))
     assert lines[-1]['teacher_lead'] == max(lines[-1]['teacher_leads'].values()) and not unknown_keys(lines[-1])
     signs = {sign.name: sign.value for sign in health(lines, read_plan(run))}
     assert 'weight 0.30' in signs['second'] and 'second ahead by' in signs
