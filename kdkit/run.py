@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIDE_NAMES', 'REPORT_FILES', 'DEMO_STEPS', 'count_steps', 'plain_text_only', 'texts_of', 'make_framework',
-           'teachers_in', 'about_teachers', 'ask', 'side_by_side', 'of_side', 'tasks_of', 'make_trainer', 'as_read',
-           'known_of', 'cache_teacher', 'write_down', 'open_cache', 'text_digest', 'Run', 'save_whole', 'distill',
-           'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run', 'evaluate_tasks']
+           'teachers_in', 'about_teachers', 'leads_of', 'ask', 'side_by_side', 'of_side', 'tasks_of', 'make_trainer',
+           'as_read', 'known_of', 'cache_teacher', 'write_down', 'open_cache', 'text_digest', 'Run', 'save_whole',
+           'distill', 'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run', 'evaluate_tasks']
 
 # %% ../nbs/52_run.ipynb #f9e6fff5
 import importlib.metadata
@@ -45,7 +45,7 @@ from .processes import as_the_first, how_many, in_turn, is_first, together
 from .progress import Progress, say, watched
 from .push import check_push, is_private, later, make_repo, push_student, why_not
 from .report import gap_closed, read_report, write_adapter_card, write_model_card, write_report
-from .share import share_of, worth_distilling
+from .share import worth_distilling
 from .tasks import check_tasks, measure_tasks, open_tasks, task_names
 from .terms import opening_tokens
 from .windows import JointRows
@@ -108,6 +108,13 @@ def about_teachers(
     "Who teaches, and how much each one counts."
     each = [f'{label} ({part:.0%})' for label, part in zip(framework.labels, framework.teacher_weights)]
     return f"{len(each)} teachers: {', '.join(each)}. The loss is the mean of their lessons by these weights"
+
+# %% ../nbs/52_run.ipynb #52sevra4
+def leads_of(
+    framework: StudentAwareDistillationFramework,
+) -> list:  # of dicts: lead and share
+    "How far each teacher is ahead now, and what it gets for that."
+    return [dict(lead=lead.lead, share=lead.share) for lead in (lesson.curriculum.lead for lesson in framework.lessons)]
 
 # %% ../nbs/52_run.ipynb #cd3711bb
 def ask(
@@ -473,7 +480,7 @@ class Run:
                 if framework.has_adapter: save_whole(framework.save_trained, self.trained_dir(name, framework))
                 save_whole(framework.save_student, self.student_dir(name))
             together()
-            leads = dict(leads=[lesson.curriculum.lead.lead for lesson in framework.lessons]) if framework.further else {}
+            leads = dict(leads=leads_of(framework)) if framework.further else {}
             self.stages.mark(name, **leads, ended=ended, steps=trainer.state.global_step, of=self.steps, asked=self.asked,
                              skipped=trainer.finite_steps.skipped, files=contents(self.student_dir(name)),
                              adapter=contents(self.trained_dir(name, framework)) if framework.has_adapter else None)
@@ -608,14 +615,14 @@ class Run:
     def teachers(self) -> dict:  # label -> as in report.json
         "What is known of each of several teachers."
         found = {}
-        leads = (self.stages.marks.get('trained') or {}).get('leads') or [lesson.curriculum.lead.lead for lesson in self.framework.lessons]
+        leads = (self.stages.marks.get('trained') or {}).get('leads') or leads_of(self.framework)
         for lesson, part, text, one, lead in zip(self.framework.lessons, self.framework.teacher_weights, texts_of(self.text),
                                                  self.stages['measured']['teachers'], leads):
-            read, follows = one.get('as_read') or {}, lesson.curriculum.follows and lead is not None
+            read, follows = one.get('as_read') or {}, lesson.curriculum.follows and lead['lead'] is not None
             found[lesson.curriculum.teacher] = dict(
                 {k: one[k] for k in ('bits_per_byte', 'perplexity', 'parameters')}, weight=part, coverage=text['summary']['coverage'],
                 **({'as_read': read['bits_per_byte'], 'as_read_of': read['teacher_bits_per_byte']} if read else {}),
-                **({'lead': lead, 'share': share_of(lead)} if follows else {}))
+                **(lead if follows else {}))
         return found
 
     def report(self) -> dict:

@@ -14,12 +14,12 @@ from kdkit.cli import main
 from kdkit.config import ConfigError, DistillConfig
 from kdkit.framework import StudentAwareDistillationFramework
 from kdkit.metrics import read_metrics, unknown_keys
-from kdkit.models import AbsentModel, ModelError
+from kdkit.models import ModelError, body
 from kdkit.prepare import prepare_text
 from kdkit.report import comparison_table, read_report
 from kdkit.run import cache_teacher, distill, evaluate_run, make_framework, make_trainer, texts_of
 from kdkit.sequence import teacher_text, write_dataset
-from kdkit.share import worth_distilling
+from kdkit.share import LEAST, share_of, worth_distilling
 from kdkit.signs import health, read_plan
 from kdkit.windows import JointRows
 
@@ -116,6 +116,10 @@ def test_all_sides_hold_the_same_text_and_meet_wherever_two_do(three, tmp_path):
             last = [{end: i for i, end in enumerate(some)} for some in ends]
             met = sorted((last[0][end], last[1][end]) for end in last[0].keys() & last[1].keys())
             assert [*zip(row['student_positions'], row['teacher_positions'])] == met[:-1]
+    first, second = texts_of(prepare_text(config_of(three, tmp_path, 'teacher', 'kin', student_model=str(folder / 'twin'))))
+    for row, other in zip(first['train'], second['train']):  # where the other teacher has no boundary, this one has: it reads the student's tokens
+        assert row['student_positions'] == row['teacher_positions'] == [*range(len(row['input_ids']) - 1)] and {*other['student_positions']} <= {*row['student_positions']}
+    assert sum(map(len, second['train']['student_positions'])) < .9 * sum(map(len, first['train']['student_positions']))
 
 
 def test_a_run_by_the_command_and_what_it_says(three, tmp_path, capsys):
@@ -138,6 +142,11 @@ def test_a_run_by_the_command_and_what_it_says(three, tmp_path, capsys):
     assert '--teacher_weights 0.7 0.3' in (run / 'student/README.md').read_text()
     lines = [line for line in read_metrics(run) if 'losses' in line]
     assert {'lm', 'kd_teacher', 'kd_second'} <= lines[-1]['losses'].keys() and list(lines[-1]['teacher_leads']) == ['teacher', 'second']
+    assert all(lines[0]['teacher_leads'][label] != lines[1]['teacher_leads'][label] for label in ('teacher', 'second'))  # each is followed from step to step
+    for label, about in report['teachers'].items():  # what the last checkpoint holds
+        held = json.loads((run / 'checkpoint-6/training.json').read_text())
+        held = [held['teacher_lead'], held['further'][0]['teacher_lead']][label == 'second']
+        assert about['lead'] == pytest.approx(held['student'] / held['teacher'] - 1 + held['correction']) and about['share'] == pytest.approx(max(share_of(about['lead']), LEAST if held['ahead'] else 0))
     assert lines[-1]['teacher_lead'] == max(lines[-1]['teacher_leads'].values()) and not unknown_keys(lines[-1])
     signs = {sign.name: sign.value for sign in health(lines, read_plan(run))}
     assert 'weight 0.30' in signs['second'] and 'second ahead by' in signs
@@ -218,13 +227,17 @@ def test_a_teacher_elsewhere_reads_ahead_beside_another(three, tmp_path):
         for lesson in framework.lessons:
             lesson._hold(apart=apart)
             lesson.curriculum.lead.begin(2., 2.2)
-        ahead = []
-        for lesson in framework.lessons:
+        order = []
+        for i, lesson in enumerate(framework.lessons):
             whole = lesson.read_teacher
-            lesson._hold(read_teacher=lambda *args, whole=whole, lesson=lesson: ahead.append(lesson) or whole(*args))
+            lesson._hold(read_teacher=lambda *args, whole=whole, i=i: order.append(i) or whole(*args))
+        body(framework.student_model).register_forward_hook(lambda *_: order.append('student'))
+        framework.student_model.get_input_embeddings().weight.register_hook(lambda gradient: order.append('back') or gradient)
         make_trainer(framework, {}, text, tmp_path / str(apart), 'distilling').train()
-        students.append((ahead, [p.detach().clone() for p in framework.student_model.parameters()]))
-    assert len(students[0][0]) == len(students[1][0]) == 6 * 3 * 2  # nothing is read twice
+        students.append((order, [p.detach().clone() for p in framework.student_model.parameters()]))
+    in_time, before = (''.join(map(str, order)).replace('student', 's').replace('back', 'b') for order, _ in students)
+    assert in_time.startswith('01sb' * 3) and before.startswith('01s' + '01bs' * 2 + 'b')
+    assert all(order.count(i) == 6 * 3 for order, _ in students for i in (0, 1))  # nothing is read twice
     for a, b in zip(students[0][1], students[1][1]): assert (a == b).all()
 
 
@@ -315,3 +328,18 @@ def test_a_teacher_that_is_behind_beside_one_that_is_ahead(three, tmp_path):
     weights = framework(**framework.collator()([JointRows([one['train'] for one in texts_of(text)])[0]]))['weights']
     assert weights == pytest.approx(dict(lm=.6, kd_teacher=.4, unaligned_teacher=.4, kd_second=0., unaligned_second=0.))
     assert "its part is the text's" in worth_distilling(2., 1.9, True, True) and 'trains plainly' in worth_distilling(2., 1.9)
+
+
+def test_parts_of_a_step_add_up_to_it(three, tmp_path):
+    "Each teacher's losses are divided by its own units of the whole step."
+    config = config_of(three, tmp_path, 'teacher', 'second', kd_method='combined', inside_tokens=False)  # compared at different places
+    text = prepare_text(config)
+    framework = make_framework(config, text)
+    rows, batch_of = JointRows([one['train'] for one in texts_of(text)]), framework.collator()
+    whole = batch_of([rows[i] for i in range(6)])
+    units = framework.count_units(whole)
+    parts = [framework(**batch_of([rows[i]]), units=units) for i in range(6)]
+    expected = framework(**whole)
+    torch.testing.assert_close(sum(part['loss'] for part in parts), expected['loss'])
+    for name, loss in expected['losses'].items(): torch.testing.assert_close(sum(part['losses'][name] for part in parts), loss)
+    assert units['kd'] != units['kd_2']
