@@ -131,6 +131,7 @@ class DistillConfig:
         'optimizer steps between evaluations and checkpoints (unset: 20 a run)', group='measuring and logging')
     max_eval_rows: int = option(512, 'windows that are evaluated at most')
     logging_steps: int = option(10, 'optimizer steps between lines of metrics.jsonl')
+    drawing_share: float = option(0.005, "share of a run's time that the live view may take to draw, after two minutes of a picture every 5 s")
     recipe: str = option('default', "loss weights: 'default', or 'seed' for those of the old system", group='losses and their weights')
     alpha_lm: float|None = option(None,
         "weight of the cross-entropy with the text, at every position (unset, here and below: the recipe's; by default 1 "
@@ -247,6 +248,7 @@ class DistillConfig:
         demand('num_epochs', lambda x: x <= 1e6, 'at most a million')
         if not any(map(self.uses, RECIPES['default'])):
             raise ConfigError("every alpha is 0, so there is nothing to learn: give at least one loss a weight.")
+        demand('drawing_share', lambda x: 0 < x <= 1, 'above 0 and at most 1')
         demand('span_likely', lambda x: 0 <= x < 1, 'at least 0 and below 1')
         demand('beta', lambda x: 0 <= x <= 1, 'between 0 and 1')
         demand('skew', lambda x: 0 <= x < 1, 'at least 0 and below 1')

@@ -24,7 +24,7 @@ from .prepare import RunError
 from .progress import say
 
 # %% ../nbs/31_folders.ipynb #27f71d1d
-ONLY_HOW = ('output_dir', 'cache_dir', 'num_proc', 'teacher_device', 'max_hours', 'resume_from', 'overwrite', 'control', 'logging_steps',
+ONLY_HOW = ('output_dir', 'cache_dir', 'num_proc', 'teacher_device', 'max_hours', 'resume_from', 'overwrite', 'control', 'logging_steps', 'drawing_share',
             'trust_remote_code',  # options of DistillConfig
             'report_to', 'run_name', 'project', 'disable_tqdm', 'gradient_checkpointing', 'gradient_checkpointing_kwargs',
             'skip_memory_metrics', 'ddp_timeout',  # and of TrainingArguments

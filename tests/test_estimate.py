@@ -18,6 +18,6 @@ def test_the_estimate_is_right(pair, tmp_path, capsys, monkeypatch):
     from kdkit import estimate
     ticks = iter(range(10**6))
     init = estimate.Estimate.__init__
-    monkeypatch.setattr(estimate.Estimate, '__init__', lambda self, trainer, control: init(self, trainer, control, clock=lambda: 10. * next(ticks)))
+    monkeypatch.setattr(estimate.Estimate, '__init__', lambda self, *given, **more: init(self, *given, **more, clock=lambda: 10. * next(ticks)))
     distill(dict(pair, output_dir=str(tmp_path / 'run'), max_steps=120, max_length=32, batch_size=2, max_eval_rows=8, eval_steps=1000))
     assert 'student 17 min' in re.search('left in all: (.*)', capsys.readouterr().err)[1]  # 100 steps of 10 seconds
