@@ -480,7 +480,7 @@ class Continuations:
         teacher_ids: Tensor,        # [batch, T]
         student_positions: Tensor,  # [batch, P] shared boundaries; -1 is padding
         teacher_positions: Tensor,  # [batch, P]
-    ) -> tuple:                     # (partner [batch, S], -1 where the teacher cannot be asked; node [batch, S])
+    ) -> tuple:                     # (partner [batch, S], -1 where the teacher has no distribution for it; node [batch, S])
         "The teacher's position that speaks about each student position, and what the student has written since: 0 at a boundary; minus a node where the teacher's token has ended and others would have gone on, from one position before."
         partner, node = boundaries(ids, student_positions, teacher_positions)
         before = lambda x: F.pad(x[:, :-1], (1, 0), value=-1)
