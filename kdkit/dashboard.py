@@ -77,16 +77,17 @@ def dashboard_png(
     words += [(f'{sign.name}: {sign.value}. {sign.advice}', dict(color=LEVEL_COLOURS[sign.level])) for sign in signs if sign.is_wrong]
     words.append(('  ·  '.join(f'{sign.name} {sign.value}' for sign in signs if not sign.is_wrong), {}))
     lines = [(line, style) for text, style in words for line in textwrap.wrap(text, 105 if 'fontsize' in style else 145)]
-    rows = 1 + (len(names_in(metrics, 'losses')) > 1 or weights_move(metrics, plan))
+    draws, moves = [lambda ax: draw_scores(metrics, plan, control_metrics, ax), lambda ax: plot_losses(metrics, ax)], weights_move(metrics, plan)
+    if moves or len(names_in(metrics, 'losses')) > 1: draws.append(lambda ax: plot_shares(metrics, ax))
+    if moves: draws.append(lambda ax: draw_weights(metrics, plan, ax))
+    rows, columns = {2: (1, 2), 3: (1, 3), 4: (2, 2)}[len(draws)]
     top, below = .22 * len(lines) + .35, 3. * rows  # inches
     figure = Figure(figsize=(12.6, top + below))
     for n, (line, style) in enumerate(lines):
         figure.text(.045, 1 - (.1 + .22 * n) / (top + below), line, va='top', parse_math=False, **{'fontsize': 10, 'color': INK, **style})
-    draws = [lambda ax: draw_scores(metrics, plan, control_metrics, ax), lambda ax: plot_losses(metrics, ax)]
-    if rows == 2: draws.append(lambda ax: plot_shares(metrics, ax))
-    if rows == 2 and weights_move(metrics, plan): draws.append(lambda ax: draw_weights(metrics, plan, ax))
-    figure.subplots_adjust(left=.05, right=.865, top=1 - (top + .2) / (top + below), bottom=.5 / (top + below), wspace=.44, hspace=.42)
-    for n, draw in enumerate(draws): draw(figure.add_subplot(rows, 2, n + 1))
+    right, between = (.865, .44) if columns == 2 else (.95, .72)
+    figure.subplots_adjust(left=.05, right=right, top=1 - (top + .2) / (top + below), bottom=.5 / (top + below), wspace=between, hspace=.42)
+    for n, draw in enumerate(draws): draw(figure.add_subplot(rows, columns, n + 1))
     return png(figure, 90)
 
 # %% ../nbs/44_dashboard.ipynb #b719939e
