@@ -29,7 +29,8 @@ def weights_move(
 ) -> bool:
     "Whether a weight changes over the run: as planned, by hand, or with the teacher's lead, once that has moved it by a hundredth."
     spans = lambda curves: [max(values) - min(values) for values in curves if len(values)]
-    planned, followed = spans((plan.get('weights') or {}).values()), spans(series(metrics, 'weights', name)[1] for name in plan.get('follows') or ())
+    planned = spans((plan.get('weights') or {}).values())
+    followed = spans(series(metrics, 'weights', name)[1] for name in plan.get('follows') or ())
     return max(planned, default=0) > 1e-9 or max(followed, default=0) > .01 or any(line.get('multipliers') for line in metrics)
 
 # %% ../nbs/44_dashboard.ipynb #b32adbf4
@@ -77,7 +78,8 @@ def dashboard_png(
     words += [(f'{sign.name}: {sign.value}. {sign.advice}', dict(color=LEVEL_COLOURS[sign.level])) for sign in signs if sign.is_wrong]
     words.append(('  ·  '.join(f'{sign.name} {sign.value}' for sign in signs if not sign.is_wrong), {}))
     lines = [(line, style) for text, style in words for line in textwrap.wrap(text, 105 if 'fontsize' in style else 145)]
-    draws, moves = [lambda ax: draw_scores(metrics, plan, control_metrics, ax), lambda ax: plot_losses(metrics, ax)], weights_move(metrics, plan)
+    draws = [lambda ax: draw_scores(metrics, plan, control_metrics, ax), lambda ax: plot_losses(metrics, ax)]
+    moves = weights_move(metrics, plan)
     if moves or len(names_in(metrics, 'losses')) > 1: draws.append(lambda ax: plot_shares(metrics, ax))
     if moves: draws.append(lambda ax: draw_weights(metrics, plan, ax))
     rows, columns = {2: (1, 2), 3: (1, 3), 4: (2, 2)}[len(draws)]
@@ -194,7 +196,8 @@ class LiveDashboard(TrainerCallback):
     def levers(self, w) -> list:  # of widgets, a row a loss
         "Hide a loss from the picture, and multiply its weight."
         def toggle(name):
-            button = w.Checkbox(value=True, description='drawn' if self.controls else label_of(name), indent=False, layout=w.Layout(width='150px'))
+            button = w.Checkbox(value=True, description='drawn' if self.controls else label_of(name), indent=False,
+                                layout=w.Layout(width='150px'))
             button.observe(lambda change: self.hide(name, not change['new']), 'value')
             return button
         def slider(name):
