@@ -76,7 +76,7 @@ def dashboard_png(
     signs = health(metrics, plan, step, control_metrics)
     words = [(headline(metrics, plan, control_metrics, step, over=over), dict(fontsize=12, fontweight='bold'))]
     words += [(f'{sign.name}: {sign.value}. {sign.advice}', dict(color=LEVEL_COLOURS[sign.level])) for sign in signs if sign.is_wrong]
-    words.append(('  ·  '.join(f'{sign.name} {sign.value}' for sign in signs if not sign.is_wrong), {}))
+    words.append(('\u00a0· '.join(f'{sign.name} {sign.value}' for sign in signs if not sign.is_wrong), {}))
     lines = [(line, style) for text, style in words for line in textwrap.wrap(text, 105 if 'fontsize' in style else 145)]
     draws = [lambda ax: draw_scores(metrics, plan, control_metrics, ax), lambda ax: plot_losses(metrics, ax)]
     moves = weights_move(metrics, plan)
