@@ -34,8 +34,10 @@ def embedded(texts):
 def smollm_body(texts):
     "(student, tokenizer): SmolLM-135M's layers, untrained, with a vocabulary that suits the text."
     tokenizer = large_tokenizer(texts, 16_384)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-                                        tie_word_embeddings=True, max_position_embeddings=2048, bos_token_id=0, eos_token_id=0, pad_token_id=0)), tokenizer
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                                        num_attention_heads=9, num_key_value_heads=3,
+                                        tie_word_embeddings=True, max_position_embeddings=2048, bos_token_id=0, eos_token_id=0,
+                                        pad_token_id=0)), tokenizer
 
 
 SIZES = {  # name -> (student and tokenizer, windows of how many tokens, how many in a step, optimizer steps in a turn)
@@ -48,7 +50,8 @@ def seconds(config, folder):
     "Of training alone."
     text = prepare_text(config)
     cache = open_cache(config, text)
-    trainer = make_trainer(make_framework(config, text, cache and cache.stand_in), dict(save_strategy='no', eval_strategy='no'), text, folder / 'timing', 'step')
+    trainer = make_trainer(make_framework(config, text, cache and cache.stand_in), dict(save_strategy='no', eval_strategy='no'), text,
+                           folder / 'timing', 'step')
     begin = time.perf_counter()
     trainer.train()
     return time.perf_counter() - begin
@@ -61,7 +64,8 @@ def ratio(name, folder, turns):
     documents = demo_corpus()[0]
     for part in make([document['text'] for document in documents]): part.save_pretrained(student)
     text = save_documents(documents[:len(documents) // 8], folder / 'text.jsonl')
-    cached = DistillConfig(teacher_model=embedded_teacher(), student_model=str(student), dataset=text, max_length=window, batch_size=batch, max_steps=steps, max_eval_rows=8,
+    cached = DistillConfig(teacher_model=embedded_teacher(), student_model=str(student), dataset=text, max_length=window, batch_size=batch,
+                           max_steps=steps, max_eval_rows=8,
                            teacher_cache=str(folder / 'cache'), output_dir=str(folder / 'run'), learning_rate=1e-4)
     about = cache_teacher(cached)
     plain = plain_text_only(replace(cached, teacher_cache=None))
@@ -77,7 +81,8 @@ def main():
     quiet_libraries()
     for name in [args.only] if args.only else SIZES:
         with tempfile.TemporaryDirectory() as folder: times, step, about = ratio(name, Path(folder), args.turns)
-        print(f"{name}: a step from the cache takes {times:.2f} times as long as a plain one of {step * 1000:,.0f} ms; {about['bytes_per_position']} bytes for each of {about['positions']:,} answers", flush=True)
+        print(f"{name}: a step from the cache takes {times:.2f} times as long as a plain one of {step * 1000:,.0f} ms; "
+              f"{about['bytes_per_position']} bytes for each of {about['positions']:,} answers", flush=True)
 
 
 if __name__ == '__main__': main()

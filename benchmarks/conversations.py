@@ -22,8 +22,10 @@ from kdkit.windows import ConversationMaker
 
 def talks_of(n, seed=0):
     chance = random.Random(seed)
-    texts = [text for module in (inspect, json, random, numpy, torch) for thing in vars(module).values() if (text := inspect.getdoc(thing)) and len(text) > 100]
-    turn = lambda i, k: [dict(role='user', content=f'{i}. What does it do in case {k}?'), dict(role='assistant', content=chance.choice(texts)[:1500])]
+    texts = [text for module in (inspect, json, random, numpy, torch) for thing in vars(module).values()
+             if (text := inspect.getdoc(thing)) and len(text) > 100]
+    turn = lambda i, k: [dict(role='user', content=f'{i}. What does it do in case {k}?'),
+                         dict(role='assistant', content=chance.choice(texts)[:1500])]
     return [dict(messages=sum((turn(i, k) for k in range(chance.randrange(1, 5))), [])) for i in range(n)]
 
 

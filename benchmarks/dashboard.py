@@ -51,7 +51,8 @@ def measure(steps, turns):
         seconds = {live: train(config, text, teacher, live) for live in order}
         ratios.append(seconds[True][0] / seconds[False][0])
         shares.append(seconds[True][1] / seconds[True][0])
-        print(f'turn {turn + 1}: with {seconds[True][0]:.1f} s, without {seconds[False][0]:.1f} s, ratio {ratios[-1]:.3f}, in the view {shares[-1]:.2%}', flush=True)
+        print(f'turn {turn + 1}: with {seconds[True][0]:.1f} s, without {seconds[False][0]:.1f} s, ratio {ratios[-1]:.3f}, in '
+              f'the view {shares[-1]:.2%}', flush=True)
     print(f'median: ratio {median(ratios):.3f}, share of the time in the view {median(shares):.2%}', flush=True)
 
 
@@ -66,7 +67,8 @@ def main():
         if message['msg_type'] == 'stream' and message['content']['name'] == 'stdout': print(message['content']['text'], end='', flush=True)
         if message['msg_type'] == 'error': print('\n'.join(message['content']['traceback']))
     try:
-        client.execute_interactive(f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import dashboard; dashboard.measure({args.steps}, {args.turns})', output_hook=show)
+        client.execute_interactive(f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import dashboard; '
+                                   f'dashboard.measure({args.steps}, {args.turns})', output_hook=show)
     finally: manager.shutdown_kernel(now=True)
 
 

@@ -36,9 +36,11 @@ def main():
         for layers in args.layers:
             cut = f'{folder}/cut{layers}'
             made = make_student(embedded_teacher(), cut, layers, vocab=embedded_student_tokenizer())
-            for name, student in ((f'{layers} of 5 layers, cut out', cut), (f'{layers} of 5 layers, random', random_like(cut, f'{folder}/random{layers}'))):
+            for name, student in ((f'{layers} of 5 layers, cut out', cut),
+                                  (f'{layers} of 5 layers, random', random_like(cut, f'{folder}/random{layers}'))):
                 report = distill(replace(config, student_model=student, output_dir=str(Path(folder, f'run-{Path(student).name}'))))
-                print(f"| {name} | {made['parameters'] / 1e6:.1f} M | {report['student_before']['bits_per_byte']:.3f} | {report['student_after']['bits_per_byte']:.3f} | "
+                print(f"| {name} | {made['parameters'] / 1e6:.1f} M | {report['student_before']['bits_per_byte']:.3f} | "
+                      f"{report['student_after']['bits_per_byte']:.3f} | "
                       f"{report['retention']['after']['kl_nats']:.3f} |", flush=True)
         print(f"\nthe teacher: {report['teacher']['bits_per_byte']:.3f}")
 

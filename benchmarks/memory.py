@@ -26,7 +26,8 @@ def measure(way, args):
     framework, (batch, _) = pair(args)
     batch = framework.complete(batch)
     heads = framework.student_model.get_output_embeddings(), framework.teacher_model.get_output_embeddings()
-    states = [torch.randn(*batch[ids].shape, head.weight.shape[1], device=args.device, dtype=head.weight.dtype) for ids, head in zip(('input_ids', 'teacher_input_ids'), heads)]
+    states = [torch.randn(*batch[ids].shape, head.weight.shape[1], device=args.device, dtype=head.weight.dtype)
+              for ids, head in zip(('input_ids', 'teacher_input_ids'), heads)]
     states[0].requires_grad_()
     if way == 'readable':
         class Readable(LanguageModelTerm):
@@ -69,7 +70,8 @@ def main():
         done = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--way', way], capture_output=True, text=True, env=dict(os.environ))
         if done.returncode: sys.exit(done.stderr)
         rows[way] = json.loads(done.stdout.strip().splitlines()[-1])
-    for way, (size, time) in rows.items(): print(f'{way:>10}: {size / 1e9:6.2f} GB   {time / rows["bare"][1]:5.2f} x bare   {time * 1000:8,.0f} ms')
+    for way, (size, time) in rows.items():
+        print(f'{way:>10}: {size / 1e9:6.2f} GB   {time / rows["bare"][1]:5.2f} x bare   {time * 1000:8,.0f} ms')
 
 
 if __name__ == '__main__': main()

@@ -23,9 +23,11 @@ from kdkit.windows import pair_dataset
 def arguments(about, **defaults):
     "The options that all benchmarks have, and those of this one."
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common = dict(teacher_tokenizer='Qwen/Qwen2.5-0.5B', student_tokenizer='openai-community/gpt2', teacher='256x6', student='128x4', batch=4, length=256, turns=7,
+    common = dict(teacher_tokenizer='Qwen/Qwen2.5-0.5B', student_tokenizer='openai-community/gpt2', teacher='256x6', student='128x4',
+                  batch=4, length=256, turns=7,
                   device='cuda' if torch.cuda.is_available() else 'cpu')
-    for name, value in {**common, **defaults}.items(): parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f'default {value}')
+    for name, value in {**common, **defaults}.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f'default {value}')
     parser.add_argument('--same', action='store_true', help="both models have the student's tokenizer")
     return parser.parse_args()
 
@@ -33,7 +35,8 @@ def arguments(about, **defaults):
 def about_machine(device):
     "The first line of every result."
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('torch', 'transformers', 'tokenizers'))
-    what = torch.cuda.get_device_name() if device == 'cuda' else next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.processor())
+    what = torch.cuda.get_device_name() if device == 'cuda' else next((line.split(':')[1].strip() for line in open('/proc/cpuinfo')
+                                                                       if line.startswith('model name')), platform.processor())
     return f"{what}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}, {versions}, {date.today()}"
 
 
@@ -41,19 +44,23 @@ def model(shape, rows, length):
     "A Llama of 'HIDDENxLAYERS' with so many rows in its vocabulary, tied."
     hidden, layers = map(int, shape.split('x'))
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=rows, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, num_attention_heads=4, tie_word_embeddings=True,
+    return LlamaForCausalLM(LlamaConfig(vocab_size=rows, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+                                        num_attention_heads=4, tie_word_embeddings=True,
                                         bos_token_id=0, eos_token_id=0, max_position_embeddings=4 * length)).eval()
 
 
 def prose(least=300):
     "Documentation of torch, as documents."
-    texts = {text for module in (torch, torch.nn, torch.nn.functional, torch.optim, torch.Tensor) for thing in vars(module).values() if len(text := inspect.getdoc(thing) or '') >= least}
+    texts = {text for module in (torch, torch.nn, torch.nn.functional, torch.optim, torch.Tensor) for thing in vars(module).values()
+             if len(text := inspect.getdoc(thing) or '') >= least}
     texts = sorted(texts)
     random.Random(0).shuffle(texts)
     return texts
 
 
-def tokenizers(args): return [AutoTokenizer.from_pretrained(name) for name in (args.student_tokenizer if args.same else args.teacher_tokenizer, args.student_tokenizer)]
+def tokenizers(args):
+    return [AutoTokenizer.from_pretrained(name) for name in (args.student_tokenizer if args.same else args.teacher_tokenizer,
+                                                             args.student_tokenizer)]
 
 
 def pair(args, config=None):
@@ -62,7 +69,8 @@ def pair(args, config=None):
     rows = lambda tokenizer: -(-len(tokenizer) // 128) * 128
     teacher, student = model(args.teacher, rows(theirs), 2 * args.length), model(args.student, rows(mine), args.length)
     half = args.device == 'cuda'
-    framework = StudentAwareDistillationFramework(dict(max_length=args.length, **(config or {})), teacher.half() if half else teacher, student, theirs, mine, device=args.device)
+    framework = StudentAwareDistillationFramework(dict(max_length=args.length, **(config or {})), teacher.half() if half else teacher,
+                                                  student, theirs, mine, device=args.device)
     windows = pair_dataset(Dataset.from_dict(dict(text=prose())), mine, theirs, max_length=args.length)
     full = [row for row in windows if len(row['input_ids']) > 0.95 * args.length]
     move = lambda batch: {name: value.to(args.device) for name, value in batch.items()}

@@ -50,7 +50,8 @@ def kdkit(job):
     yield 'models'
     framework = make_framework(config, text)
     yield 'measure'
-    bits = [measure(framework, eval_batches(text['held_out'], framework, config.batch_size), side)['bits_per_byte'] for side in ('teacher', 'student')]
+    bits = [measure(framework, eval_batches(text['held_out'], framework, config.batch_size), side)['bits_per_byte']
+            for side in ('teacher', 'student')]
     framework.curriculum.lead.begin(*bits)
     yield 'step'
     class Enough(TrainerCallback):
@@ -78,7 +79,8 @@ def child(job):
 def run(way, config, cache):
     "One row: a fresh process."
     env = dict(os.environ, HF_DATASETS_CACHE=str(cache), OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1')
-    said = subprocess.run([sys.executable, __file__, '--child', json.dumps(dict(way=way, config=config))], env=env, capture_output=True, text=True)
+    said = subprocess.run([sys.executable, __file__, '--child', json.dumps(dict(way=way, config=config))], env=env, capture_output=True,
+                          text=True)
     if said.returncode: raise SystemExit(said.stderr)
     return json.loads(said.stdout.splitlines()[-1])
 
@@ -96,12 +98,14 @@ def main():
         for side, tokenizer, shape in zip(('teacher', 'student'), tokenizers(args), (args.teacher, args.student)):
             model(shape, -(-len(tokenizer) // 128) * 128, 2 * args.length).save_pretrained(folder / side)
             tokenizer.save_pretrained(folder / side)
-        config = dict(teacher_model=str(folder / 'teacher'), student_model=str(folder / 'student'), dataset=str(folder / 'one.jsonl'), output_dir=str(folder / 'run'), max_length=args.length,
+        config = dict(teacher_model=str(folder / 'teacher'), student_model=str(folder / 'student'), dataset=str(folder / 'one.jsonl'),
+                      output_dir=str(folder / 'run'), max_length=args.length,
                       batch_size=args.batch, max_steps=1, warmup_steps=1)
         rows = {}
         for turn in range(args.turns):
             cache = folder / f'cache{turn}'
-            ways = {'plain': ('plain', config), 'first': ('kdkit', config), 'new text': ('kdkit', dict(config, dataset=str(folder / 'two.jsonl'))), 'again': ('kdkit', config)}
+            ways = {'plain': ('plain', config), 'first': ('kdkit', config),
+                    'new text': ('kdkit', dict(config, dataset=str(folder / 'two.jsonl'))), 'again': ('kdkit', config)}
             for name, (way, what) in ways.items(): rows.setdefault(name, []).append(run(way, what, cache))
     print(about_machine('cpu'))
     print(f"{args.teacher_tokenizer} -> {args.student_tokenizer}, {args.kilobytes} kB of text, CPU seconds, the least of {args.turns} turns")
@@ -109,7 +113,8 @@ def main():
     print(f"{'':>10} {'all':>8} {'x plain':>8} " + ' '.join(f'{phase:>8}' for phase in PHASES))
     for name, taken in least.items():
         taken['imports'] += taken.pop('start')
-        print(f"{name:>10} {sum(taken.values()):8.1f} {sum(taken.values()) / sum(least['plain'].values()):8.2f} " + ' '.join(f'{taken.get(phase, 0):8.1f}' for phase in PHASES))
+        print(f"{name:>10} {sum(taken.values()):8.1f} {sum(taken.values()) / sum(least['plain'].values()):8.2f} "
+              + ' '.join(f'{taken.get(phase, 0):8.1f}' for phase in PHASES))
 
 
 if __name__ == '__main__': child(json.loads(sys.argv[2])) if sys.argv[1:2] == ['--child'] else main()

@@ -23,7 +23,8 @@ class Readable(LanguageModelTerm):
 def ways(framework, batches, args):
     "name -> one optimizer step on the batch of that turn."
     student, teacher, lm = framework.student_model, framework.teacher_model, framework.terms['lm']
-    optimizer, half = torch.optim.AdamW(student.parameters(), 1e-5), torch.autocast(args.device, torch.float16, enabled=args.device == 'cuda')
+    optimizer, half = torch.optim.AdamW(student.parameters(), 1e-5), torch.autocast(args.device, torch.float16,
+                                                                                    enabled=args.device == 'cuda')
     def side(batch, prefix=''): return dict(input_ids=batch[f'{prefix}input_ids'], attention_mask=batch[f'{prefix}attention_mask'])
     def step(loss):
         def run(turn):
@@ -45,7 +46,9 @@ def ways(framework, batches, args):
     def hand(batch):
         with torch.no_grad(): said = teacher(**side(batch, 'teacher_')).logits
         output = student(**side(batch), labels=batch['labels'])
-        return 0.2 * output.loss + 0.8 * torch.nn.functional.kl_div(output.logits[:, :-1].log_softmax(-1).flatten(0, 1), said[:, :-1].log_softmax(-1).flatten(0, 1), log_target=True, reduction='batchmean')
+        return 0.2 * output.loss + 0.8 * torch.nn.functional.kl_div(output.logits[:, :-1].log_softmax(-1).flatten(0, 1),
+                                                                    said[:, :-1].log_softmax(-1).flatten(0, 1), log_target=True,
+                                                                    reduction='batchmean')
     found['by hand'] = hand
     try:
         from trl.experimental.gkd import GKDTrainer
@@ -55,7 +58,8 @@ def ways(framework, batches, args):
     if GKDTrainer:
         def gkd(batch):
             with torch.no_grad(): said = teacher(**side(batch, 'teacher_')).logits
-            return GKDTrainer.generalized_jsd_loss(student_logits=student(**side(batch)).logits[:, :-1], teacher_logits=said[:, :-1], labels=batch['labels'][:, 1:], beta=0.)
+            return GKDTrainer.generalized_jsd_loss(student_logits=student(**side(batch)).logits[:, :-1], teacher_logits=said[:, :-1],
+                                                   labels=batch['labels'][:, 1:], beta=0.)
         found['TRL GKD'] = gkd
     try: from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
     except ImportError: LigerFusedLinearJSDLoss = None
@@ -64,7 +68,8 @@ def ways(framework, batches, args):
         def chunked(batch):
             with torch.no_grad(): said = body(teacher)(**side(batch, 'teacher_'), use_cache=False)[0]
             states = body(student)(**side(batch), use_cache=False)[0]
-            return liger(states[:, :-1].flatten(0, 1), student.lm_head.weight, said[:, :-1].flatten(0, 1), teacher.lm_head.weight, batch['labels'][:, 1:].flatten())
+            return liger(states[:, :-1].flatten(0, 1), student.lm_head.weight, said[:, :-1].flatten(0, 1), teacher.lm_head.weight,
+                         batch['labels'][:, 1:].flatten())
         found['Liger chunked'] = chunked
     return {name: step(loss) for name, loss in found.items()}
 
@@ -73,9 +78,11 @@ def main():
     args = arguments(__doc__)
     framework, batches = pair(args)
     print(about_machine(args.device))
-    print(f"{'one tokenizer' if args.same else 'two tokenizers'}: {args.teacher} -> {args.student}, {args.batch} x {args.length} tokens, vocabularies of "
+    print(f"{'one tokenizer' if args.same else 'two tokenizers'}: {args.teacher} -> {args.student}, {args.batch} x {args.length} "
+          f"tokens, vocabularies of "
           f"{' and '.join(f'{m.get_output_embeddings().weight.shape[0]:,}' for m in (framework.teacher_model, framework.student_model))}")
-    for name, (time, ratio) in compared(ways(framework, batches, args), args.turns, args.device).items(): print(f'{name:>14}: {ratio:5.2f} x bare   {time * 1000:8,.0f} ms', flush=True)
+    for name, (time, ratio) in compared(ways(framework, batches, args), args.turns, args.device).items():
+        print(f'{name:>14}: {ratio:5.2f} x bare   {time * 1000:8,.0f} ms', flush=True)
 
 
 if __name__ == '__main__': main()

@@ -40,7 +40,8 @@ def add_adapters(
             peft.inject_adapter_in_model(how, model)
     except Exception as error:
         if 'not found in the base model' not in str(error):
-            raise ModelError(f"adapters cannot be put into the student ({type(model).__name__}): {' '.join(str(error).split())[:300]}") from error
+            says = ' '.join(str(error).split())[:300]
+            raise ModelError(f"adapters cannot be put into the student ({type(model).__name__}): {says}") from error
         linear = sorted({name.rpartition('.')[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
         raise ModelError(f"lora_target_modules is {names!r}, which fits no layer of the student ({type(model).__name__}): its linear "
                          f"layers are {', '.join(linear)}.") from error
@@ -87,7 +88,8 @@ def about_adapters(
     kept = next((f"{bits} bits" for bits in (4, 8) if getattr(model, f'is_loaded_in_{bits}bit', False)),
                 str(model.dtype).removeprefix('torch.'))
     rank = f' of rank {about.r}' if getattr(about, 'r', None) else ''
-    return f"adapters{rank} at {len(list(adapted_layers(model)))} layers of the student are trained, {n:,} numbers or {n / count_parameters(model):.1%} of what it has; it stays as it is itself, in {kept}"
+    return (f"adapters{rank} at {len(list(adapted_layers(model)))} layers of the student are trained, {n:,} numbers or "
+            f"{n / count_parameters(model):.1%} of what it has; it stays as it is itself, in {kept}")
 
 # %% ../nbs/22_adapters.ipynb #eed9115d
 ADAPTER = 'adapter_model.safetensors'
@@ -232,7 +234,8 @@ def check_trained(
     config: DistillConfig,
 ) -> None:
     "ModelError for a student that could not be trained as it is to be loaded; nothing is loaded."
-    asked = [f'{name} {getattr(config, name)}' for name, unset in dict(student_dtype=('auto', 'float32'), student_quantization=(None,)).items() if getattr(config, name) not in unset]
+    plain = dict(student_dtype=('auto', 'float32'), student_quantization=(None,))
+    asked = [f'{name} {getattr(config, name)}' for name, unset in plain.items() if getattr(config, name) not in unset]
     if not asked and not config.lora_r: return
     adapter = find_whole(config.student_model, 'student_model', **load_options(config, 'student')).adapter
     if adapter and config.lora_r:

@@ -171,10 +171,11 @@ def split_clusters(
     text: str,
     normalize,  # function from str to str
 ) -> list:      # str: whatever may change stands at the odd places
-    "Cut out each character that the normalizer changes, each that has marks, together with them, and runs of spaces where it makes one of several."
+    "Cut out characters that the normalizer changes, those with marks together with them, and runs of spaces that it makes one."
     forms = {c: normalize(c) for c in sorted(set(text))}
     blank = [c for c, form in forms.items() if not form.strip() or form != form.strip()]  # a space there may meet another
-    marks, changed, runs = (''.join(map(re.escape, some)) for some in (filter(combines, forms), [c for c, form in forms.items() if form != c], blank))
+    marks, changed, runs = (''.join(map(re.escape, some))
+                            for some in (filter(combines, forms), [c for c, form in forms.items() if form != c], blank))
     collapses = any(normalize(a + b) != forms[a] + forms[b] for a in blank for b in blank)
     patterns = [f'[{runs}]{{2,}}[{marks or runs}]*'] * collapses + [f'.?[{marks}]+'] * bool(marks) + [f'[{changed}]'] * bool(changed)
     return re.split(f"({'|'.join(patterns)})", text, flags=re.DOTALL) if patterns else [text]

@@ -136,6 +136,7 @@ class DistillConfig:
     eval_limit: int|None = option(None, 'examples of each task at most, for a quick look (unset: all)')
     push_to_hub: str|None = option(None, 'repo of the hub that the student goes to when the run is over: OWNER/NAME, or nothing behind '
                                          "it for the folder's name under your own; private unless hub_private_repo false is given")
+    drawing_share: float = option(0.005, "share of a run's time that the live view may take to draw, after two minutes of a picture every 5 s")
     recipe: str = option('default', "loss weights: 'default', or 'seed' for those of the old system", group='losses and their weights')
     alpha_lm: float|None = option(None,
         "weight of the cross-entropy with the text, at every position (unset, here and below: the recipe's; by default 1 "
@@ -143,7 +144,8 @@ class DistillConfig:
     alpha_kd: float|None = option(None,
         "weight of the divergence from the teacher's distribution (unset: the teacher's share, which follows its lead on this text)")
     alpha_unaligned: float|None = option(None,
-        "extra weight of cross-entropy at positions where the teacher has no distribution to compare with (unset: the teacher's share)")
+        "extra weight of the cross-entropy with the text where the teacher has no distribution to compare with, 'text only' in pictures "
+        "(unset: the teacher's share)")
     alpha_feature: float|None = option(None, 'weight of the distance between last hidden states')
     alpha_attention: float|None = option(None, 'weight of the divergence between attention maps')
     alpha_layerwise: float|None = option(None, 'weight of the distance between hidden states of inner layers')
@@ -162,8 +164,8 @@ class DistillConfig:
     temperature: float = option(1.0, "divides both models' logits; 1 is best across tokenizers")
     inside_tokens: bool = option(True, "compare also at positions inside a teacher's token, by the chain rule over its spellings")
     soft_ends: bool|None = option(None,
-        "let the teacher's own probability decide whether its token ends where the text ended it (unset: on with "
-        "forward_kl at temperature 1)")
+        "where a token of the teacher's ends in the text, count also the longer tokens that it might have written, by its own "
+        "probabilities (unset: on with forward_kl at temperature 1)")
     mask_inconsistent: bool = option(False, 'train on the text alone where the next tokens of the two models fall into different classes')
     span_likely: float = option(0.,
         'for span: stretches are merged until the teacher finds the end of a word at least this probable; 0: never')
@@ -255,6 +257,7 @@ class DistillConfig:
         demand('num_epochs', lambda x: x <= 1e6, 'at most a million')
         if not any(map(self.uses, RECIPES['default'])):
             raise ConfigError("every alpha is 0, so there is nothing to learn: give at least one loss a weight.")
+        demand('drawing_share', lambda x: 0 < x <= 1, 'above 0 and at most 1')
         demand('span_likely', lambda x: 0 <= x < 1, 'at least 0 and below 1')
         demand('beta', lambda x: 0 <= x <= 1, 'between 0 and 1')
         demand('skew', lambda x: 0 <= x < 1, 'at least 0 and below 1')
@@ -291,8 +294,8 @@ class DistillConfig:
                 if getattr(self, name) != only:
                     raise ConfigError(f"{name} is {getattr(self, name)!r}, but soft_ends needs {name}={only!r}.")
             if self.kd_method not in ('auto', *KD_MAPS):
-                raise ConfigError(f"kd_method {self.kd_method!r} compares no classes, which soft_ends needs: choose a "
-                                  f"vocabulary map, or auto.")
+                raise ConfigError(f"soft_ends needs a kd_method that maps one vocabulary to the other, and {self.kd_method!r} does not: choose "
+                                  f"auto, or one of {', '.join(KD_MAPS)}.")
         demand('eval_tasks', lambda x: x is None or any(name.strip() for name in x.split(',')), 'names of tasks with commas between them')
         demand('eval_limit', lambda x: x is None or x >= 1, '1 or more')
         if self.eval_limit and not self.eval_tasks:
@@ -383,7 +386,7 @@ class DistillConfig:
 
     @property
     def asks_ends(self) -> bool:
-        "Whether the teacher is asked if its tokens end."
+        "Whether the teacher's probability that its token ends here counts."
         if self.soft_ends is not None: return self.soft_ends
         return self.inside_tokens and self.divergence == 'forward_kl' and self.temperature == 1 and self.kd_method in ('auto', *KD_MAPS)
 

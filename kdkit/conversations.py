@@ -96,7 +96,8 @@ def read_conversation(
         answers_from, turns = len(before), read_turns(first_of(row, 'completion', 'response'), 'assistant') if answered else []
     elif form == 'alpaca':
         parts = [plain_text(row.get('instruction')), plain_text(row.get('input') or '')]
-        turns = read_turns('\n\n'.join(filter(None, parts)), 'user') + (read_turns(first_of(row, 'output', 'response'), 'assistant') if answered else [])
+        turns = read_turns('\n\n'.join(filter(None, parts)), 'user')
+        if answered: turns = turns + read_turns(first_of(row, 'output', 'response'), 'assistant')
         if row.get('system'): before = read_turns(row['system'], 'system')
     else:
         turns = first_of(row, *LISTS)

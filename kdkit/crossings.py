@@ -109,7 +109,7 @@ class Crossings:
         ids: Tensor,          # [batch, S]
         teacher_ids: Tensor,  # [batch, T]
     ) -> Tensor:              # [batch, S] bool
-        "Where the student goes on otherwise than it would if the teacher's token stood alone: what follows that has changed how it writes it."
+        "Where the student writes the teacher's token otherwise than if it stood alone, because of what follows."
         begun, came = teacher_ids.gather(1, (partner + 1).clamp(0, teacher_ids.shape[1] - 1)), F.pad(ids[:, 1:], (0, 1))
         follows = (self.first[begun] == came) & (node <= 0)
         at = ((node > 0) & (node < tree.n_nodes)).nonzero(as_tuple=True)
@@ -122,7 +122,7 @@ class Crossings:
         teacher_ids: Tensor,  # [batch, T]
         wanted: Tensor,       # [batch, S] bool, positions that are compared
     ) -> dict:                # node [batch, S], ending [batch, S], more
-        "The nodes that these places need besides the tree's: what may go on inside a token that no spelling leads into, and at the end of a crossing token."
+        "The nodes that these places need besides the tree's: inside a token that no spelling leads into, and at a crossing token's end."
         beyond = wanted & (places.reached > places.partner)
         (row, at), (r, a), (row2, at2) = (some.nonzero(as_tuple=True)
                                           for some in (wanted & (places.node == n_nodes), wanted & (places.node == -n_nodes), beyond))
@@ -197,7 +197,8 @@ def expected_classes(
     "The same by class."
     index, m = classes.student_index, len(probs)
     if index is None: return probs, known
-    return probs.new_zeros(m, classes.n_classes).index_add(1, index, probs), probs.new_zeros(m, classes.n_classes).index_add(1, index, known.to(probs)) > 0
+    empty = probs.new_zeros(m, classes.n_classes)
+    return empty.index_add(1, index, probs), empty.index_add(1, index, known.to(probs)) > 0
 
 # %% ../nbs/12_crossings.ipynb #12a00011
 def split_kl(
@@ -209,7 +210,8 @@ def split_kl(
     "What a forward KL grows by when one token leaves its class, with the class's probability as weight."
     others, student_others = (probs - own).clamp_min(0), (1 - (student_own - student_class).exp()).clamp_min(1e-9).log()
     total = probs.clamp_min(torch.finfo(torch.float32).tiny)
-    return (torch.xlogy(own, own / total) - own * (student_own - student_class)) + (torch.xlogy(others, others / total) - others * student_others)
+    of_own = torch.xlogy(own, own / total) - own * (student_own - student_class)
+    return of_own + (torch.xlogy(others, others / total) - others * student_others)
 
 # %% ../nbs/12_crossings.ipynb #12a00013
 @dataclass

@@ -26,7 +26,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, load_dataset, load_dataset_builder
 
 from .checkpoints import fault, whole_folder
-from .files import DataError, archives, data_files, first_rows, local_rows, local_splits, openers, pick_split, prose, quiet, readers, split_words, text_only, told
+from .files import (DataError, archives, data_files, first_rows, local_rows, local_splits, openers, pick_split, prose, quiet, readers,
+                         split_words, text_only, told)
 from .models import HubAway, HubError, ask_hub, hub_error
 from .progress import Progress, arriving, say
 from .windows import PairCollator, control_ids, pair_dataset  # the next step's names are found here too
@@ -119,7 +120,8 @@ def cached_name(
     cache_dir: str|None,
 ) -> str:
     "The id under which the cache holds a dataset; the same where it has no such."
-    owners = {folder.name.split('___')[0] for folder in Path(cache_dir or datasets.config.HF_DATASETS_CACHE).glob(f'*___{path}')} if '/' not in path else ()
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    owners = {folder.name.split('___')[0] for folder in cache.glob(f'*___{path}')} if '/' not in path else ()
     return f'{next(iter(owners))}/{path}' if len(owners) == 1 else path
 
 # %% ../nbs/21_data.ipynb #5808a5e1

@@ -115,7 +115,8 @@ def older_wheel(
     "How to get the same PyTorch with kernels for cards of capability 6: built for CUDA 12.6, which has them up to version 2.14."
     version = version.partition('+')[0]
     known = [int(part) for part in re.findall(r'\d+', version)[:2]] <= [2, 14]
-    return f"pip install {f'torch=={version}' if known else chr(34) + 'torch<2.15' + chr(34)} --index-url https://download.pytorch.org/whl/cu126"
+    what = f'torch=={version}' if known else '"torch<2.15"'
+    return f"pip install {what} --index-url https://download.pytorch.org/whl/cu126"
 
 # %% ../nbs/07_devices.ipynb #b78ced6a
 def cannot_train(
@@ -125,7 +126,8 @@ def cannot_train(
     "Why no run can train on this machine's GPU."
     to_cpu = "or set CUDA_VISIBLE_DEVICES='' to train on the CPU"
     if machine.trouble:
-        mend = 'install a PyTorch that is built for CUDA' if not machine.cuda else 'restart the session or the machine, and see what `nvidia-smi` says; a driver that is too old needs an update, or an older PyTorch'
+        mend = ('restart the session or the machine, and see what `nvidia-smi` says; a driver that is too old needs an update, or an older '
+                'PyTorch') if machine.cuda else 'install a PyTorch that is built for CUDA'
         return f"a GPU is there but cannot be used: {machine.trouble}", f"{mend}; {to_cpu}"
     gpu = machine.gpu
     if gpu is None: return '', ''
@@ -161,7 +163,8 @@ def pick_teacher_dtype(
     "The frozen teacher's dtype, with the reason."
     if wish != 'auto':
         slow = device.type == 'cpu' and cpu_lacks(wish)
-        return getattr(torch, wish), 'asked for' + '; VERY slow: this CPU has no instructions for it, and float32 may be a hundred times faster' * slow
+        why = '; VERY slow: this CPU has no instructions for it, and float32 may be a hundred times faster' * slow
+        return getattr(torch, wish), 'asked for' + why
     if device.type == 'cuda': return torch.float16, 'half the memory, and fast on every GPU'
     return torch.float32, f'half precision is slow on {device.type}'
 
@@ -202,7 +205,8 @@ def pick_experts(
 ) -> tuple:         # (experts_implementation for from_pretrained, or None for the library's choice; why)
     "How a mixture of experts is computed."
     if asks: return None, 'the library asks card and dtype, and takes another way where there is no grouped product'
-    return 'eager', 'this transformers would choose the grouped product without asking card or dtype, and it fails before capability 8 and under autocast'
+    return 'eager', ('this transformers would choose the grouped product without asking card or dtype, and it fails before capability 8 '
+                     'and under autocast')
 
 # %% ../nbs/07_devices.ipynb #116bab19
 def pick_teacher_device(
@@ -217,8 +221,8 @@ def pick_teacher_device(
         return 'cuda:1', 'it would idle; the teacher reads there while the student does, and cuda:0 is left to the student'
     index = int(wish.partition(':')[2] or 0)
     if wish.startswith('cuda') and index >= len(machine.gpus):
-        raise ValueError(f"teacher_device is {wish!r}, but there "
-                         f"{'is no GPU' if not machine.gpus else 'is one GPU, cuda:0' if len(machine.gpus) == 1 else f'are {len(machine.gpus)} GPUs, from cuda:0 on'}: leave it out.")
+        there = {0: 'is no GPU', 1: 'is one GPU, cuda:0'}.get(len(machine.gpus), f'are {len(machine.gpus)} GPUs, from cuda:0 on')
+        raise ValueError(f"teacher_device is {wish!r}, but there {there}: leave it out.")
     return wish, 'asked for'
 
 # %% ../nbs/07_devices.ipynb #07d0e5c1

@@ -58,7 +58,8 @@ def about_device(
     if gpu is None:
         return [Finding('device', 'warning', f'no GPU: training on the CPU ({machine.cores} cores)',
                         'the demo and models of some million parameters train here; for more choose an accelerator, on Kaggle GPU T4 x2')]
-    found = [Finding('device', 'ok', f"{gpu}, PyTorch {machine.version} with kernels for it" + (', and it computes' if try_it and torch.backends.cuda.is_built() else ''))]
+    found = [Finding('device', 'ok', f"{gpu}, PyTorch {machine.version} with kernels for it"
+                     + (', and it computes' if try_it and torch.backends.cuda.is_built() else ''))]
     wish = None if config.teacher_cache else config.teacher_device
     try: place, because = pick_teacher_device(wish, machine)
     except ValueError as error: return found + [Finding('teacher', 'problem', str(error).partition(': leave')[0],
@@ -72,9 +73,13 @@ def about_device(
     else: found.append(Finding('precision', 'ok', said))
     found.append(Finding('attention', 'ok', f"scaled_dot_product_attention runs {', '.join(attention_kernels(gpu))} kernels"))
     experts, why = pick_experts(asks_for_grouped_mm())
-    found.append(Finding('experts', 'ok', f"{f'experts_implementation={experts!r} for a mixture of experts' if experts else 'a mixture of experts runs'}: {why}"))
+    found.append(Finding('experts', 'ok',
+                         f"experts_implementation={experts!r} for a mixture of experts: {why}" if experts
+                         else f"a mixture of experts runs: {why}"))
     if because:
-        found.append(Finding('teacher', 'ok', f"the teacher on {place}: {because}" + (f"; where both models fit on one GPU, {several_processes(len(machine.gpus))} trains on both" if len(machine.gpus) > 1 else '')))
+        found.append(Finding('teacher', 'ok', f"the teacher on {place}: {because}"
+                             + (f"; where both models fit on one GPU, {several_processes(len(machine.gpus))} trains on both"
+                                if len(machine.gpus) > 1 else '')))
     idle, remedy = idle_gpus(machine, wish)
     return found + ([Finding('second GPU', 'warning', idle, remedy)] if idle else [])
 
@@ -133,7 +138,9 @@ def keeps(folder: Path) -> Finding:
 def about_versions() -> list:  # of Finding
     "Whether the packages here are ones that kdkit was made for."
     try: needs = [one.partition(';')[0].strip() for one in importlib.metadata.requires('kdkit') or () if 'extra ==' not in one]
-    except importlib.metadata.PackageNotFoundError: return [Finding('versions', 'warning', 'kdkit is imported but not installed, so what it needs is not known', 'pip install --no-deps FOLDER')]
+    except importlib.metadata.PackageNotFoundError:
+        return [Finding('versions', 'warning', 'kdkit is imported but not installed, so what it needs is not known',
+                        'pip install --no-deps FOLDER')]
     wrong = []
     for need in needs:
         try: require_version(need)
@@ -159,7 +166,8 @@ def about_hub() -> list:  # of Finding
         return [Finding('hub', 'warning', 'offline mode is on (HF_HUB_OFFLINE): only local folders and what was downloaded before',
                         'unset HF_HUB_OFFLINE, or name local folders')]
     if why := reaches_hub():
-        inputs = 'on Kaggle switch Internet on (it needs a verified phone), or attach models and data as inputs and name their folders' if KAGGLE.is_dir() else 'connect, or name local folders'
+        inputs = ('on Kaggle switch Internet on (it needs a verified phone), or attach models and data as inputs and name their folders'
+                  if KAGGLE.is_dir() else 'connect, or name local folders')
         return [Finding('hub', 'warning', f'{why}: only local folders and what was downloaded before', inputs)]
     return [Finding('hub', 'ok', f'{urlsplit(huggingface_hub.constants.ENDPOINT).netloc} answers')]
 
@@ -167,7 +175,8 @@ def about_hub() -> list:  # of Finding
 def about_notebook() -> list:  # of Finding
     "Whether the live view can be shown."
     try: version = importlib.metadata.version('ipywidgets')
-    except importlib.metadata.PackageNotFoundError: return [Finding('live view', 'warning', 'ipywidgets is not installed: a line of text instead', 'pip install ipywidgets')]
+    except importlib.metadata.PackageNotFoundError:
+        return [Finding('live view', 'warning', 'ipywidgets is not installed: a line of text instead', 'pip install ipywidgets')]
     if int(version.split('.')[0]) < 8:
         return [Finding('live view', 'warning', f'ipywidgets {version} is too old: a line of text instead', "pip install 'ipywidgets>=8'")]
     return [Finding('live view', 'ok', f"ipywidgets {version}" if running_kernel() else 'in a notebook; here, a line of text')]
@@ -190,7 +199,8 @@ def doctor(
     found = sorted(examine(config), key=lambda one: STATES.index(one.state))
     print('\n'.join(map(str, found)))
     n = [sum(one.state == state for one in found) for state in STATES]
-    print(f"\n{n[2]} problem{'s' * (n[2] != 1)}, {n[1]} warning{'s' * (n[1] != 1)}: " + ('a run would fail here.' if n[2] else 'a run can train here.'))
+    print(f"\n{n[2]} problem{'s' * (n[2] != 1)}, {n[1]} warning{'s' * (n[1] != 1)}: "
+          + ('a run would fail here.' if n[2] else 'a run can train here.'))
     return not n[2]
 
 # %% ../nbs/30_doctor.ipynb #a8180182

@@ -71,7 +71,10 @@ class Estimate(TrainerCallback):
         after: int = 20,              # optimizer steps
         warm_up: int = 3,             # of them that do not count
         clock=time.perf_counter,
-    ): self.trainer, self.control, self.after, self.warm_up, self.clock, self.ends = trainer, control, after, warm_up, clock, []
+        view=None,                    # the live view, which shows the time itself: it hears how long what follows takes, and nothing is printed
+    ):
+        self.trainer, self.control, self.after, self.warm_up, self.clock, self.view = trainer, control, after, warm_up, clock, view
+        self.ends = []
 
     def on_train_begin(self, args, state, control, **kwargs): self.ends = []
 
@@ -82,6 +85,7 @@ class Estimate(TrainerCallback):
         self.ends.append(self.clock() - self.began)
         left = state.max_steps - state.global_step
         if len(self.ends) < self.after or left < self.after: return
+        if self.view: return self.view.expect(sum(self.parts(args, state, 0).values()))
         with tqdm.external_write_mode(): say(in_a_sentence(self.parts(args, state, left)))
 
     def parts(self, args, state, left):

@@ -43,7 +43,10 @@ def told(
     except DataError: raise
     except Exception as error:
         cause = error
-        while type(cause).__name__ != 'DatasetGenerationCastError' and (deeper := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)): cause = deeper
+        while type(cause).__name__ != 'DatasetGenerationCastError':
+            deeper = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+            if not deeper: break
+            cause = deeper
         raise DataError(f"{name} could not be read: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from error
 
 # %% ../nbs/19_files.ipynb #f1000008
@@ -116,7 +119,7 @@ def pick_split(
     names,        # of splits that there are
     wanted: str,  # the split asked for
 ) -> str|None:    # one of the names
-    "The split of that name; for train and validation also one that goes by a like name; what is there besides training text is good to measure on."
+    "The split of that name, or for train and validation one of a like name; anything besides training text is good to measure on."
     names = list(names)
     if wanted in names: return wanted
     if wanted not in ('train', 'validation'): return None
@@ -291,7 +294,7 @@ def text_only(
     rows,                   # Dataset or IterableDataset
     text_column: str|None,
     name: str,              # of the data, for the message
-    format: str = 'auto',   # text, or the form of conversations, one of CHAT_FORMS; auto: as the columns say; prompts: the same, and questions are enough
+    format: str = 'auto',   # text, or one of CHAT_FORMS; auto: as the columns say; prompts: the same, and questions are enough
 ) -> tuple:                 # (the same with one column text of large strings, name of that column before)
     "The text of a table. Conversations are JSON, with a column beside it that says what is wrong with one."
     with told(name):
@@ -302,7 +305,8 @@ def text_only(
             raise DataError(f"{name} has the columns {', '.join(columns) or '(none)'}: they hold no conversations in the form "
                             f"{format!r}{f', but in the form {chat!r}' * bool(chat)}. Choose another format, or auto.")
         if chat:
-            column = dict(prompt_completion='prompt', alpaca='instruction').get(chat) or next(column for column in LISTS if column in columns)
+            column = dict(prompt_completion='prompt', alpaca='instruction').get(chat)
+            column = column or next(column for column in LISTS if column in columns)
             features = datasets.Features(text=datasets.Value('large_string'), wrong=datasets.Value('string'))
             return rows.map(partial(write_conversations, form=chat, answered=format != 'prompts'), batched=True, remove_columns=columns,
                             features=features), column

@@ -25,7 +25,7 @@ from .progress import say
 
 # %% ../nbs/31_folders.ipynb #27f71d1d
 ONLY_HOW = ('output_dir', 'cache_dir', 'num_proc', 'teacher_device', 'max_hours', 'resume_from', 'overwrite', 'control', 'logging_steps',
-            'eval_tasks', 'eval_limit', 'push_to_hub',
+            'eval_tasks', 'eval_limit', 'push_to_hub', 'drawing_share',
             'trust_remote_code',  # options of DistillConfig
             'report_to', 'run_name', 'project', 'hub_private_repo', 'disable_tqdm', 'gradient_checkpointing', 'gradient_checkpointing_kwargs',
             'skip_memory_metrics', 'ddp_timeout',  # and of TrainingArguments

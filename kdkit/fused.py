@@ -153,7 +153,7 @@ def softened(
 
 # %% ../nbs/02_fused.ipynb #5d1d3d63
 class Classes:
-    "The student's tokens in classes, as columns of an array: a class stands where its first token does, one without tokens after all of them."
+    "The student's tokens in classes, as columns of an array: a class stands where its first token does, an empty one behind them all."
     def __init__(self,
         index: Tensor,   # [vocabulary], class of each token
         n_classes: int,
@@ -202,7 +202,7 @@ def teacher_events(
     buffers: Buffers,
     silent: Tensor|None = None,  # [m] tokens that have no class; what is said about the others is less them
     mixed: tuple = (),     # (share [n], row [m], column [m], probability [m]): what is left of each distribution, and what is added to it
-) -> tuple:                # (log-probabilities [n, width], probabilities [n, width] or None where it takes a pass to get them), buffers or the logits' own memory
+) -> tuple:                # (log-probabilities [n, width], probabilities or None where it takes a pass to get them), in buffers or logits
     "What the teacher says of each class; in columns that are no class, the least there is."
     if silent is not None: logits.index_fill_(1, silent, -torch.inf)
     if columns is None and not mixed: return torch.log_softmax(logits, -1, out=logits), None
@@ -404,7 +404,7 @@ class LinearPass:
         return logits
 
     def steepness(self):
-        "How many powers of two a slope of 16 must be smaller, so that the states' gradient, at most 32 times the largest weight, does not leave fp16."
+        "By how many powers of two a slope of 16 must shrink for the states' gradient, up to 32 times the largest weight, to stay in fp16."
         if self.weight.dtype != torch.float16 or multiplies_wide(self.weight.device): return 0
         return (self.weight.abs().amax().float().clamp_min(1e-30).log2().ceil() - 10).clamp_min(0)
 
@@ -427,7 +427,8 @@ class AnyPass:
 
     def logits(self, states, gradients):
         half = self.dtype in (torch.float16, torch.bfloat16)
-        with torch.set_grad_enabled(gradients), torch.autocast(states.device.type, self.dtype if half else None, enabled=half, cache_enabled=False):
+        with torch.set_grad_enabled(gradients), torch.autocast(states.device.type, self.dtype if half else None, enabled=half,
+                                                               cache_enabled=False):
             self.states = states.detach().requires_grad_(gradients)
             self.made = self.head(self.states)
         return self.buffers('logits', *self.made.shape, like=self.made).copy_(self.made.detach())
@@ -455,7 +456,8 @@ def one_pass(
     following: Tensor,              # [N] the token that comes after each
     plain: Tensor,                  # [N] factor of the cross-entropy at each position
     taught: Tensor,                 # [A] factor of the comparison at the first A positions
-    compare: Callable|None = None,  # (begin, end) -> opened, for a slice of positions; opened(i, k, log_probs [k - i, V], buffers) yields (i, j, Pull), (j, …, Pull), … up to k
+    compare: Callable|None = None,  # (begin, end) -> opened, for a slice of positions;
+                                    # opened(i, k, log_probs [k - i, V], buffers) yields (i, j, Pull), (j, …, Pull), … up to k
     gradients: bool = True,
     dtype: torch.dtype|None = None, # of matrix products; None: the weights'
     chunk: int = 512,               # positions whose logits exist at a time
@@ -470,7 +472,8 @@ def one_pass(
     pushed = torch.empty(states.shape, **wide) if gradients else None
     plain, taught = plain.to(**wide), taught.to(**wide)
     largest = torch.cat([plain, taught]).abs().max() if len(plain) else plain.sum()
-    scale = torch.exp2(4 - largest.clamp_min(1e-30).log2().ceil() - way.steepness()) if dtype in (torch.float16, torch.bfloat16) else torch.ones_like(largest)
+    half = dtype in (torch.float16, torch.bfloat16)
+    scale = torch.exp2(4 - largest.clamp_min(1e-30).log2().ceil() - way.steepness()) if half else torch.ones_like(largest)
     plain, taught = plain * scale, taught * scale
     for begin in range(0, len(states), chunk):
         end, last = min(begin + chunk, len(states)), min(begin + chunk, n_compared)

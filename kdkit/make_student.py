@@ -33,7 +33,8 @@ def kept_layers(
     return [round(i * (there - 1) / (n - 1)) for i in range(n)] if n > 1 else [0]
 
 # %% ../nbs/34_make_student.ipynb #f7bf90ee
-NUMBERS = 'mlp_only_layers', 'attn_layer_indices', 'hybrid_layer_ids', 'moe_layers', 'full_attn_idxs', 'global_attn_layers', 'cross_attention_layers'
+NUMBERS = ('mlp_only_layers', 'attn_layer_indices', 'hybrid_layer_ids', 'moe_layers', 'full_attn_idxs', 'global_attn_layers',
+           'cross_attention_layers')
 
 def for_layers(
     config,      # a model's text config; it is changed
@@ -48,7 +49,8 @@ def for_layers(
     config.num_hidden_layers = len(kept)
     for name, value in list(vars(config).items()):
         if name in NUMBERS and isinstance(value, (list, tuple)): setattr(config, name, [kept.index(k) for k in value if k in kept])
-        elif isinstance(value, (list, tuple)) and len(value) == there and not name.endswith(('token_id', 'architectures', 'keys_to_ignore_at_inference')):
+        elif (isinstance(value, (list, tuple)) and len(value) == there
+              and not name.endswith(('token_id', 'architectures', 'keys_to_ignore_at_inference'))):
             setattr(config, name, [value[k] for k in kept])
     if isinstance(getattr(config, 'attention_types', None), list):
         config.attention_types = [[[kind], 1] for kind in config.attention_layers]  # GPT-Neo
@@ -173,12 +175,14 @@ def make_student(
         raise ModelError(f"output_dir {str(output_dir)!r} is there already, and not empty: name a new folder.")
     theirs = load_tokenizer(teacher, 'teacher_model', **options)
     mine = theirs if vocab is None else load_tokenizer(vocab, 'vocab',
-                                                       **{name: value for name, value in options.items() if name in ('cache_dir', 'trust_remote_code')})
+                                                       **{name: value for name, value in options.items()
+                                                          if name in ('cache_dir', 'trust_remote_code')})
     model = load_causal_lm(teacher, torch.float32, 'teacher_model', **options)
     there = len(decoder_layers(model))
     kept = kept_layers(there, layers)
     ids = None if vocab is None else teacher_ids_of(mine, theirs, model.config.get_text_config())
-    cannot = f"from teacher_model {teacher!r} ({model.config.model_type}) no student of {layers} of its {there} layers{' and another vocabulary' * (ids is not None)} can be cut:"
+    other = ' and another vocabulary' * (ids is not None)
+    cannot = f"from teacher_model {teacher!r} ({model.config.model_type}) no student of {layers} of its {there} layers{other} can be cut:"
     try:
         config = student_config(model.config, kept, ids and mine, ids and len(ids))
         with quietly(): student = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

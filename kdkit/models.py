@@ -27,7 +27,8 @@ import huggingface_hub
 import safetensors
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel,
+                          PreTrainedTokenizerBase)
 from transformers import __version__ as transformers_version
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils import cached_file
@@ -361,7 +362,8 @@ def find_whole(
         raise ModelError(f"{source.what} is {kind}, which puts vectors before the text and is no part of any layer: choose a model, or an "
                          f"adapter in its layers such as LoRA.")
     if source.folder and not Path(base).is_absolute() and (source.folder / base).is_dir(): base = str(source.folder / base)
-    more = {k: v for k, v in options.items() if k not in ('revision', 'subfolder')} | ({'revision': about['revision']} if about.get('revision') and not Path(base).expanduser().exists() else {})
+    more = {k: v for k, v in options.items() if k not in ('revision', 'subfolder')}
+    if about.get('revision') and not Path(base).expanduser().exists(): more['revision'] = about['revision']
     whole = find_model(base, f'{source.what} is an adapter, and its base', **more)
     whole.adapter = source
     return whole
@@ -549,7 +551,7 @@ def unwrapped(
     model: nn.Module,  # as it was handed over
     name: str,         # for the error message
 ) -> PreTrainedModel:
-    "The language model itself, with its adapters in its layers, without a wrapper of PEFT's around it; ModelError for adapters that are no part of a layer."
+    "The language model itself, with its adapters in its layers and no wrapper of PEFT's; ModelError for adapters outside of layers."
     if type(model).__module__.split('.')[0] != 'peft': return model
     if any(getattr(config, 'is_prompt_learning', False) for config in model.peft_config.values()):
         raise ModelError(f"{name} ({type(model).__name__}) puts vectors before the text, which are no part of any layer: hand over the "
@@ -580,7 +582,9 @@ def try_quantized(
     "Quantise a small layer and let it read something."
     try: import bitsandbytes
     except ImportError: return "needs bitsandbytes, which is not installed: pip install 'kdkit[quantization]'."
-    except Exception as error: return f"needs bitsandbytes, which cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:160]}): install a build for this machine."
+    except Exception as error:
+        return (f"needs bitsandbytes, which cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:160]}): install a "
+                f"build for this machine.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -592,7 +596,8 @@ def try_quantized(
             if (off := (read.float() - 1).abs().max().item()) > .1:
                 return f"does not compute on {device}: a product with ones is off by {off:.2g}. Leave it out."
     except Exception as error:
-        return f"does not work on {device} with bitsandbytes {bitsandbytes.__version__} ({type(error).__name__}: {' '.join(str(error).split())[:160]}): leave it out, or install another build."
+        return (f"does not work on {device} with bitsandbytes {bitsandbytes.__version__} ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:160]}): leave it out, or install another build.")
     return ''
 
 # %% ../nbs/15_models.ipynb #9600bfcd

@@ -32,7 +32,8 @@ from .vocab import Continuations, TokenPair
 def narrow(numbers) -> torch.Tensor:
     "Whole numbers in 32 bits, where they fit."
     numbers = torch.as_tensor(numbers).cpu()
-    return numbers.int() if numbers.dtype == torch.long and (not numbers.numel() or -2**31 <= numbers.min() and numbers.max() < 2**31) else numbers.contiguous()
+    fits = not numbers.numel() or -2**31 <= numbers.min() and numbers.max() < 2**31
+    return numbers.int() if numbers.dtype == torch.long and fits else numbers.contiguous()
 
 def ragged(
     rows: list,  # bytes, None, or lists of whole numbers

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'UNITS', 'INK', 'new_axes', 'spread', 'name_curves', 'finish', 'svg', 'png', 'from_0', 'style_of',
-           'plot_losses', 'plot_weights', 'plot_plan', 'shares', 'plot_shares', 'swallowing', 'plot_scores', 'plot_gap',
-           'visible', 'plot_next_tokens', 'plot_retention', 'continuation_table']
+           'plot_losses', 'plot_weights', 'plot_plan', 'shares', 'plot_shares', 'largest', 'swallowing', 'plot_scores',
+           'plot_gap', 'visible', 'plot_next_tokens', 'plot_retention', 'continuation_table']
 
 # %% ../nbs/42_pictures.ipynb #a00cce23
 import html
@@ -20,11 +20,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from .curriculum import LOSS_STYLES, plot_curriculum
+from .curriculum import LOSS_STYLES, label_of, plot_curriculum
 from .metrics import names_in, series, smooth
 
 # %% ../nbs/42_pictures.ipynb #b41033c2
-COLOURS = dict(teacher='#1F82C4', student='#D55E00', control='#808080', before='#A8A8A8')  # of models; no loss has one of these
+COLOURS = dict(teacher='#1F82C4', student='#D55E00', control='#808080', before='#A0855B')  # of models; no loss has one of these
 UNITS = dict(lm='nats/token', kd='nats/position', unaligned='nats/token', feature='1 - cosine', attention='nats/row',
              layerwise='1 - cosine', contrastive='nats/text')
 
@@ -139,7 +139,7 @@ def plot_losses(
         steps, values = series(metrics, 'losses', name)
         steps, values = steps[values > 0], values[values > 0]  # a logarithm has no place for 0
         if name in hidden or not len(values): continue
-        label = f'{name} ({UNITS[name]})' if name in UNITS else name
+        label = label_of(name) + (f' ({UNITS[name]})' if name in UNITS else '')
         [line] = ax.plot(steps, smooth(values), **style_of(name), marker='o' if len(steps) == 1 else None, markersize=4, label=label)
         ax.plot(steps, values, '.', color=line.get_color(), alpha=.25, markersize=3)
     ax.set(title='Every loss before its weight', xlabel='optimizer steps', ylabel='loss, logarithmic', yscale='log')
@@ -156,7 +156,7 @@ def plot_weights(
 ) -> Axes:
     "The weight that each loss really had; `plot_curriculum` shows the plan."
     ax = ax or new_axes()
-    for name in names_in(metrics, 'weights'): ax.plot(*series(metrics, 'weights', name), **style_of(name), label=name)
+    for name in names_in(metrics, 'weights'): ax.plot(*series(metrics, 'weights', name), **style_of(name), label=label_of(name))
     ax.set(title='Weight of each loss', xlabel='optimizer steps', ylabel='weight', ylim=(0, None))
     return finish(ax)
 
@@ -169,8 +169,9 @@ def plot_plan(
 ) -> Axes:
     "The weights as planned, and so far those that follow the teacher's lead; without a plan, the weights that each loss really had."
     if not plan.get('weights'): return plot_weights(metrics, ax)
-    ax = plot_curriculum(plan, ax or new_axes(), so_far={name: series(metrics, 'weights', name) for name in plan.get('follows') or ()},
-                         **now)
+    seen = names_in(metrics, 'losses')
+    follow = [name for name in plan.get('follows') or () if name in seen or not seen]  # a loss without a position has a weight for nothing
+    ax = plot_curriculum(plan, ax or new_axes(), so_far={name: series(metrics, 'weights', name) for name in follow}, **now)
     ax.get_legend().remove()
     return finish(ax)
 
@@ -201,22 +202,30 @@ def plot_shares(
         colours = [style_of(name)['color'] for name in parts]
         ax.stackplot(steps, *parts.values(), colors=colours, labels=list(parts), alpha=.85, linewidth=0)
         last = np.array([values[-1] for values in parts.values()])
-        ends = list(zip(parts, np.cumsum(last) - last / 2, colours))  # a name stands at the middle of its band
+        ends = list(zip(map(label_of, parts), np.cumsum(last) - last / 2, colours))  # a name stands at the middle of its band
     ax.set(title='Share of the weighted total', xlabel='optimizer steps', ylabel='share', ylim=(0, 1))
     ax.margins(x=0)
     return finish(ax, ends)
 
 # %% ../nbs/42_pictures.ipynb #f0ceaa65
+def largest(
+    metrics: list,       # lines of metrics.jsonl
+    last: int = 5,       # logging steps that the share is a mean of
+) -> tuple|None:         # (name, share of the weighted total), or None
+    "The loss that counts most, where there are several."
+    _, parts = shares(metrics)
+    means = {name: values[-last:].mean() for name, values in parts.items() if len(values)}
+    if sum(share > 0 for share in means.values()) < 2: return None
+    return (name := max(means, key=means.get)), float(means[name])
+
 def swallowing(
     metrics: list,       # lines of metrics.jsonl
     above: float = 0.8,  # share of the weighted total
     last: int = 5,       # logging steps that the share is a mean of
 ) -> tuple|None:         # (name, share), or None
     "The loss that leaves nothing for the others, if one of several does."
-    _, parts = shares(metrics)
-    means = {name: values[-last:].mean() for name, values in parts.items() if len(values)}
-    name = max(means, key=means.get, default=None)
-    if name is not None and sum(share > 0 for share in means.values()) > 1 and means[name] > above: return name, float(means[name])
+    found = largest(metrics, last)
+    return found if found and found[1] > above else None
 
 # %% ../nbs/42_pictures.ipynb #f800be6a
 def plot_scores(

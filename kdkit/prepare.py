@@ -176,9 +176,9 @@ def pick_method(
 ) -> tuple:             # (kd_method, why)
     "The vocabulary map for this text, with the reason."
     if 'identity' in consistency: return 'identity', 'both models have the same tokenizer'
-    if 'token_level' in consistency: return 'token_level', "it keeps apart all tokens that the teacher's reading of the text tells apart"
+    if 'token_level' in consistency: return 'token_level', "each of the student's tokens gets a probability of its own"
     best = max(('combined', 'first_token', 'common_prefix'), key=consistency.get)  # of equals, the first
-    return best, f'it puts {consistency[best]:.1%} of the true next tokens together'
+    return best, f"for {consistency[best]:.1%} of the text's tokens it puts the student's and the teacher's into one class, which no other map does more often"
 
 # %% ../nbs/24_prepare.ipynb #e1ac738e
 def chat_sides(
@@ -355,9 +355,8 @@ def shown_token(
     pair: dict,  # of inconsistent_tokens
     side: str,   # student or teacher
 ) -> str:
-    "A token so that it can be told from the other one: by its number where the two write the same, or no whole character."
-    alike = pair['student'] == pair['teacher'] or '\ufffd' in pair[side]
-    return repr(pair[side]) + (f" (token {pair['ids'][side == 'teacher']})" if alike and 'ids' in pair else '')
+    "What a token writes, and its number, since two tokens can write the same."
+    return repr(pair[side]) + (f" (token {pair['ids'][side == 'teacher']})" if 'ids' in pair else '')
 
 # %% ../nbs/24_prepare.ipynb #53e0f618
 def about_text(
@@ -367,17 +366,17 @@ def about_text(
     "What the text says about this pair."
     summary, method = text['summary'], text['method']
     inside = summary.get('inside_tokens')
-    says = [f"the two models can be compared at {summary['coverage']:.1%} of the student's tokens, where both tokenizers have a boundary"
-            + (f", and inside the teacher's tokens at {inside:.1%} more" if inside
-               else '') + f"; vocabularies are compared by {method}: {text['why']}"]
+    says = [f"the two models are compared at {summary['coverage']:.1%} of the student's tokens, where both tokenizers have a token boundary"
+            + (f", and at {inside:.1%} more, inside a token of the teacher's" if inside else ''),
+            f"kd_method is {method}: {text['why']}"]
     if crossing := summary.get('crossing_tokens'):
-        return [*says, f"{crossing:.1%} of the student's tokens run past the end of one of the teacher's: their probability is the product "
-                       f"of what the teacher read there"]
+        return [*says, f"{crossing:.1%} of the student's tokens span several of the teacher's: for these the teacher's probability is the "
+                       f"product over the tokens that they span"]
     share = summary['gold_consistency'].get(method, summary['gold_consistency'].get(text['vocab_map'].name))
     worst = ', '.join(f"{shown_token(pair, 'student')} where the teacher has {shown_token(pair, 'teacher')} ({pair['times']} times)"
                       for pair in summary['inconsistent'][:3])
     if share is not None and share < enough:
-        says.append(f"WARNING: at {1 - share:.1%} of these places the map joins the text's next token with another one of the teacher's, "
-                    f"so the teacher speaks of something else: {worst}. "
-                    "mask_inconsistent=True trains on the text alone there.")
+        says.append(f"WARNING: at {1 - share:.1%} of these positions the student's next token and the teacher's are in different classes of "
+                    f"{method}. There the teacher's distribution is about another token than the student's: {worst}. "
+                    f"mask_inconsistent=True trains on the text alone there.")
     return says

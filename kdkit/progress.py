@@ -83,7 +83,8 @@ class Progress:
         if self.silent: return
         seconds = time.monotonic() - self.began
         if self.look and not last: self.done = max(self.done, self.look())
-        state = f'stopped after {in_words(seconds)}' if failed else f'done in {in_words(seconds)}' if last else how_far(self.done, self.total, seconds, self.unit)
+        ended = f'stopped after {in_words(seconds)}' if failed else f'done in {in_words(seconds)}'
+        state = ended if failed or last else how_far(self.done, self.total, seconds, self.unit)
         text = f'{self.what} {state}'.rstrip() if state else f'{self.what} …'
         if running_kernel(): self.in_notebook(text)
         elif sys.stderr.isatty(): self.on_terminal(text, last)

@@ -406,8 +406,9 @@ class Run:
         for label, bits, about in zip(self.framework.labels, self.begin_leads(self.framework), measured.get('teachers') or [measured]):
             say((label and f'{label}: ') + worth_distilling(*bits, self.config.follows_lead, bool(label)))
             if read := about.get('as_read'):
-                say(f"{label or 'the teacher'}, as your student can read it: {read['bits_per_byte']:.3f} instead of {read['teacher_bits_per_byte']:.3f} "
-                    f"bits per byte, on {read['windows']:,} windows")
+                say((label and f'{label}: ') + f"targets for the student, made from the teacher's distributions: "
+                    f"{read['bits_per_byte']:.3f} bits per byte, the teacher itself {read['teacher_bits_per_byte']:.3f} "
+                    f"(on {read['windows']:,} windows); what lies between is lost between the tokenizers")
         if self.config.learning_rate is None:
             self.rate, why = pick_learning_rate(self.stages['measured']['student_before'],
                                                 self.framework.student_model.get_output_embeddings().weight.shape[0],

@@ -106,6 +106,6 @@ def worth_distilling(
         return (f"WARNING: the teacher is worse than the student here ({teacher_bits:.3f} against {student_bits:.3f} bits per byte): "
                 f"it has nothing to teach, "
                 f"so {then}. Train without {'it' if beside else 'a teacher'}, or take another text.")
-    says = f"your teacher spends {teacher_bits:.3f} bits per byte on your text, your student {student_bits:.3f}: worth distilling."
-    return says + (f" The teacher is {lead:.0%} ahead of your student on this text: its share starts at {share_of(lead):.2f}" if follows
-                   else '')
+    says = (f"held-out text costs the teacher {teacher_bits:.3f} bits per byte and the student {student_bits:.3f}, {lead:.0%} more: worth "
+            f"distilling.")
+    return says + f" So the teacher's share of the training starts at {share_of(lead):.2f}" * follows

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoints import write_whole
+from .curriculum import label_of
 from .metrics import NUMBER, NUMBERS, TEXT, names_in, series, sift
-from .pictures import COLOURS, swallowing
+from .pictures import COLOURS, largest, swallowing
 
 # %% ../nbs/43_signs.ipynb #51f70005
 # of plan.json
@@ -109,12 +110,11 @@ def loss_signs(
         share = skipped[-1] / max(metrics[-1]['step'], 1)
         many = 'amber', f'{share:.0%} of all steps had a gradient that is not finite and taught nothing: lower learning_rate.'
         signs.append(Sign('skipped steps', f'{skipped[-1]:.0f}', *(many if share > .02 else ())))
-    if swallower := swallowing(metrics):
-        name, share = swallower
-        signs.append(Sign('losses', f'{name} is {share:.0%} of the total', 'amber',
-                          f'{name} makes up {share:.0%} of the weighted sum of all losses, so the others hardly count. If that is not '
-                          f'meant, lower its weight.'))
-    elif len(names_in(metrics, 'losses')) > 1: signs.append(Sign('losses', 'each below 80% of the total'))
+    if most := largest(metrics):
+        name, share = label_of(most[0]), most[1]
+        why = 'amber', (f'{name} makes up {share:.0%} of the weighted sum of all losses, so the others hardly count. If that is not '
+                        f'meant, lower its weight.')
+        signs.append(Sign('largest loss', f'{name}, {share:.0%} of the total', *(why if swallowing(metrics) else ())))
     return signs
 
 # %% ../nbs/43_signs.ipynb #40b500b4
@@ -258,9 +258,10 @@ def headline(
     plan: dict,                   # of read_plan
     control_metrics: list = (),   # lines of the control's
     step: int|None = None,        # optimizer steps taken; None: those of the last line
-    left: float|None = None,      # seconds until all runs are over, of a control at least; None: not known
+    left: float|None = None,      # seconds until all runs are over; None: not known
     over: bool = False,           # whether it has ended
     paused: bool = False,
+    at_least: bool = False,       # whether it may take longer
 ) -> str:
     "The run in a sentence or three."
     step = max((line['step'] for line in metrics), default=0) if step is None else step
@@ -284,7 +285,7 @@ def headline(
         says.append(f"{abs(change):.3f} bits per byte {'better' if change >= 0 else 'worse'} than before training")
     if left is not None and not over:
         in_all = ' in all' if which_run(plan, control_metrics).endswith('2') else ''
-        says.append(f"{'at least ' * is_control}{duration(left)} left{in_all}")
+        says.append(f"{'at least ' * at_least}{duration(left)} left{in_all}")
     return '. '.join(sentence[0].upper() + sentence[1:] for sentence in says) + '.'
 
 # %% ../nbs/43_signs.ipynb #c22c7aad
@@ -306,6 +307,7 @@ def big_numbers(
     control_metrics: list,       # lines of the control's
     step: int,                   # optimizer steps taken
     left: float|None = None,     # seconds; None: not known
+    at_least: bool = False,      # whether it may take longer
 ) -> list:                       # of (number, what it is, what it is measured against, level)
     "What a person looks for first."
     signs = {sign.name: sign for sign in health(metrics, plan, step, control_metrics)}
@@ -313,9 +315,9 @@ def big_numbers(
     number = lambda sign: (sign.value.split()[0], sign.level) if sign else ('–', 'ok')
     (bits, how_good), (speed, how_fast) = number(held_out), number(signs.get('speed'))
     numbers = [(bits, 'bits per byte of held-out text', _measured_against(metrics, plan, control_metrics), how_good)]
-    at_least = ' at least, the student included' if plan.get('label') == 'control' else ''
-    in_all = ' in all' if which_run(plan, control_metrics).endswith('2') else ''
-    numbers.append((duration(left) if left is not None else '–', 'left' + (at_least or in_all), signs['progress'].value, 'ok'))
+    both = which_run(plan, control_metrics).endswith('2')
+    what = 'left' + ' at least' * at_least + (', the student included' if plan.get('label') == 'control' else ' in all' * both)
+    numbers.append((duration(left) if left is not None else '–', what, signs['progress'].value, 'ok'))
     numbers.append((speed, 'tokens per second', f'memory {memory.value}' if memory else '', how_fast))
     return numbers
 
@@ -373,13 +375,14 @@ def status_html(
     left: float|None = None,     # seconds; None: not known
     over: bool = False,          # whether the run has ended
     paused: bool = False,
+    at_least: bool = False,      # whether it may take longer than that
 ) -> str:
     "Headline, bar, numbers and advice: what is above the pictures."
     step = max((line['step'] for line in metrics), default=0) if step is None else step
-    words = headline(metrics, plan, control_metrics, step, left, over, paused)
+    words = headline(metrics, plan, control_metrics, step, left, over, paused, at_least)
     first, _, rest = words.partition('. ')
     head = f'<b style="font-weight:600">{html.escape(first.rstrip("."))}.</b> {html.escape(rest)}'
     head = f'<div style="font-size:1.2em;line-height:1.45">{head}</div>'
-    signs, numbers = health(metrics, plan, step, control_metrics), big_numbers(metrics, plan, control_metrics, step, left)
+    signs, numbers = health(metrics, plan, step, control_metrics), big_numbers(metrics, plan, control_metrics, step, left, at_least)
     if over: numbers = [(number, what, against, level) for number, what, against, level in numbers if not what.startswith('left')]
     return head + bar_html(plan, step, control_metrics) + numbers_html(numbers) + advice_html(signs)

@@ -46,7 +46,8 @@ def chatml(
                             f"or give a chat_template.")
     else: start = tokenizer.bos_token if tokenizer.bos_token not in (None, end) else ''
     start, end = json.dumps(start), json.dumps(end)
-    return ("{% for message in messages %}{{ " + start + " + message['role'] + '\\n' + message['content'] + " + end + " + '\\n' }}{% endfor %}"
+    return ("{% for message in messages %}{{ " + start + " + message['role'] + '\\n' + message['content'] + "
+            + end + " + '\\n' }}{% endfor %}"
             "{% if add_generation_prompt %}{{ " + start + " + 'assistant\\n' }}{% endif %}")
 
 # %% ../nbs/13_templates.ipynb #26d6af18
@@ -199,7 +200,8 @@ def respelt(
     state['added_tokens'] += [dict(flags, id=index, content=text) for index, text in controls.items() if text not in known]
     for token in state['added_tokens']: token['content'] = names.get(token['content'], token['content'])
     model, rename = state['model'], lambda token: names.get(token, token)
-    model['vocab'] = {rename(token): index for token, index in model['vocab'].items()} if isinstance(model['vocab'], dict) else [[rename(token), score] for token, score in model['vocab']]
+    if isinstance(model['vocab'], dict): model['vocab'] = {rename(token): index for token, index in model['vocab'].items()}
+    else: model['vocab'] = [[rename(token), score] for token, score in model['vocab']]
     if model.get('unk_token'): model['unk_token'] = rename(model['unk_token'])
     copy = Tokenizer.from_str(json.dumps(dict(state, post_processor=None, truncation=None, padding=None)))
     before = {rename(token): index for token, index in tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).items()}
@@ -276,7 +278,8 @@ class ChatSide:
         return [(np.array(encoding.ids, np.int64), partial(offsets, text)) for text, encoding in zip(texts, encodings)]
 
     @cached_property
-    def recipe(self): return [self.template, self.system_prompt, sorted(self.controls.items()), *[str(DAY)] * ('strftime_now' in self.template)]
+    def recipe(self):
+        return [self.template, self.system_prompt, sorted(self.controls.items()), *[str(DAY)] * ('strftime_now' in self.template)]
 
     def render(self, messages: list, tools=None, answer: bool = False) -> str:  # answer: go on to where the assistant begins to speak
         "The conversation as text; TemplateError, with the template's own words, where it refuses."
@@ -300,7 +303,7 @@ class ChatSide:
         return after[min((hit.start() for hit in self.pattern.finditer(after) if hit.start() < same < hit.end()), default=same):]
 
     def find_ends(self, probe):
-        "The control tokens behind answers: behind the last one, where the model stops, and behind others, which may be the next turn's first."
+        "The control tokens behind answers: behind the last, where the model stops, and behind others, which may begin the next turn."
         rendered, spans = self.locate(probe, parts_of(probe))
         stops = [stop for _, stop, number, _ in spans if probe[number]['role'] == 'assistant']
         found = [self.pattern.search(rendered, stop, following) for stop, following in zip(stops, [*stops[1:], len(rendered)])]
@@ -323,7 +326,8 @@ class ChatSide:
         alone = ([marked(where, [k]) for where in ('core', 'middle')] for k in range(len(parts)))
         return plain, sorted(span for tries in alone for span in next(filter(None, tries), []))
 
-    def spell(self, rendered: str, spans: list) -> tuple:  # (text to tokenize, [(start, stop, start in that text, stop)], whether it is respelt)
+    # (text to tokenize, [(start, stop, start in that text, stop)], whether it is respelt)
+    def spell(self, rendered: str, spans: list) -> tuple:
         "The rendering, its control tokens where the template wrote them and, where somebody typed some too, those respelt."
         hits, typed, span = [], not self.flagged, 0
         for hit in self.pattern.finditer(rendered):
@@ -377,7 +381,8 @@ class ChatSide:
                 places = end_places(pieces, inner, lambda: self.normalize)
                 if places is not None: ends[some] = np.where(places < 0, -1, places + bytes_to[start + left]); break
             else:
-                places = end_places(pieces, text, lambda: self.normalize, lambda: [(max(a - new, 0), max(b - new, 0)) for a, b in offsets()[some]])
+                places = end_places(pieces, text, lambda: self.normalize,
+                                    lambda: [(max(a - new, 0), max(b - new, 0)) for a, b in offsets()[some]])
                 ends[some] = np.where(places < 0, -1, places + bytes_to[start])
         return ends
 
@@ -407,7 +412,9 @@ class ChatSide:
             base_here = base[k] + to_bytes(part.text[:offset])
             inner = slice(low, max(high - 1, low))
             at[inner] = np.where(ends[inner] >= 0, base_here + ends[inner] - first, -1)
-            if high > low and ends[high - 1] == byte and part.field == 'content' and not part.text[offset + stop - start:].strip() and high < len(ids) and ids[high] in self.turn_ends: at[high - 1] = base[k + 1] - 1
+            last = high > low and ends[high - 1] == byte and not part.text[offset + stop - start:].strip()
+            if last and part.field == 'content' and high < len(ids) and ids[high] in self.turn_ends:
+                at[high - 1] = base[k + 1] - 1
         begins = [reach.searchsorted(places[i][0][0]) if i in places else -1 for i in range(len(talk['messages']))]
         answers, answer_bytes = self.answers(talk, rendered, raw, ids, reach, places)
         controls = sum(len(rendered[start:stop].encode()) for start, stop, *_ in hits)

@@ -565,9 +565,10 @@ class DistillationTrainer(Trainer):
             vars(args)['_setup_devices'] = torch.device('cpu')  # several processes call it cpu:0, a place where torch.load can put nothing
         for callback in (PrinterCallback, ProgressCallback): self.remove_callback(callback)
         self.finite_steps = FiniteSteps(self)
-        self.dashboard = LiveDashboard(self.controls) if (shows_widgets() if live is None else live) else None
-        ours = [self.finite_steps, self.controls, MetricsFile(Path(args.output_dir) / 'metrics.jsonl'), Estimate(self, label == 'control'),
-                self.dashboard or ProgressLine(label)]
+        live = shows_widgets() if live is None else live
+        self.dashboard = LiveDashboard(self.controls, config.drawing_share) if live else None
+        ours = [self.finite_steps, self.controls, MetricsFile(Path(args.output_dir) / 'metrics.jsonl'),
+                Estimate(self, label == 'control', view=self.dashboard), self.dashboard or ProgressLine(label)]
         if config.early_stopping: ours.append(EarlyStopping(config.patience, config.min_delta, config.early_stopping_warmup))
         for callback in ours + (callbacks or []): self.add_callback(callback)
 

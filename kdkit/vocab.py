@@ -44,7 +44,8 @@ class Places:
     partner: Tensor  # the teacher's position that speaks about it; -1: none
     node: Tensor     # of `Continuations.find`; plus or minus the number of its nodes for a place that only counting bytes finds
     offset: Tensor   # bytes of the teacher's next token that are written already
-    # where the token that comes next crosses, the teacher's last boundary before its end; where it is only written otherwise than in the teacher's token alone, partner; elsewhere -1
+    # where the token that comes next crosses, the teacher's last boundary before its end; where it is only written otherwise than in
+    # the teacher's token alone, partner; elsewhere -1
     reached: Tensor
     length: Tensor   # bytes that it takes of the teacher's token after that
 
@@ -82,7 +83,8 @@ class VocabMap:
         start, tokens = self.members
         row, entry = entries_of(start, classes.flatten())
         probs = log_probs.flatten().gather(0, first[row // classes.shape[1]] + tokens[entry]).exp()
-        return probs.new_zeros(len(classes.flatten())).index_add(0, row, probs).clamp(min=torch.finfo(probs.dtype).tiny).log().view_as(classes)
+        sums = probs.new_zeros(len(classes.flatten())).index_add(0, row, probs)
+        return sums.clamp(min=torch.finfo(probs.dtype).tiny).log().view_as(classes)
 
     def student_log_probs(self, logits): return class_log_probs(logits, self.student_index, self.n_classes)
     def teacher_log_probs(self, logits, node=None):  # node: [n] of `Continuations.find` for logits [n, vocabulary]
@@ -337,7 +339,7 @@ class TokenPair:
 
     @property
     def prefixes(self):
-        "(student's class [student rows], teacher's [teacher rows], classes): the longest beginning that is a token of both; -1 for control tokens and vacant rows."
+        "(student's class [student rows], teacher's [teacher rows], classes): the longest beginning that both have as a token; -1: none."
         return self.part('prefixes', lambda: common_prefixes(self.student_bytes, self.teacher_bytes))
 
     @property
@@ -480,8 +482,8 @@ class Continuations:
         teacher_ids: Tensor,        # [batch, T]
         student_positions: Tensor,  # [batch, P] shared boundaries; -1 is padding
         teacher_positions: Tensor,  # [batch, P]
-    ) -> tuple:                     # (partner [batch, S], -1 where the teacher cannot be asked; node [batch, S])
-        "The teacher's position that speaks about each student position, and what the student has written since: 0 at a boundary; minus a node where the teacher's token has ended and others would have gone on, from one position before."
+    ) -> tuple:                     # (partner [batch, S], -1 where the teacher has no distribution for it; node [batch, S])
+        "The teacher's position that speaks about each student position, and what was written since: 0, a node, or minus a node at an end."
         partner, node = boundaries(ids, student_positions, teacher_positions)
         before = lambda x: F.pad(x[:, :-1], (1, 0), value=-1)
         for depth in range(self.paths.shape[1]):
@@ -505,7 +507,8 @@ class Continuations:
         kept, whole = widen(logits[row, self.tokens[entry]]), self.whole[node]
         highest = kept.new_zeros(len(node)).scatter_reduce(0, row, kept, 'amax', include_self=False)
         classes = self.following[entry] if student_index is None else student_index[self.following[entry]]
-        sums = kept.new_zeros(len(node) * n_classes).index_add(0, row * n_classes + classes, (kept - highest[row]).exp()).view(-1, n_classes)
+        sums = kept.new_zeros(len(node) * n_classes).index_add(0, row * n_classes + classes,
+                                                               (kept - highest[row]).exp()).view(-1, n_classes)
         total = sums.sum(-1, keepdim=True)
         ends = widen(logits.gather(-1, whole.clamp_min(0)[:, None])[:, 0]).masked_fill(whole < 0, -torch.inf)
         return sums / total.clamp_min(torch.finfo(total.dtype).tiny), total[:, 0].log() + highest - ends

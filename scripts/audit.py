@@ -17,7 +17,8 @@ def plain(name): return re.sub('[-_.]+', '-', name).lower()  # one of the spelli
 def public(pins):
     "The versions under which they were published: a build of its own (+cpu) has no advisories. And names of what is no version of an index."
     lines = [line.split('#')[0].strip() for line in pins.splitlines()]
-    return [line.split('+')[0] for line in lines if '==' in line], [line.split(' @ ')[0].removeprefix('-e ') for line in lines if line and '==' not in line]
+    return [line.split('+')[0] for line in lines if '==' in line], [line.split(' @ ')[0].removeprefix('-e ') for line in lines
+                                                                    if line and '==' not in line]
 
 
 def ask(program, pins, service):
@@ -25,7 +26,8 @@ def ask(program, pins, service):
     file = Path('.venv-audit', 'asked.txt')
     file.parent.mkdir(exist_ok=True)
     file.write_text('\n'.join(pins) + '\n')
-    done = subprocess.run([program, '--no-deps', '--disable-pip', '--progress-spinner', 'off', '-f', 'json', '-s', service, '-r', file], capture_output=True, text=True)
+    done = subprocess.run([program, '--no-deps', '--disable-pip', '--progress-spinner', 'off', '-f', 'json', '-s', service, '-r', file],
+                          capture_output=True, text=True)
     try: return json.loads(done.stdout)['dependencies'], ''
     except (ValueError, KeyError): return [], (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1][:300]
 
@@ -35,11 +37,14 @@ def verdict(entries, unknown=(), failures=()):
     known = {plain(one['name']): one for one in entries if 'skip_reason' not in one}
     skipped = sorted({plain(name) for name in (*(one['name'] for one in entries), *unknown)} - known.keys())
     found = [(one, fault) for one in known.values() for fault in one['vulns']]
-    lines = [f"{one['name']} {one['version']}: {fault['id']}, mended in {', '.join(fault.get('fix_versions') or ['no version yet'])}" for one, fault in found]
+    lines = [f"{one['name']} {one['version']}: {fault['id']}, mended in {', '.join(fault.get('fix_versions') or ['no version yet'])}"
+             for one, fault in found]
     lines += [f'no answer: {why}' for why in failures]
     if skipped: lines.append(f"nothing is known about {len(skipped)}: {', '.join(skipped)}")
     lines.append(f'{len(known)} of {len(known) + len(skipped)} packages were audited, {len(found)} known vulnerabilities')
-    if not known: lines.append('NOTHING WAS AUDITED: no service with known vulnerabilities gave an answer here, so this says nothing about the versions')
+    if not known:
+        lines.append('NOTHING WAS AUDITED: no service with known vulnerabilities gave an answer here, so this says '
+                     'nothing about the versions')
     return lines, 1 if found or not known else 0
 
 

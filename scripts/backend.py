@@ -25,33 +25,42 @@ MAKES_IT = 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE', 'scripts/ba
 def requirements() -> list:  # of (extra or '', requirement)
     "What the package needs, and what NAME_requirements of settings.ini add as the extra NAME."
     extras = {key.removesuffix('_requirements'): key for key in SETTINGS if key.endswith('_requirements')}
-    return [('', one) for one in SETTINGS['requirements'].split()] + [(extra, one) for extra, key in extras.items() for one in SETTINGS[key].split()]
+    return [('', one) for one in SETTINGS['requirements'].split()] + [(extra, one) for extra, key in extras.items()
+                                                                      for one in SETTINGS[key].split()]
 
 
 def metadata() -> str:
     "METADATA of the wheel, PKG-INFO of the sources."
     pythons = [f'3.{minor}' for minor in range(int(SETTINGS['min_python'].split('.')[1]), 14)]
     needs = requirements()
-    head = [('Metadata-Version', '2.1'), ('Name', NAME), ('Version', VERSION), ('Summary', SETTINGS['description']), ('Author', SETTINGS['author']),
+    head = [('Metadata-Version', '2.1'), ('Name', NAME), ('Version', VERSION), ('Summary', SETTINGS['description']),
+            ('Author', SETTINGS['author']),
             ('Author-email', SETTINGS['author_email']), ('License', 'Apache-2.0'), ('Keywords', ','.join(SETTINGS['keywords'].split())),
-            ('Project-URL', f"Source, {SETTINGS['git_url']}"), *(('Classifier', f'Programming Language :: Python :: {version}') for version in pythons),
-            ('Requires-Python', f">={SETTINGS['min_python']}"), *(('Provides-Extra', extra) for extra in dict.fromkeys(extra for extra, _ in needs if extra)),
-            *(('Requires-Dist', one + (f"; extra == '{extra}'" if extra else '')) for extra, one in needs), ('Description-Content-Type', 'text/markdown')]
+            ('Project-URL', f"Source, {SETTINGS['git_url']}"),
+            *(('Classifier', f'Programming Language :: Python :: {version}') for version in pythons),
+            ('Requires-Python', f">={SETTINGS['min_python']}"),
+            *(('Provides-Extra', extra) for extra in dict.fromkeys(extra for extra, _ in needs if extra)),
+            *(('Requires-Dist', one + (f"; extra == '{extra}'" if extra else '')) for extra, one in needs),
+            ('Description-Content-Type', 'text/markdown')]
     return '\n'.join(f'{key}: {value}' for key, value in head) + '\n\n' + (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
 def package_files() -> dict:  # name in the wheel -> bytes
     "The package, and the notebook that it can upload."
-    here = [path for path in sorted((ROOT / NAME).rglob('*')) if path.is_file() and '__pycache__' not in path.parts and path.suffix not in ('.pyc', '.pyo')]
+    here = [path for path in sorted((ROOT / NAME).rglob('*'))
+            if path.is_file() and '__pycache__' not in path.parts and path.suffix not in ('.pyc', '.pyo')]
     files = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in here}
-    return files | {f'{NAME}/kaggle_notebook/{name}': (ROOT / 'nbs' / name).read_bytes() for name in KAGGLE if (ROOT / 'nbs' / name).exists()}
+    return files | {f'{NAME}/kaggle_notebook/{name}': (ROOT / 'nbs' / name).read_bytes() for name in KAGGLE
+                    if (ROOT / 'nbs' / name).exists()}
 
 
 def info_files() -> dict:  # name in the wheel -> bytes
     "What describes the package."
     scripts = ''.join(f'{script}\n' for script in SETTINGS['console_scripts'].split())
-    return {f'{INFO}/METADATA': metadata().encode(), f'{INFO}/WHEEL': b'Wheel-Version: 1.0\nGenerator: kdkit\nRoot-Is-Purelib: true\nTag: py3-none-any\n',
-            f'{INFO}/entry_points.txt': f'[console_scripts]\n{scripts}'.encode(), f'{INFO}/licenses/LICENSE': (ROOT / 'LICENSE').read_bytes()}
+    return {f'{INFO}/METADATA': metadata().encode(),
+            f'{INFO}/WHEEL': b'Wheel-Version: 1.0\nGenerator: kdkit\nRoot-Is-Purelib: true\nTag: py3-none-any\n',
+            f'{INFO}/entry_points.txt': f'[console_scripts]\n{scripts}'.encode(),
+            f'{INFO}/licenses/LICENSE': (ROOT / 'LICENSE').read_bytes()}
 
 
 def write_wheel(

@@ -27,8 +27,10 @@ def missing():
 
 def settings(folder, theme, subshells):
     "User settings that make the page still and of one kind."
-    values = {'apputils-extension/themes': dict(theme=theme), 'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False, doNotDisturbMode=True),
-              'notebook-extension/tracker': dict(windowingMode='none'), 'apputils-extension/kernels-settings': dict(commsOverSubshells=subshells)}
+    values = {'apputils-extension/themes': dict(theme=theme),
+              'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False, doNotDisturbMode=True),
+              'notebook-extension/tracker': dict(windowingMode='none'),
+              'apputils-extension/kernels-settings': dict(commsOverSubshells=subshells)}
     for name, value in values.items():
         path = folder / '@jupyterlab' / f'{name}.jupyterlab-settings'
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,12 +45,15 @@ def jupyterlab(root, theme='JupyterLab Light', subshells='perCommTarget', **env)
         port = probe.getsockname()[1]
     home = Path(root) / '.jupyter'
     settings(home / 'lab' / 'user-settings', theme, subshells)
-    dirs = dict(JUPYTER_CONFIG_DIR=str(home), JUPYTER_RUNTIME_DIR=str(home / 'runtime'), JUPYTERLAB_SETTINGS_DIR=str(home / 'lab' / 'user-settings'),
+    dirs = dict(JUPYTER_CONFIG_DIR=str(home), JUPYTER_RUNTIME_DIR=str(home / 'runtime'),
+                JUPYTERLAB_SETTINGS_DIR=str(home / 'lab' / 'user-settings'),
                 JUPYTERLAB_WORKSPACES_DIR=str(home / 'lab' / 'workspaces'), IPYTHONDIR=str(home / 'ipython'))
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=kdkit',
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--ServerApp.port={port}',
+               '--ServerApp.port_retries=0', '--IdentityProvider.token=kdkit',
                f'--ServerApp.root_dir={root}', '--LabApp.expose_app_in_browser=True']
     with open(home / 'server.log', 'w') as log:
-        server = subprocess.Popen(command, env={**os.environ, **dirs, 'MPLBACKEND': '', **env}, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(command, env={**os.environ, **dirs, 'MPLBACKEND': '', **env}, stdout=log, stderr=log,
+                                  start_new_session=True)
     try:
         for _ in range(240):
             try:
@@ -78,10 +83,12 @@ def browser_page(scale=1):
 def run_all(page, address, name):
     "Open a notebook and run all its cells."
     page.goto(f'{address}/lab/tree/{name}?token=kdkit&reset')
-    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.sessionContext")
+    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && "
+                           "window.jupyterapp.shell.currentWidget.sessionContext")
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")
     page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
-    page.evaluate("() => { window.jupyterapp.shell.collapseLeft(); window.jupyterapp.commands.execute('notebook:run-all-cells'); }")  # not awaited: it lasts
+    # not awaited: it lasts
+    page.evaluate("() => { window.jupyterapp.shell.collapseLeft(); window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
 
 
 def button(page, label): return page.locator('.jp-OutputArea .jupyter-button', has_text=label).last

@@ -26,7 +26,8 @@ def pieces_of(before, special=('<|endoftext|>',), size=600, normalizer=None):
     if normalizer: tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=size, special_tokens=list(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=size, special_tokens=list(special),
+                                                              initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0])
 
 
@@ -39,14 +40,17 @@ def gemma(size=900):
     tokenizer.train_from_iterator(words, trainers.BpeTrainer(vocab_size=size, special_tokens=names, show_progress=False))
     state = json.loads(tokenizer.to_str())
     state['pre_tokenizer'] = dict(type='Split', pattern=dict(String=' '), behavior='MergedWithPrevious', invert=False)
-    state['decoder'] = dict(type='Sequence', decoders=[dict(type='Replace', pattern=dict(String=SPACE), content=' '), dict(type='ByteFallback'), dict(type='Fuse')])
+    state['decoder'] = dict(type='Sequence', decoders=[dict(type='Replace', pattern=dict(String=SPACE), content=' '),
+                                                       dict(type='ByteFallback'), dict(type='Fuse')])
     state['added_tokens'] = state['added_tokens'][:4]
     vocab = state['model']['vocab']
     for text in (*(SPACE * n for n in (2, 3, 4, 8)), '\n\n', '\t', '<table>', '</table>'):
         index = vocab.setdefault(text, len(vocab))
-        state['added_tokens'].append(dict(id=index, content=text, single_word=False, lstrip=False, rstrip=False, normalized=False, special=False))
+        state['added_tokens'].append(dict(id=index, content=text, single_word=False, lstrip=False, rstrip=False, normalized=False,
+                                          special=False))
     state['added_tokens'].sort(key=lambda token: token['id'])
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token='<eos>', bos_token='<bos>', unk_token='<unk>', pad_token='<pad>')
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token='<eos>', bos_token='<bos>',
+                                   unk_token='<unk>', pad_token='<pad>')
 
 
 def unigram(normalizer, fallback=False, size=400):
@@ -56,39 +60,52 @@ def unigram(normalizer, fallback=False, size=400):
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='always')
     tokenizer.decoder = decoders.Metaspace(prepend_scheme='always')
     special = ['<unk>', '<s>', '</s>', *([f'<0x{b:02X}>' for b in range(256)] if fallback else [])]
-    tokenizer.train_from_iterator(corpus, trainers.UnigramTrainer(vocab_size=size + len(special), special_tokens=special, unk_token='<unk>', show_progress=False))
+    tokenizer.train_from_iterator(corpus, trainers.UnigramTrainer(vocab_size=size + len(special), special_tokens=special,
+                                                                  unk_token='<unk>', show_progress=False))
     state = json.loads(tokenizer.to_str())
     state['added_tokens'] = state['added_tokens'][:3]
     if fallback:
         state['model']['byte_fallback'] = True
-        state['decoder'] = dict(type='Sequence', decoders=[dict(type='Replace', pattern=dict(String=SPACE), content=' '), dict(type='ByteFallback'), dict(type='Fuse'), dict(type='Strip', content=' ', start=1, stop=0)])
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+        state['decoder'] = dict(type='Sequence', decoders=[dict(type='Replace', pattern=dict(String=SPACE), content=' '),
+                                                           dict(type='ByteFallback'), dict(type='Fuse'),
+                                                           dict(type='Strip', content=' ', start=1, stop=0)])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token='<s>', eos_token='</s>',
+                                   unk_token='<unk>')
 
 
 def with_added():
     "A tokenizer with added tokens of every kind."
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_level().backend_tokenizer.to_str()), eos_token='<|endoftext|>')
-    tokenizer.add_tokens([AddedToken('<think>'), AddedToken('{{x}}', normalized=False), AddedToken('[tag]', lstrip=True), AddedToken('[end]', rstrip=True), AddedToken('word', single_word=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_level().backend_tokenizer.to_str()),
+                                        eos_token='<|endoftext|>')
+    tokenizer.add_tokens([AddedToken('<think>'), AddedToken('{{x}}', normalized=False), AddedToken('[tag]', lstrip=True),
+                          AddedToken('[end]', rstrip=True), AddedToken('word', single_word=True)])
     return tokenizer
 
 
 llama3 = Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 split = lambda pattern, how='isolated': pre_tokenizers.Split(pattern, how)
 STYLES = dict(  # name -> (how to make it, what it does to text in Python's words)
-    gpt2=(byte_level, None), gpt2_prefix=(lambda: byte_level(450, add_prefix_space=True), None), qwen=(lambda: byte_level(500, normalizer='NFC'), 'NFC'),
+    gpt2=(byte_level, None), gpt2_prefix=(lambda: byte_level(450, add_prefix_space=True), None),
+    qwen=(lambda: byte_level(500, normalizer='NFC'), 'NFC'),
     nfkc=(lambda: byte_level(500, normalizer='NFKC'), 'NFKC'),
     llama3=(lambda: pieces_of([split(llama3)], ['<|begin_of_text|>', '<|eot_id|>']), None),
-    deepseek=(lambda: pieces_of([split(Regex('[\r\n]')), split(Regex(r'\s?\p{L}+')), split(Regex(r'\s?\p{P}+')), split(Regex('[\u4e00-\u9fa5]+')), pre_tokenizers.Digits(True)]), None),
+    deepseek=(lambda: pieces_of([split(Regex('[\r\n]')), split(Regex(r'\s?\p{L}+')), split(Regex(r'\s?\p{P}+')),
+                                 split(Regex('[\u4e00-\u9fa5]+')), pre_tokenizers.Digits(True)]), None),
     smollm=(lambda: pieces_of([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)][:1], size=700), None),
     falcon=(lambda: pieces_of([pre_tokenizers.Punctuation('contiguous'), split(Regex('[0-9][0-9][0-9]'))]), None),
-    llama2=(lambda: sentencepiece(700, style='prepend'), None), metaspace=(sentencepiece, None), gemma=(gemma, None), added=(with_added, 'taken'),
+    llama2=(lambda: sentencepiece(700, style='prepend'), None), metaspace=(sentencepiece, None), gemma=(gemma, None),
+    added=(with_added, 'taken'),
     unigram_bytes=(lambda: unigram(normalizers.Sequence([]), True), None), unigram_nfkc=(lambda: unigram(normalizers.NFKC(), True), 'NFKC'),
     unigram_nfkc_unk=(lambda: unigram(normalizers.NFKC()), 'NFKC'), unigram_strip=(lambda: unigram(normalizers.Strip(), True), None),
-    unigram_xglm=(lambda: unigram(normalizers.Sequence([normalizers.NFKC(), normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(' {2,}'), SPACE)]), True), 'NFKC once'),
+    unigram_xglm=(lambda: unigram(normalizers.Sequence([normalizers.NFKC(), normalizers.Strip(left=False, right=True),
+                                                        normalizers.Replace(Regex(' {2,}'), SPACE)]), True), 'NFKC once'),
     unigram_once=(lambda: unigram(normalizers.Sequence([normalizers.Strip(), normalizers.Replace(Regex(' {2,}'), ' ')]), True), 'once'),
-    bytes_once=(lambda: pieces_of([split(llama3)], normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(' {2,}'), ' ')])), 'NFC once'),
+    bytes_once=(lambda: pieces_of([split(llama3)],
+                                  normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(' {2,}'), ' ')])),
+                                  'NFC once'),
     unigram_collapse=(lambda: unigram(normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(' {2,}'), ' ')])), 'NFKC once'),
-    bytes_strip=(lambda: pieces_of([split(llama3)], normalizer=normalizers.Strip()), None), lower=(lambda: pieces_of([split(llama3)], normalizer=normalizers.Lowercase()), 'lower'),
+    bytes_strip=(lambda: pieces_of([split(llama3)], normalizer=normalizers.Strip()), None),
+    lower=(lambda: pieces_of([split(llama3)], normalizer=normalizers.Lowercase()), 'lower'),
     no_fallback=(lambda: sentencepiece(500, byte_fallback=False), None))
 
 
@@ -105,11 +122,16 @@ def names(): return [*STYLES, *(name for name in ('qwen2', 'gpt2', 'mistral') if
 def document(chance: random.Random) -> str:
     "Words, code, scripts, marks, spaces and control names, in any order."
     letters = lambda low, high, n: ''.join(chr(chance.randint(low, high)) for _ in range(n))
-    makers = (lambda: chance.choice(awkward), lambda: chance.choice(corpus)[(at := chance.randrange(80)):at + chance.randrange(60)], lambda: ' ' * chance.randrange(9),
-              lambda: '\n' + ' ' * (4 * chance.randrange(4)) + chance.choice(('return x', 'if a:', 'caf\u00e9')), lambda: SPACE * chance.randrange(1, 4), lambda: letters(0x20, 0x7e, 5), lambda: letters(0xc0, 0x24f, 3),
-              lambda: letters(0x300, 0x36f, 2), lambda: letters(0x4e00, 0x4eff, 3), lambda: letters(0xac00, 0xacff, 2), lambda: letters(0x1f600, 0x1f64f, 2), lambda: letters(0xff01, 0xff5e, 3),
-              lambda: chance.choice(('<think>', '[tag]', '[end]', '{{x}}', 'word', '<table>', '\t', '\u00a0', '\u200b', '\u0130', '\ufb03')), lambda: chance.choice('\r\n\t .,'))
-    return ''.join(chance.choice(makers)() for _ in range(chance.randrange(1, 12))).replace('<0x', '<0y')  # Unigram reads the name of a byte as that byte
+    makers = (lambda: chance.choice(awkward), lambda: chance.choice(corpus)[(at := chance.randrange(80)):at + chance.randrange(60)],
+              lambda: ' ' * chance.randrange(9),
+              lambda: '\n' + ' ' * (4 * chance.randrange(4)) + chance.choice(('return x', 'if a:', 'caf\u00e9')),
+              lambda: SPACE * chance.randrange(1, 4), lambda: letters(0x20, 0x7e, 5), lambda: letters(0xc0, 0x24f, 3),
+              lambda: letters(0x300, 0x36f, 2), lambda: letters(0x4e00, 0x4eff, 3), lambda: letters(0xac00, 0xacff, 2),
+              lambda: letters(0x1f600, 0x1f64f, 2), lambda: letters(0xff01, 0xff5e, 3),
+              lambda: chance.choice(('<think>', '[tag]', '[end]', '{{x}}', 'word', '<table>', '\t', '\u00a0', '\u200b', '\u0130',
+                                     '\ufb03')), lambda: chance.choice('\r\n\t .,'))
+    # Unigram reads the name of a byte as that byte
+    return ''.join(chance.choice(makers)() for _ in range(chance.randrange(1, 12))).replace('<0x', '<0y')
 
 
 def shaped(text, form):
@@ -122,7 +144,8 @@ def shaped(text, form):
 def read(text, form):
     "What is left of a text when it is only read: normalized, U+2581 as a space, runs of white space as one, none at the ends."
     text = text if form == 'taken' else shaped(text, form)
-    return ('' if form == 'taken' else ' ').join(text.replace(SPACE, ' ').split())  # taken: by added tokens that take the white space beside them and write none
+    # taken: by added tokens that take the white space beside them and write none
+    return ('' if form == 'taken' else ' ').join(text.replace(SPACE, ' ').split())
 
 
 def decoded(tokenizer, ids):
@@ -142,7 +165,8 @@ def misses(name, text, most=40):
     for i in placed[:most]:
         if lost and lost[0] <= i: break  # what the tokenizer cannot say, decoding cannot say either
         said = decoded(tokenizer, ids[:i + 1])
-        if said.endswith('\ufffd') and 'ByteFallback' in str(tokenizer.backend_tokenizer.decoder): continue  # it decodes no run of bytes before the last one is there
+        # it decodes no run of bytes before the last one is there
+        if said.endswith('\ufffd') and 'ByteFallback' in str(tokenizer.backend_tokenizer.decoder): continue
         said, there = read(said.rstrip('\ufffd'), form), read(raw[:ends[i]].decode('utf-8', 'replace').rstrip('\ufffd'), form)
         if said != there: wrong.append((i, ids[i], said[-20:], there[-20:]))
     return wrong + forgotten(tokenizer, text, form, ids, ends, lost), len(ids), len(ids) - len(placed) - len(lost)
@@ -157,7 +181,8 @@ def forgotten(tokenizer, text, form, ids, ends, lost, most=12):
     whole, at = normal(text), {}
     for k in range(len(text) + 1):
         if normal(text[:k]) + normal(text[k:]) == whole: at.setdefault(normal(text[:k]), []).append(k)
-    return [('forgotten', i, ids[i], at[said]) for i in open_ if not (said := decoded(tokenizer, ids[:i + 1])).endswith('\ufffd') and len(at.get(said, ())) == 1 and said]
+    return [('forgotten', i, ids[i], at[said]) for i in open_
+            if not (said := decoded(tokenizer, ids[:i + 1])).endswith('\ufffd') and len(at.get(said, ())) == 1 and said]
 
 
 def wrong_bytes(name, step=1):
@@ -183,7 +208,8 @@ def main(n, seed=0, only=None):
             if wrong and seen[1] <= 3: print(name, repr(text[:200]), wrong[:2])
     for name in some:
         if wrong := wrong_bytes(name): print(name, len(wrong), 'of', len(tokenizer_of(name)[1]), 'tokens write something else:', wrong[:3])
-    for name, (texts, missed, tokens, unplaced) in counts.items(): print(f'{name:<18} {texts:>7} texts  {missed:>4} with a miss  {unplaced / max(tokens, 1):.3%} of {tokens} tokens without an end')
+    for name, (texts, missed, tokens, unplaced) in counts.items():
+        print(f'{name:<18} {texts:>7} texts  {missed:>4} with a miss  {unplaced / max(tokens, 1):.3%} of {tokens} tokens without an end')
     return sum(seen[1] for seen in counts.values())
 
 

@@ -9,7 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.update(MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='65536', MALLOC_ARENA_MAX='1')  # what is freed goes back at once: only the first process has to start with it
+# what is freed goes back at once: only the first process has to start with it
+os.environ.update(MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='65536', MALLOC_ARENA_MAX='1')
 
 
 def status(name):

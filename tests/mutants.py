@@ -22,18 +22,22 @@ TABLE = (  # module, line as it is, line as it is made, tests that may notice
     ('cache', "if Path(teacher).name != Path(self.about['name']).name:", 'if False:', 'test_guards.py'),
     ('cache', 'if both and known[what := both[0]] != self.about[what]:', 'if False:', 'test_guards.py -k cache'),
     ('cache', 'max(tensor.numel() // 64, 1)].contiguous()', 'max(tensor.numel(), 1)].contiguous() * 0', 'test_guards.py -k digest'),
-    ('align', "collapses = any(normalize(a + b) != forms[a] + forms[b] for a in blank for b in blank)", 'collapses = False', 'test_align.py -k made_one'),
+    ('align', "collapses = any(normalize(a + b) != forms[a] + forms[b] for a in blank for b in blank)", 'collapses = False',
+     'test_align.py -k made_one'),
     ('fused', 'return self.cap * torch.tanh(logits / self.cap) if self.cap else logits', 'return logits', 'test_guards.py'),
-    ('evaluation', 'return labels.masked_fill(torch.isin(labels, torch.tensor(ends, device=device, dtype=labels.dtype)), -100)', 'return labels', 'test_guards.py -k end'),
+    ('evaluation', 'return labels.masked_fill(torch.isin(labels, torch.tensor(ends, device=device, dtype=labels.dtype)), -100)',
+     'return labels', 'test_guards.py -k end'),
     ('signs', 'full <= .9 else', 'full >= .9 else', 'test_guards.py'),
     ('losses', 'return log_probs.masked_fill(', 'return log_probs if True else log_probs.masked_fill(', 'test_edges.py'),
     ('checkpoints', "if digest(folder / name) != known: return", 'if False: return', 'faults/test_faults.py -k damaged'),
     ('trainer', 'if resume_from_checkpoint and self.is_end(resume_from_checkpoint)', 'if False', 'faults/test_faults.py -k missing'),
     ('trainer', "self.meter.restore(more['meter'], self.model.device)", 'pass', 'faults/test_faults.py -k signal'),
 )
-TESTS = dict(losses='test_edges.py test_contract.py -k not(24914)', terms='test_contract.py test_cache.py test_aware.py', framework='test_contract.py test_guards.py test_aware.py', cache='test_cache.py test_guards.py',
+TESTS = dict(losses='test_edges.py test_contract.py -k not(24914)', terms='test_contract.py test_cache.py test_aware.py',
+             framework='test_contract.py test_guards.py test_aware.py', cache='test_cache.py test_guards.py',
              evaluation='test_guards.py test_contract.py')
-SWAPS = ((r' \+ ', ' - '), (r' - ', ' + '), (r' \* ', ' / '), (r' / ', ' * '), (r' < ', ' <= '), (r' > ', ' >= '), (r' >= ', ' > '), (r' == ', ' != '), (r' & ', ' | '), (r'\.sum\(-1\)', '.mean(-1)'), (r'\bif not ', 'if '),
+SWAPS = ((r' \+ ', ' - '), (r' - ', ' + '), (r' \* ', ' / '), (r' / ', ' * '), (r' < ', ' <= '), (r' > ', ' >= '), (r' >= ', ' > '),
+         (r' == ', ' != '), (r' & ', ' | '), (r'\.sum\(-1\)', '.mean(-1)'), (r'\bif not ', 'if '),
          (r'-100', '-101'), (r'\b1:\]', ':-1]'), (r'\band\b', 'or'), (r'clamp_min\(', 'clamp_max('))
 
 
@@ -62,16 +66,21 @@ def survives(module, change, tests):
         assert after != before, (module, 'nothing was changed')
         words = [Path(folder, 'tests', word) if word.endswith('.py') else word for word in shlex.split(tests)]
         env = dict(os.environ, PYTHONPATH=folder, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', MPLBACKEND='agg')
-        done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-m', 'not slow and not long', *words], cwd=folder, env=env, capture_output=True, text=True)
-        if done.returncode not in (0, 1): raise SystemExit(f'{module}: {tests} ran no test, so nothing is known (exit code {done.returncode}):\n{(done.stdout + done.stderr)[-2000:]}')
+        done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-m', 'not slow and not long',
+                               *words], cwd=folder, env=env, capture_output=True, text=True)
+        if done.returncode not in (0, 1):
+            raise SystemExit(f'{module}: {tests} ran no test, so nothing is known (exit code {done.returncode}):\n'
+                             f'{(done.stdout + done.stderr)[-2000:]}')
         return done.returncode == 0
 
 
 def main(n=0, seed=0, only=None):
     lived = []
-    cases = [(module, f'{old} -> {new}', lambda text, old=old, new=new: text.replace(old, new, 1), tests) for module, old, new, tests in TABLE if only in (None, module)]
+    cases = [(module, f'{old} -> {new}', lambda text, old=old, new=new: text.replace(old, new, 1), tests)
+             for module, old, new, tests in TABLE if only in (None, module)]
     for module, number, line, new in chances(n, seed):
-        cases.append((module, f'{number + 1}: {line.strip()} -> {new.strip()}', lambda text, number=number, new=new: '\n'.join(new if i == number else kept for i, kept in enumerate(text.split('\n'))), TESTS[module]))
+        cases.append((module, f'{number + 1}: {line.strip()} -> {new.strip()}', lambda text, number=number,
+                      new=new: '\n'.join(new if i == number else kept for i, kept in enumerate(text.split('\n'))), TESTS[module]))
     for module, what, change, tests in cases:
         alive = survives(module, change, tests)
         print('LIVES ' if alive else 'killed', module, what, flush=True)

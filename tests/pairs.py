@@ -23,9 +23,11 @@ def model_of(shape: str, vocab_size: int, hidden: int = 32, layers: int = 2, see
         mistral=lambda: MistralForCausalLM(MistralConfig(**grouped)),
         qwen2=lambda: Qwen2ForCausalLM(Qwen2Config(**grouped)),
         qwen3=lambda: Qwen3ForCausalLM(Qwen3Config(**grouped, head_dim=8)),
-        qwen3_moe=lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**grouped, head_dim=8, moe_intermediate_size=hidden, num_experts=3, num_experts_per_tok=1)),
+        qwen3_moe=lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**grouped, head_dim=8, moe_intermediate_size=hidden, num_experts=3,
+                                                             num_experts_per_tok=1)),
         gemma2=lambda: Gemma2ForCausalLM(Gemma2Config(**grouped, head_dim=8)),
-        gpt2=lambda: GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=hidden, n_layer=layers, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=0)),
+        gpt2=lambda: GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=hidden, n_layer=layers, n_head=4, n_positions=256,
+                                                bos_token_id=0, eos_token_id=0)),
         gpt_neox=lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**size)))
     return make[shape]().eval()
 

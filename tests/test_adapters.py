@@ -46,7 +46,8 @@ def shaken(model, std=.1):
 def adapter(pair, tmp_path_factory):
     "A folder that PEFT itself has written, of the pair's student."
     folder = tmp_path_factory.mktemp('adapter')
-    shaken(get_peft_model(AutoModelForCausalLM.from_pretrained(pair['student_model']), LoraConfig(r=3, target_modules='all-linear'))).save_pretrained(folder)
+    shaken(get_peft_model(AutoModelForCausalLM.from_pretrained(pair['student_model']),
+                          LoraConfig(r=3, target_modules='all-linear'))).save_pretrained(folder)
     return str(folder)
 
 # -- what learns -------------------------------------------------------------------------------------------------------
@@ -57,7 +58,8 @@ def test_gradients_are_on_adapters_and_projectors_only_and_in_float32(pair, dtyp
     framework(**batch_of(framework, text['train'].select(range(2))))['loss'].backward()
     graded = {name for name, p in framework.named_parameters() if p.grad is not None}
     assert graded == {name for name, p in framework.named_parameters() if p.requires_grad}
-    assert all('.lora_' in name or name.startswith('terms.') for name in graded) and any('.lora_' in name for name in graded) and any(name.startswith('terms.') for name in graded)
+    assert all('.lora_' in name or name.startswith('terms.')
+               for name in graded) and any('.lora_' in name for name in graded) and any(name.startswith('terms.') for name in graded)
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in framework.parameters() if p.requires_grad)
     assert framework.student_model.model.embed_tokens.weight.dtype == getattr(torch, dtype)
 
@@ -129,13 +131,17 @@ def test_a_run_as_a_user_types_it(pair, tmp_path, capsys):
     assert 'adapters of rank 8 at 14 layers of the student are trained' in said and 'float32' in report['adapters'] and 'adapters of rank 8' in (run / 'report.md').read_text()
     assert '--lora_r 8' in (run / 'student/README.md').read_text()
     for folder in (run, run / 'control'):
-        assert {'adapter_model.safetensors', 'adapter_config.json', 'tokenizer.json'} <= {path.name for path in (folder / 'adapter').iterdir()}
+        assert {'adapter_model.safetensors', 'adapter_config.json',
+                'tokenizer.json'} <= {path.name for path in (folder / 'adapter').iterdir()}
         assert (folder / 'student/model.safetensors').exists() and not (folder / 'student/adapter_config.json').exists()
-        for checkpoint in folder.glob('checkpoint-*'): assert not (checkpoint / 'model.safetensors').exists() and (checkpoint / 'adapter_model.safetensors').exists()
+        for checkpoint in folder.glob('checkpoint-*'):
+            assert not (checkpoint / 'model.safetensors').exists() and (checkpoint / 'adapter_model.safetensors').exists()
     assert report['student_before']['parameters'] == report['student_after']['parameters'] == report['control']['parameters'] == count_parameters(load_causal_lm(pair['student_model']))
     # without kdkit and without peft
-    code = ("import sys, torch; sys.modules['peft'] = None; from transformers import AutoModelForCausalLM, AutoTokenizer; f = sys.argv[1]; m = AutoModelForCausalLM.from_pretrained(f); "
-            "t = AutoTokenizer.from_pretrained(f); torch.save(m(torch.arange(24).view(2, 12)).logits, sys.argv[2]); assert 'kdkit' not in sys.modules; print(len(t('a line')['input_ids']))")
+    code = ("import sys, torch; sys.modules['peft'] = None; from transformers import AutoModelForCausalLM, AutoTokenizer; f = sys.argv[1]; "
+            "m = AutoModelForCausalLM.from_pretrained(f); "
+            "t = AutoTokenizer.from_pretrained(f); torch.save(m(torch.arange(24).view(2, 12)).logits, sys.argv[2]); assert 'kdkit' not in "
+            "sys.modules; print(len(t('a line')['input_ids']))")
     done = subprocess.run([sys.executable, '-c', code, run / 'student', tmp_path / 'logits'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-1500:]
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained(run / 'adapter')  # found by adapter_config.json
@@ -150,11 +156,15 @@ def test_a_run_as_a_user_types_it(pair, tmp_path, capsys):
     config = DistillConfig.load(run / 'config.yaml')
     text = prepare_text(config)
     framework = StudentAwareDistillationFramework(replace(config, student_model=str(run / 'adapter'), lora_r=None))
-    assert measure(framework, eval_batches(text['held_out'], framework, 2))['bits_per_byte'] == pytest.approx(report['student_after']['bits_per_byte'], abs=1e-6)
+    assert measure(framework, eval_batches(text['held_out'], framework,
+                                           2))['bits_per_byte'] == pytest.approx(report['student_after']['bits_per_byte'], abs=1e-6)
 
-@pytest.mark.parametrize('options', [dict(lora_dropout=.2), pytest.param(dict(student_dtype='bfloat16', lora_target_modules='q_proj,lm_head'), marks=pytest.mark.slow)])
+@pytest.mark.parametrize('options', [dict(lora_dropout=.2),
+                                     pytest.param(dict(student_dtype='bfloat16', lora_target_modules='q_proj,lm_head'),
+                                                  marks=pytest.mark.slow)])
 def test_a_killed_run_ends_like_an_uninterrupted_one(pair, tmp_path, options):
-    values = dict(pair, **SHORT, **options, recipe='seed', gradient_accumulation_steps=2, learning_rate=1e-3, lora_r=4) | dict(max_steps=16, eval_steps=5)
+    values = dict(pair, **SHORT, **options, recipe='seed', gradient_accumulation_steps=2, learning_rate=1e-3,
+                  lora_r=4) | dict(max_steps=16, eval_steps=5)
     env, whole, cut = dict(os.environ, OMP_NUM_THREADS='1'), tmp_path / 'whole', tmp_path / 'cut'
     assert subprocess.run(command(dict(values, output_dir=whole)), env=env, capture_output=True).returncode == 0
     victim = subprocess.Popen(command(dict(values, output_dir=cut)), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -181,13 +191,15 @@ def test_a_run_that_was_trained_and_not_yet_measured_goes_on_from_its_adapter(pa
     assert distill(values)['student_after'] == report['student_after']
 
 def test_early_stopping_keeps_the_best_student(pair, tmp_path):
-    config = DistillConfig(**{**pair, **SHORT, 'max_steps': 40, 'eval_steps': 1, 'learning_rate': .3}, lora_r=4, early_stopping=True, patience=3, min_delta=0., early_stopping_warmup=0, output_dir=str(tmp_path))
+    config = DistillConfig(**{**pair, **SHORT, 'max_steps': 40, 'eval_steps': 1, 'learning_rate': .3}, lora_r=4, early_stopping=True,
+                           patience=3, min_delta=0., early_stopping_warmup=0, output_dir=str(tmp_path))
     report = distill(config)
     scores = [line['eval']['bits_per_byte'] for line in read_metrics(tmp_path) if 'eval' in line]
     assert report['steps'] < 40 and scores[-1] > min(scores)
     assert report['student_after']['bits_per_byte'] == pytest.approx(min(scores), abs=1e-5)
     assert (tmp_path / 'best/adapter_model.safetensors').exists() and not (tmp_path / 'best/model.safetensors').exists()
-    kept = evaluate_run(str(tmp_path / 'student'), pair['dataset'], max_length=64), evaluate_run(str(tmp_path / 'best'), pair['dataset'], max_length=64)
+    kept = evaluate_run(str(tmp_path / 'student'), pair['dataset'],
+                        max_length=64), evaluate_run(str(tmp_path / 'best'), pair['dataset'], max_length=64)
     assert kept[0]['student_after']['bits_per_byte'] == pytest.approx(kept[1]['student_after']['bits_per_byte'], abs=1e-5)
 
 # -- doors -------------------------------------------------------------------------------------------------------------
@@ -195,13 +207,17 @@ def test_early_stopping_keeps_the_best_student(pair, tmp_path):
 def test_a_folder_of_peft_teaches_and_is_taught_further(pair, adapter, tmp_path):
     teacher = get_peft_model(AutoModelForCausalLM.from_pretrained(pair['teacher_model']), LoraConfig(r=2, target_modules=['q_proj']))
     shaken(teacher).save_pretrained(tmp_path / 'teacher')
-    report = distill(dict(pair, **SHORT, teacher_model=str(tmp_path / 'teacher'), student_model=adapter, learning_rate=1e-3, recipe='seed', output_dir=str(tmp_path / 'run')))
-    plain = evaluate_run(pair['teacher_model'], pair['dataset'], max_length=64)['student_after'], evaluate_run(str(tmp_path / 'teacher'), pair['dataset'], max_length=64)['student_after']
+    report = distill(dict(pair, **SHORT, teacher_model=str(tmp_path / 'teacher'), student_model=adapter, learning_rate=1e-3, recipe='seed',
+                          output_dir=str(tmp_path / 'run')))
+    plain = evaluate_run(pair['teacher_model'], pair['dataset'],
+                         max_length=64)['student_after'], evaluate_run(str(tmp_path / 'teacher'), pair['dataset'],
+                                                                       max_length=64)['student_after']
     assert plain[0]['bits_per_byte'] != plain[1]['bits_per_byte'] and plain[0]['parameters'] == plain[1]['parameters'] == report['teacher']['parameters']
     said = json.loads((tmp_path / 'run/adapter/adapter_config.json').read_text())
     assert said['r'] == 3 and said['base_model_name_or_path'] == pair['student_model']
     first, last = load_file(f'{adapter}/adapter_model.safetensors'), load_file(tmp_path / 'run/adapter/adapter_model.safetensors')
-    assert first.keys() == last.keys() and all((first[n] - last[n]).abs().max() < .05 for n in first) and any(not torch.equal(first[n], last[n]) for n in first)
+    assert first.keys() == last.keys() and all((first[n] - last[n]).abs().max() < .05
+                                               for n in first) and any(not torch.equal(first[n], last[n]) for n in first)
 
 def test_an_adapter_says_what_it_belongs_to(pair, adapter, tmp_path):
     model = load_causal_lm(adapter, role='teacher_model')
@@ -213,8 +229,11 @@ def test_an_adapter_says_what_it_belongs_to(pair, adapter, tmp_path):
         about = json.loads((folder / 'adapter_config.json').read_text()) | values
         (folder / 'adapter_config.json').write_text(json.dumps(about))
         return str(folder)
-    for folder, says in ((changed(base_model_name_or_path='/no/such/folder'), "is an adapter, and its base '/no/such/folder' does not exist"), (changed(base_model_name_or_path=None), 'does not say of which model'),
-                         (changed(base_model_name_or_path=adapter), 'is an adapter itself'), (changed(peft_type='PROMPT_TUNING'), 'puts vectors before the text'),
+    for folder, says in ((changed(base_model_name_or_path='/no/such/folder'),
+                          "is an adapter, and its base '/no/such/folder' does not exist"),
+                          (changed(base_model_name_or_path=None), 'does not say of which model'),
+                         (changed(base_model_name_or_path=adapter), 'is an adapter itself'),
+                         (changed(peft_type='PROMPT_TUNING'), 'puts vectors before the text'),
                          (changed(base_model_name_or_path=pair['teacher_model']), 'does not fit')):
         with pytest.raises(ModelError) as raised: load_causal_lm(folder, role='teacher_model')
         assert says in str(raised.value) and 'teacher_model' in str(raised.value) and '\n' not in str(raised.value), raised.value
@@ -248,24 +267,35 @@ def test_a_model_from_python_passes_the_same_door(pair):
     broken = copy.deepcopy(plain)
     broken.model.layers[0].mlp.up_proj.weight.data[0, 0] = float('nan')
     prompted = get_peft_model(copy.deepcopy(plain), PromptTuningConfig(num_virtual_tokens=3, task_type='CAUSAL_LM'))
-    for model, says in ((broken, 'hold NaN'), (prompted, 'puts vectors before the text'), (torch.nn.Linear(2, 2), 'no model of transformers')):
+    for model, says in ((broken, 'hold NaN'), (prompted, 'puts vectors before the text'),
+                        (torch.nn.Linear(2, 2), 'no model of transformers')):
         with pytest.raises(ModelError, match=says): StudentAwareDistillationFramework(config, None, model)
         with pytest.raises(ModelError, match=says): StudentAwareDistillationFramework(config, model)
     two = get_peft_model(copy.deepcopy(plain), LoraConfig(r=2, target_modules=['q_proj']))
     two.add_adapter('other', LoraConfig(r=2, target_modules=['v_proj']))
     two.base_model.set_adapter(['default', 'other'])
     with pytest.raises(ModelError, match='has 2 adapters in use'): StudentAwareDistillationFramework(config, None, two)
-    with pytest.raises(ModelError, match='has an adapter already'): StudentAwareDistillationFramework(replace(config, lora_r=2), None, get_peft_model(copy.deepcopy(plain), LoraConfig(r=2, target_modules=['q_proj'])))
+    with pytest.raises(ModelError, match='has an adapter already'):
+        StudentAwareDistillationFramework(replace(config, lora_r=2), None,
+                                          get_peft_model(copy.deepcopy(plain), LoraConfig(r=2, target_modules=['q_proj'])))
 
 def test_nothing_is_trained_in_half_precision(pair, tmp_path):
     frozen = StudentAwareDistillationFramework(DistillConfig(**pair), None, load_causal_lm(pair['student_model']).requires_grad_(False))
-    for framework, says in ((frozen, 'nothing of the student can be trained'), (StudentAwareDistillationFramework(DistillConfig(**pair, student_dtype='float16')), 'is trained in float16')):
-        with pytest.raises(ModelError, match=says): DistillationTrainer(framework, training_arguments(framework.config, 2, output_dir=str(tmp_path)))
+    for framework, says in ((frozen, 'nothing of the student can be trained'),
+                            (StudentAwareDistillationFramework(DistillConfig(**pair, student_dtype='float16')), 'is trained in float16')):
+        with pytest.raises(ModelError, match=says):
+            DistillationTrainer(framework, training_arguments(framework.config, 2, output_dir=str(tmp_path)))
 
-@pytest.mark.parametrize('values, says', [(dict(lora_r=4, lora_target_modules='query'), "lora_target_modules is 'query', which fits no layer of the student (LlamaForCausalLM): its linear layers are down_proj, "),
-                                          (dict(student_dtype='float16'), 'student_dtype float16 is asked for, but all of the student is trained, which needs float32'),
-                                          (dict(attn_implementation='magic'), "attn_implementation 'magic' cannot be used for student_model"),
-                                          (dict(lora_r=4, student_model='ADAPTER'), 'is an adapter already, which is trained further: leave lora_r out')])
+@pytest.mark.parametrize('values, says',
+                         [(dict(lora_r=4, lora_target_modules='query'),
+                           "lora_target_modules is 'query', which fits no layer of the student (LlamaForCausalLM): its "
+                           "linear layers are down_proj, "),
+                                          (dict(student_dtype='float16'),
+                                           'student_dtype float16 is asked for, but all of the student is trained, which needs float32'),
+                                          (dict(attn_implementation='magic'),
+                                           "attn_implementation 'magic' cannot be used for student_model"),
+                                          (dict(lora_r=4, student_model='ADAPTER'),
+                                           'is an adapter already, which is trained further: leave lora_r out')])
 def test_a_mistake_is_found_before_text_or_weights_are_read(pair, adapter, tmp_path, monkeypatch, values, says):
     import kdkit.framework, kdkit.prepare
     def never(*args, **kwargs): raise AssertionError('too late')
@@ -274,14 +304,18 @@ def test_a_mistake_is_found_before_text_or_weights_are_read(pair, adapter, tmp_p
     with pytest.raises(ModelError) as raised: distill(dict(pair, **SHORT, output_dir=str(tmp_path / 'run')) | values)
     assert says in str(raised.value) and '\n' not in str(raised.value) and not (tmp_path / 'run').exists()
 
-@pytest.mark.parametrize('values, says', [(dict(lora_alpha=8), 'no adapters without lora_r'), (dict(lora_dropout=.1), 'no adapters without lora_r'), (dict(lora_r=0), '1 or more'), (dict(lora_r=4, lora_dropout=1), 'below 1'),
-                                          (dict(lora_r=4, lora_target_modules='q,,v'), 'names of layers'), (dict(teacher_quantization='2bit'), '4bit or 8bit'), (dict(student_dtype='int8'), 'bfloat16')])
+@pytest.mark.parametrize('values, says', [(dict(lora_alpha=8), 'no adapters without lora_r'),
+                                          (dict(lora_dropout=.1), 'no adapters without lora_r'), (dict(lora_r=0), '1 or more'),
+                                          (dict(lora_r=4, lora_dropout=1), 'below 1'),
+                                          (dict(lora_r=4, lora_target_modules='q,,v'), 'names of layers'),
+                                          (dict(teacher_quantization='2bit'), '4bit or 8bit'), (dict(student_dtype='int8'), 'bfloat16')])
 def test_an_option_that_cannot_be_says_so(values, says):
     with pytest.raises(ConfigError, match=says): DistillConfig(**values)
 
 def test_without_peft_one_line_says_what_to_install(pair, adapter, tmp_path):
     code = "import sys; sys.modules['peft'] = None; from kdkit.cli import main; sys.exit(main(sys.argv[1:]))"
     for more in (['--lora_r=4', f"--student_model={pair['student_model']}"], [f'--student_model={adapter}']):
-        words = ['train', f"--teacher_model={pair['teacher_model']}", f"--dataset={pair['dataset']}", f'--output_dir={tmp_path}/run', '--max_steps=2', '--max_length=64', *more]
+        words = ['train', f"--teacher_model={pair['teacher_model']}", f"--dataset={pair['dataset']}", f'--output_dir={tmp_path}/run',
+                 '--max_steps=2', '--max_length=64', *more]
         done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True)
         assert done.returncode == 2 and "peft is not installed: pip install 'kdkit[lora]'" in done.stderr and done.stderr.count('error') == 1, done.stderr

@@ -34,7 +34,8 @@ def brute_ends(name, text, ids, table):
             head, tail = normal(name, text[:k]), normal(name, text[k:])
             if head + tail == normal(name, text): prefixes[head.encode()] = len(text[:k].encode())
         for k in range(len(text)):  # bytes inside characters that stay
-            if len(text[k].encode()) > 1 and normal(name, text[k]) == text[k] and (n := prefixes.get(normal(name, text[:k]).encode())) is not None:
+            if len(text[k].encode()) > 1 and normal(name,
+                                                    text[k]) == text[k] and (n := prefixes.get(normal(name, text[:k]).encode())) is not None:
                 if n + len(text[k].encode()) in prefixes.values():
                     for m in range(1, len(text[k].encode())): prefixes[normal(name, text[:k]).encode() + text[k].encode()[:m]] = n + m
     ends, written = [], b''
@@ -139,7 +140,9 @@ def test_no_end_is_wrong_on_random_documents(name):
 def test_every_token_writes_what_its_table_says(name):
     assert not fuzz_align.wrong_bytes(name, 1 if name in fuzz_align.STYLES else 97)
 
-@pytest.mark.parametrize('name', [name for name in fuzz_align.names() if name not in ('no_fallback', 'unigram_nfkc_unk', 'unigram_collapse')])  # those have no token for many letters
+# those have no token for many letters
+@pytest.mark.parametrize('name', [name for name in fuzz_align.names()
+                                  if name not in ('no_fallback', 'unigram_nfkc_unk', 'unigram_collapse')])
 def test_nearly_every_token_of_real_text_has_an_end(name):
     texts = [inspect.getdoc(thing) for thing in vars(inspect).values() if inspect.getdoc(thing)][:60]
     ends = [ends for _, ends in encode_bytes(get_fuzzed(name), texts, fuzz_align.tokenizer_of(name)[1])]
@@ -154,7 +157,8 @@ def test_runs_of_spaces_that_are_added_tokens_write_spaces():
     (ids, ends), = encode_bytes(tokenizer, [text], table)
     assert b''.join(table[i] for i in ids) == text.encode() and (ends >= 0).all()
     assert b'    ' in [table[i] for i in ids]
-    (ids, ends), = encode_bytes(tokenizer, ['a\u2581\u2581b'], table)  # the letter itself reads as two spaces there, and ends where it stands
+    # the letter itself reads as two spaces there, and ends where it stands
+    (ids, ends), = encode_bytes(tokenizer, ['a\u2581\u2581b'], table)
     assert ends[-1] == 8 and 7 in ends
 
 @pytest.mark.parametrize('name', ['unigram_collapse', 'unigram_xglm', 'unigram_once', 'bytes_once'])
@@ -192,7 +196,8 @@ def test_a_long_document_in_pieces_is_read_as_one(name):
     rng, tokenizer, table = random.Random(0), get(name), token_bytes(get(name))
     plain = ' '.join(inspect.getsource(module) for module in (inspect, random, json))[:40_000]
     odd = [text for text in awkward if text]
-    mixed = ''.join(rng.choice(odd) if rng.random() < .05 else plain[(at := rng.randrange(len(plain) - 400)):at + rng.randrange(400)] for _ in range(60))
+    mixed = ''.join(rng.choice(odd) if rng.random() < .05 else plain[(at := rng.randrange(len(plain) - 400)):at + rng.randrange(400)]
+                    for _ in range(60))
     in_pieces = 0
     for text in (plain, mixed, 'word ' * 4000, 'x' * 6000, ' ' * 6000, 'é ' * 4000):
         (ids, ends), = encode_bytes(tokenizer, [text], table)
@@ -227,4 +232,5 @@ def test_pieces_that_do_not_fit_together_are_read_as_a_whole(lead):
 def test_pieces_meet_between_words_only():
     text = ('some words and_more  12 34\n\nnext line ' * 200)
     cuts = safe_cuts(text, 100, 50)
-    assert len(cuts) > 40 and all(text[at - 1].isalnum() and text[at] in ' \n' and text[at + 1].isalpha() for at in cuts) and max(cuts) <= len(text) - 50
+    assert len(cuts) > 40 and all(text[at - 1].isalnum() and text[at] in ' \n' and text[at + 1].isalpha()
+                                  for at in cuts) and max(cuts) <= len(text) - 50

@@ -19,14 +19,17 @@ from pairs import documents
 
 
 def config_of(values, folder, **options):
-    return DistillConfig(**{**values, 'max_length': 64, 'batch_size': 4, 'max_steps': 6, 'eval_steps': 6, 'logging_steps': 1, 'learning_rate': 1e-3, 'eval_fraction': .1,
+    return DistillConfig(**{**values, 'max_length': 64, 'batch_size': 4, 'max_steps': 6, 'eval_steps': 6, 'logging_steps': 1,
+                            'learning_rate': 1e-3, 'eval_fraction': .1,
                             'max_eval_rows': 8, 'output_dir': str(folder / 'run'), 'teacher_cache': str(folder / 'cache'), **options})
 
 
 @pytest.mark.parametrize('method', ['first_token', 'common_prefix', 'combined', 'identity'])
-@pytest.mark.parametrize('mask, inside, ends', [(False, False, None), (True, False, None), (True, True, None), (False, True, None), (False, True, False)])
+@pytest.mark.parametrize('mask, inside, ends', [(False, False, None), (True, False, None), (True, True, None), (False, True, None),
+                                                (False, True, False)])
 def test_a_whole_distribution_gives_the_online_loss_and_gradient(pair, same_pair, tmp_path, method, mask, inside, ends):
-    config = config_of(same_pair if method == 'identity' else pair, tmp_path, kd_method=method, cache_top_k=10**6, mask_inconsistent=mask, inside_tokens=inside, soft_ends=ends)
+    config = config_of(same_pair if method == 'identity' else pair, tmp_path, kd_method=method, cache_top_k=10**6, mask_inconsistent=mask,
+                       inside_tokens=inside, soft_ends=ends)
     cache_teacher(config)
     text = prepare_text(config)
     absent = AbsentModel(load_config(config.teacher_model))
@@ -94,7 +97,8 @@ def test_less_kept_is_less_seen(pair, tmp_path):
 def test_what_is_drawn_stands_for_the_rest_without_bias(pair, tmp_path):
     "The gradient, averaged over many caches, is that of the whole distribution; of the likeliest alone it is not."
     def gradient(name, teacher=None, **options):
-        config = config_of(pair, tmp_path, kd_method='combined', alpha_lm=0., alpha_unaligned=0., teacher_cache=name and str(tmp_path / name), **options)
+        config = config_of(pair, tmp_path, kd_method='combined', alpha_lm=0., alpha_unaligned=0.,
+                           teacher_cache=name and str(tmp_path / name), **options)
         text = prepare_text(config)
         if name:
             cache_teacher(config)
@@ -133,13 +137,15 @@ def test_a_run_from_a_cache_loads_no_teacher(pair, tmp_path, monkeypatch):
 def test_a_cache_that_was_cut_off_goes_on(pair, tmp_path, monkeypatch):
     config = config_of(pair, tmp_path)
     text, teacher = prepare_text(config), load_causal_lm(config.teacher_model)
-    write = lambda folder, **more: write_cache(folder, teacher, text['train'], dict(name='t'), top_k=8, samples=4, batch_size=3, shard_rows=4, **more)
+    write = lambda folder, **more: write_cache(folder, teacher, text['train'], dict(name='t'), top_k=8, samples=4, batch_size=3,
+                                               shard_rows=4, **more)
     def power_cut(done, total):
         if done > 8: raise KeyboardInterrupt  # two files are whole, a third is begun
     with pytest.raises(KeyboardInterrupt): write(tmp_path / 'cut', progress=power_cut)
     with pytest.raises(CacheError, match='not finished'): TeacherCache(tmp_path / 'cut')
     asked = []
-    monkeypatch.setattr(cache_module, 'ask_teacher', lambda t, rows, *rest, real=cache_module.ask_teacher, **how: asked.append(len(rows)) or real(t, rows, *rest, **how))
+    monkeypatch.setattr(cache_module, 'ask_teacher', lambda t, rows, *rest, real=cache_module.ask_teacher,
+                        **how: asked.append(len(rows)) or real(t, rows, *rest, **how))
     write(tmp_path / 'cut')
     assert sum(asked) == len(text['train']) - 8
     write(tmp_path / 'whole')
@@ -156,7 +162,8 @@ def test_little_is_asked_again_where_nobody_says_how_large_a_file_is(pair, tmp_p
     def power_cut(now, total):
         done.append(now)
         if now > 300: raise KeyboardInterrupt
-    write = lambda progress: write_cache(tmp_path / 'cut', teacher, rows, dict(name='t'), top_k=2, samples=0, batch_size=4, progress=progress)
+    write = lambda progress: write_cache(tmp_path / 'cut', teacher, rows, dict(name='t'), top_k=2, samples=0, batch_size=4,
+                                         progress=progress)
     with pytest.raises(KeyboardInterrupt): write(power_cut)
     lost = done[-1] - 4 * len([*(tmp_path / 'cut').glob('*.npz')])  # 320 / 64 windows a file, in whole batches
     assert 0 < lost <= 320 / 64
@@ -180,8 +187,10 @@ def test_how_much_of_the_teacher_is_read_is_told_from_all_of_the_text(pair, tmp_
 def test_a_cache_of_something_else_is_refused(pair, tmp_path, capsys):
     config = config_of(pair, tmp_path)
     cache_teacher(config)
-    for changed, match in ((dict(max_length=48), 'other windows'), (dict(seed=7), 'other windows'), (dict(teacher_model=config.student_model), 'other windows|written by the teacher'),
-                           (dict(teacher_cache=str(tmp_path / 'none')), 'kdkit cache-teacher'), (dict(max_eval_rows=4), 'other held-out text')):
+    for changed, match in ((dict(max_length=48), 'other windows'), (dict(seed=7), 'other windows'),
+                           (dict(teacher_model=config.student_model), 'other windows|written by the teacher'),
+                           (dict(teacher_cache=str(tmp_path / 'none')), 'kdkit cache-teacher'),
+                           (dict(max_eval_rows=4), 'other held-out text')):
         with pytest.raises(CacheError, match=match): distill(replace(config, output_dir=str(tmp_path / 'no'), **changed))
     assert not (tmp_path / 'no').exists()  # nothing was written
     with pytest.raises(CacheError, match='top_k differs'): cache_teacher(replace(config, cache_top_k=5))
@@ -191,7 +200,9 @@ def test_a_cache_of_something_else_is_refused(pair, tmp_path, capsys):
 
 
 def test_the_commands(pair, tmp_path, capsys):
-    options = [f'--{name}={value}' for name, value in pair.items()] + ['--max_length=64', '--batch_size=4', '--max_steps=2', '--max_eval_rows=8', '--eval_fraction=.1', f'--teacher_cache={tmp_path}/cache', f'--output_dir={tmp_path}/run']
+    options = [f'--{name}={value}' for name, value in pair.items()] + ['--max_length=64', '--batch_size=4', '--max_steps=2',
+                                                                       '--max_eval_rows=8', '--eval_fraction=.1',
+                                                                       f'--teacher_cache={tmp_path}/cache', f'--output_dir={tmp_path}/run']
     assert main(['cache-teacher', *options]) == 0 and 'bytes each' in capsys.readouterr().out
     assert main(['train', *options]) == 0 and 'student after' in capsys.readouterr().out
     assert json.loads((tmp_path / 'run' / 'report.json').read_text())['teacher']['bits_per_byte'] > 0

@@ -54,14 +54,17 @@ def refused(capsys, *words):
 
 
 def test_train_hands_over_config_and_trainer_options(fake, capsys):
-    assert main(['train', *NAMES, '--epochs', '2', '--per_device_train_batch_size', '4', '--max-steps=10', '--weight_decay', '0.5', '--no_pack', '--control']) == 0
+    assert main(['train', *NAMES, '--epochs', '2', '--per_device_train_batch_size', '4', '--max-steps=10', '--weight_decay', '0.5',
+                 '--no_pack', '--control']) == 0
     [(config, arguments)] = fake.calls
-    assert config == DistillConfig(teacher_model='big', student_model='small', dataset='wikitext:raw', num_epochs=2, batch_size=4, max_steps=10, pack=False, control=True)
+    assert config == DistillConfig(teacher_model='big', student_model='small', dataset='wikitext:raw', num_epochs=2, batch_size=4,
+                                   max_steps=10, pack=False, control=True)
     assert arguments == dict(weight_decay=0.5)
     assert '| held-out text' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('name', ['learning_rate', 'max_steps', 'warmup_steps', 'eval_steps', 'logging_steps', 'gradient_accumulation_steps', 'seed', 'output_dir'])
+@pytest.mark.parametrize('name', ['learning_rate', 'max_steps', 'warmup_steps', 'eval_steps', 'logging_steps',
+                                  'gradient_accumulation_steps', 'seed', 'output_dir'])
 def test_names_of_both_are_the_configs(name):
     config, arguments = read_options([f'--{name}', '3'])
     assert str(getattr(config, name)) in ('3', '3.0') and not arguments
@@ -73,7 +76,8 @@ def test_epochs_by_any_name(alias):
 
 
 def test_the_command_line_beats_the_file(tmp_path):
-    (tmp_path / 'c.yaml').write_text('teacher_model: a\nlearning_rate: 1e-3\nmax_steps: 50\nweight_decay: 1e-1\nlr_scheduler_kwargs: {num_cycles: 2}\nfp16: true\n')
+    (tmp_path / 'c.yaml').write_text('teacher_model: a\nlearning_rate: 1e-3\nmax_steps: 50\nweight_decay: 1e-1\nlr_scheduler_kwargs: '
+                                     '{num_cycles: 2}\nfp16: true\n')
     for words in ([str(tmp_path / 'c.yaml')], ['--config', str(tmp_path / 'c.yaml')]):
         config, arguments = read_options([*words, '--max_steps', '10', '--fp16', 'false'])
         assert (config.teacher_model, config.learning_rate, config.max_steps) == ('a', 1e-3, 10)
@@ -93,7 +97,8 @@ def test_a_saved_config_is_a_command(tmp_path):
 
 
 def test_only_what_was_given_reaches_the_trainer():
-    given = dict(weight_decay=['0.1'], lr_scheduler_type=['cosine'], fp16=['true'], report_to=['none'], save_total_limit=['3'], gradient_checkpointing=[])
+    given = dict(weight_decay=['0.1'], lr_scheduler_type=['cosine'], fp16=['true'], report_to=['none'], save_total_limit=['3'],
+                 gradient_checkpointing=[])
     words = [word for name, values in given.items() for word in (f'--{name}', *values)]
     read = read_options(words)[1]
     assert read.pop('report_to') in ('none', ['none'])
@@ -108,13 +113,18 @@ def test_several_values_of_one_option(tmp_path):
 
 
 @pytest.mark.parametrize('words, says', [
-    ('--temprature 2', "'temperature'"), ('--wieght_decay 2', "'weight_decay'"), ('--epoch 2', "'epochs'"), ('-b 8', 'two dashes'), ('--max_steps', 'needs a value'),
-    ('--max_steps many', 'whole number'), ('--weight_decay much', 'weight_decay'), ('--alpha_kd -1', 'alpha_kd'), ('--temperature 0', 'temperature'),
-    ('--dataset a b', 'takes one value'), ('--weight_decay 1 2', 'takes one value'), ('--control maybe', 'maybe'), ('--lr_scheduler_type nonsense', 'lr_scheduler_type'), ('nowhere.yaml', 'not found'),
+    ('--temprature 2', "'temperature'"), ('--wieght_decay 2', "'weight_decay'"), ('--epoch 2', "'epochs'"), ('-b 8', 'two dashes'),
+    ('--max_steps', 'needs a value'),
+    ('--max_steps many', 'whole number'), ('--weight_decay much', 'weight_decay'), ('--alpha_kd -1', 'alpha_kd'),
+    ('--temperature 0', 'temperature'),
+    ('--dataset a b', 'takes one value'), ('--weight_decay 1 2', 'takes one value'), ('--control maybe', 'maybe'),
+    ('--lr_scheduler_type nonsense', 'lr_scheduler_type'), ('nowhere.yaml', 'not found'),
     ('--config nowhere.yaml', 'not found'), ('a.yaml b.yaml', 'one config file'), ('--teacher_model ./nowhere', 'does not exist'),
     ('--dataset nowhere.jsonl', 'nowhere.jsonl'), ('--eval_dataset /no/where', 'does not exist'), ('--kd_method guess', 'first_token')])
 def test_a_mistake_is_one_line(fake, capsys, words, says):
-    assert says in refused(capsys, 'train', *NAMES, *words.split()) if not words.startswith(('nowhere', 'a.yaml')) else refused(capsys, 'train', *words.split(), *NAMES)
+    assert says in refused(capsys, 'train', *NAMES,
+                           *words.split()) if not words.startswith(('nowhere',
+                                                                    'a.yaml')) else refused(capsys, 'train', *words.split(), *NAMES)
     assert not fake.calls
 
 
@@ -123,7 +133,8 @@ def test_missing_names_are_all_said(fake, capsys):
     assert '--dataset is missing' in refused(capsys, 'eval', '--student_model', 'small')
 
 
-@pytest.mark.parametrize('text, says', [('- a', 'list'), ('a: [', 'not YAML'), ('temprature: 2', "'temperature'"), ('batch_size: [1]', 'whole number'), ('weight_decay: much', 'weight_decay')])
+@pytest.mark.parametrize('text, says', [('- a', 'list'), ('a: [', 'not YAML'), ('temprature: 2', "'temperature'"),
+                                        ('batch_size: [1]', 'whole number'), ('weight_decay: much', 'weight_decay')])
 def test_a_wrong_file_is_one_line(fake, capsys, tmp_path, text, says):
     path = tmp_path / 'c.yaml'
     path.write_text(text)
@@ -139,7 +150,9 @@ def test_an_output_folder_that_is_a_file(fake, capsys, tmp_path):
     assert 'is a file' in refused(capsys, 'train', *NAMES, '--output_dir', str(tmp_path / 'run'))
 
 
-@pytest.mark.parametrize('words, says', [(['trian'], "'train'"), (['demo', '--max_lenght', '3'], "'max_length'"), (['demo', '--dataset', 'x'], 'kdkit train'), (['demo', 'x'], "'x'"), (['eval', '--sede', '3'], "'seed'")])
+@pytest.mark.parametrize('words, says', [(['trian'], "'train'"), (['demo', '--max_lenght', '3'], "'max_length'"),
+                                         (['demo', '--dataset', 'x'], 'kdkit train'), (['demo', 'x'], "'x'"),
+                                         (['eval', '--sede', '3'], "'seed'")])
 def test_a_wrong_command_is_one_line(fake, capsys, words, says):
     assert says in refused(capsys, *words)
 
@@ -201,7 +214,8 @@ def test_a_recipe_of_the_package_goes_by_its_name(fake, tmp_path, monkeypatch, n
     monkeypatch.chdir(tmp_path)
     assert main(['train', name, '--max_steps', '7']) == 0
     [(config, arguments)] = fake.calls
-    assert (config.student_model, config.max_steps, config.batch_size) == ('HuggingFaceTB/SmolLM-135M', 7, 4) and arguments == dict(gradient_checkpointing=True)
+    assert (config.student_model, config.max_steps, config.batch_size) == ('HuggingFaceTB/SmolLM-135M', 7,
+                                                                           4) and arguments == dict(gradient_checkpointing=True)
     (tmp_path / 'smollm').write_text('student_model: mine')  # a file of that name comes first
     assert read_options(['smollm'])[0].student_model == 'mine'
 
@@ -218,10 +232,12 @@ def test_python_takes_what_the_command_line_takes(tmp_path):
     "One dialect: a dict, a file, a recipe or a config, and options beside it."
     words = '--teacher_model a --student_model b --epochs 2 --per_device_train_batch_size 4 --weight_decay 0.5 --lr_scheduler_type linear --gradient_checkpointing'.split()
     wanted = read_options(words)
-    given = dict(teacher_model='a', student_model='b', epochs=2, per_device_train_batch_size=4, weight_decay=0.5, lr_scheduler_type='linear', gradient_checkpointing=True)
+    given = dict(teacher_model='a', student_model='b', epochs=2, per_device_train_batch_size=4, weight_decay=0.5,
+                 lr_scheduler_type='linear', gradient_checkpointing=True)
     (tmp_path / 'c.yaml').write_text(''.join(f'{k}: {v}\n' for k, v in given.items()))
     assert settings(given) == settings({}, **given) == settings(tmp_path / 'c.yaml') == settings(str(tmp_path / 'c.yaml')) == wanted
-    assert settings(dict(given, max_steps=9, learning_rate=1.), **{k: v for k, v in given.items() if k != 'epochs'}, learning_rate='none', num_epochs=2) == wanted
+    assert settings(dict(given, max_steps=9, learning_rate=1.), **{k: v for k, v in given.items() if k != 'epochs'}, learning_rate='none',
+                    num_epochs=2) == wanted
     assert settings(wanted[0], wanted[1]) == settings(DistillConfig(teacher_model='a', max_steps=3), **dict(given, max_steps=-1)) == wanted
 
 
@@ -234,7 +250,8 @@ def test_python_is_told_the_same(given, says):
 
 
 def test_help_names_every_option_and_loads_nothing():
-    code = ('import sys; from kdkit.cli import main; codes = [main(w.split()) for w in ("-h", "train -h", "eval --help", "demo -h", "--version")];'
+    code = ('import sys; from kdkit.cli import main; codes = [main(w.split()) for w in ("-h", "train -h", "eval --help", '
+            '"demo -h", "--version")];'
             'assert codes == [0] * 5; assert not {"torch", "transformers", "matplotlib", "datasets", "numpy"} & set(sys.modules), "heavy"')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -256,7 +273,8 @@ def test_the_module_is_the_program():
 def test_every_option_stands_under_one_heading_and_what_matters_comes_first():
     groups = options_by_group()
     assert all(groups) and [f.name for options in groups.values() for f in options] == list(DistillConfig().to_dict())
-    assert [f.name for f in next(iter(groups.values()))] == ['teacher_model', 'student_model', 'dataset', 'output_dir', 'max_steps', 'num_epochs']
+    assert [f.name for f in next(iter(groups.values()))] == ['teacher_model', 'student_model', 'dataset', 'output_dir', 'max_steps',
+                                                             'num_epochs']
     assert set(cli.EVAL_OPTIONS) | set(cli.DEMO_OPTIONS) <= set(DistillConfig().to_dict())
     help = cli.help_text('train')
     for heading, options in groups.items(): assert help.index(f'\n{heading}:\n') < help.index(f'\n  --{options[0].name} ')

@@ -29,7 +29,8 @@ def test_every_field_has_its_meaning():
 
 @pytest.mark.parametrize('suffix', ['yaml', 'yml', 'json'])
 def test_saved_and_loaded_it_is_the_same(tmp_path, suffix):
-    config = DistillConfig(teacher_model='a', text_column='straße', learning_rate=3e-5, eval_steps=7, control=True, recipe='seed', alpha_lm=.3)
+    config = DistillConfig(teacher_model='a', text_column='straße', learning_rate=3e-5, eval_steps=7, control=True, recipe='seed',
+                           alpha_lm=.3)
     config.save(tmp_path / f'config.{suffix}')
     assert DistillConfig.load(tmp_path / f'config.{suffix}') == config
     assert DistillConfig.from_dict(config.to_dict()) == config
@@ -38,11 +39,16 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, suffix):
 @pytest.mark.parametrize('values, says', [
     (dict(temprature=2), "'temperature'"), (dict(aplha_kd=1), "'alpha_kd'"), (dict(zzz=1), "'zzz' is unknown"),
     (dict(temperature=0), 'temperature is 0'), (dict(temperature=math.inf), 'temperature is inf'), (dict(alpha_kd=-.1), 'alpha_kd is -0.1'),
-    (dict(alpha_lm=math.nan), 'alpha_lm is nan'), (dict(beta=1.1), 'beta'), (dict(skew=1), 'skew'), (dict(eval_fraction=0), 'eval_fraction'),
-    (dict(max_length=1), 'max_length'), (dict(batch_size=0), 'batch_size'), (dict(max_steps=0), 'max_steps'), (dict(eval_steps=0), 'eval_steps'),
-    (dict(seed=-1), 'seed'), (dict(kd_method='magic'), 'first_token'), (dict(divergence='l2'), 'forward_kl'), (dict(teacher_dtype='int8'), 'bfloat16'),
-    (dict(recipe='best'), 'seed'), (dict(batch_size='eight'), 'whole number'), (dict(batch_size=2.5), 'whole number'), (dict(batch_size=True), 'whole number'),
-    (dict(batch_size=None), 'whole number'), (dict(max_steps='inf'), 'whole number'), (dict(learning_rate='fast'), 'a number'), (dict(pack='maybe'), 'true or false'),
+    (dict(alpha_lm=math.nan), 'alpha_lm is nan'), (dict(beta=1.1), 'beta'), (dict(skew=1), 'skew'),
+    (dict(eval_fraction=0), 'eval_fraction'),
+    (dict(max_length=1), 'max_length'), (dict(batch_size=0), 'batch_size'), (dict(max_steps=0), 'max_steps'),
+    (dict(eval_steps=0), 'eval_steps'),
+    (dict(seed=-1), 'seed'), (dict(kd_method='magic'), 'first_token'), (dict(divergence='l2'), 'forward_kl'),
+    (dict(teacher_dtype='int8'), 'bfloat16'),
+    (dict(recipe='best'), 'seed'), (dict(batch_size='eight'), 'whole number'), (dict(batch_size=2.5), 'whole number'),
+    (dict(batch_size=True), 'whole number'),
+    (dict(batch_size=None), 'whole number'), (dict(max_steps='inf'), 'whole number'), (dict(learning_rate='fast'), 'a number'),
+    (dict(pack='maybe'), 'true or false'),
     (dict(dataset=['a', 'b']), 'text'), (dict(alpha_lm=0, alpha_kd=0, alpha_unaligned=0), 'nothing to learn')])
 def test_a_wrong_value_says_what_and_what_instead(values, says):
     with pytest.raises(ConfigError) as error: DistillConfig.from_dict(values)

@@ -42,7 +42,8 @@ def test_mixed_precision_never_meets_half_and_float(pair, teacher_dtype, autocas
     framework, text = framework_of(pair, teacher_dtype=teacher_dtype)
     assert framework.logit_projector.hidden_projector.weight.dtype == framework.teacher_model.dtype == getattr(torch, teacher_dtype)
     batches = eval_batches(text['held_out'], framework, 4)[:2]
-    others = [StudentAwareDistillationFramework(replace(framework.config, kd_method=m)) for m in ('projector', 'span', 'uld', 'hybrid', 'p_kl')]
+    others = [StudentAwareDistillationFramework(replace(framework.config, kd_method=m))
+              for m in ('projector', 'span', 'uld', 'hybrid', 'p_kl')]
     with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         framework(**batches[0])['loss'].backward()
         for side, model in dict(student=framework.student_model, teacher=framework.teacher_model).items():
@@ -56,7 +57,8 @@ def test_a_gradscaler_never_meets_an_fp16_gradient(pair):
     trained = [p for p in framework.parameters() if p.requires_grad]
     assert trained and all(p.dtype == torch.float32 for p in trained)
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in framework.parameters())
-    assert all(not p.requires_grad and p.grad is None for p in [*framework.teacher_model.parameters(), *framework.logit_projector.parameters()])
+    assert all(not p.requires_grad and p.grad is None
+               for p in [*framework.teacher_model.parameters(), *framework.logit_projector.parameters()])
     ids = {id(p) for p in framework.parameters()}
     assert not ids & {id(p) for p in framework.teacher_model.parameters()}
 
@@ -74,9 +76,12 @@ def test_an_epoch_of_24914_steps_writes_fewer_than_1000_lines(tmp_path):
     import json
     pair = save_pair(tmp_path, teacher='llama', student='llama', teacher_size=8, student_size=8, student_layers=1)
     (tmp_path / 'text.jsonl').write_text(''.join(json.dumps(dict(text=f'Line {i}')) + '\n' for i in range(26000)))
-    words = [f'--{k}={v}' for k, v in dict(pair, dataset=tmp_path / 'text.jsonl', output_dir=tmp_path / 'run', max_length=32, pack='false', batch_size=1,
-                                           eval_fraction=0.001, max_steps=24914, eval_steps=12457, max_eval_rows=4, learning_rate=1e-4).items()]
-    done = subprocess.run([sys.executable, '-c', LONG_RUN, *words], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    words = [f'--{k}={v}' for k, v in dict(pair, dataset=tmp_path / 'text.jsonl', output_dir=tmp_path / 'run', max_length=32, pack='false',
+                                           batch_size=1,
+                                           eval_fraction=0.001, max_steps=24914, eval_steps=12457, max_eval_rows=4,
+                                           learning_rate=1e-4).items()]
+    done = subprocess.run([sys.executable, '-c', LONG_RUN, *words], capture_output=True, text=True,
+                          env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert done.returncode == 0, done.stderr[-2000:]
     lines = (done.stdout + done.stderr).replace('\r', '\n').splitlines()
     assert len(lines) < 1000, len(lines)
@@ -150,7 +155,8 @@ def test_early_stopping_is_silent_in_warm_up_then_counts_checks():
     assert [stop(x) for x in (1., .9, .895, .8, .8, .8)] == [False] * 5 + [True]
 
 def test_early_stopping_keeps_the_best_student(pair, tmp_path):
-    report = distill(dict(pair, output_dir=str(tmp_path / 'run'), max_length=64, batch_size=4, max_steps=60, eval_steps=2, learning_rate=.3,  # bound to get worse
+    # bound to get worse
+    report = distill(dict(pair, output_dir=str(tmp_path / 'run'), max_length=64, batch_size=4, max_steps=60, eval_steps=2, learning_rate=.3,
                           early_stopping=True, patience=3, early_stopping_warmup=0, max_eval_rows=8))
     scores = {line['step']: line['eval']['bits_per_byte'] for line in read_metrics(tmp_path / 'run') if 'eval' in line}
     assert max(scores) < 60, 'it should have stopped early'
@@ -161,7 +167,8 @@ def test_early_stopping_keeps_the_best_student(pair, tmp_path):
 def test_the_language_model_loss_is_shifted_masked_and_alone_in_perplexity(pair):
     framework, text = framework_of(pair)
     batch = batch_of(framework, text['train'].select(range(4)), pad=5)
-    reference = framework.student_model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], labels=batch['labels']).loss  # transformers' own
+    # transformers' own
+    reference = framework.student_model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], labels=batch['labels']).loss
     output = framework(**batch)
     torch.testing.assert_close(output['losses']['lm'], reference)
     assert framework.config.alpha_lm == output['weights']['lm'] == framework.get_curriculum_weight(0, 'lm')
@@ -178,13 +185,15 @@ def test_the_language_model_loss_is_shifted_masked_and_alone_in_perplexity(pair)
 def test_a_full_run_reaches_the_end_and_reports(pair, tmp_path, recipe):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     folder = tmp_path / 'run'
-    report = distill(dict(pair, output_dir=str(folder), recipe=recipe, max_length=64, batch_size=4, max_steps=12, logging_steps=1, learning_rate=1e-3,
+    report = distill(dict(pair, output_dir=str(folder), recipe=recipe, max_length=64, batch_size=4, max_steps=12, logging_steps=1,
+                          learning_rate=1e-3,
                           control=True, max_eval_rows=8))
     lines = read_metrics(folder)
     assert report['skipped_steps'] == 0
     assert lines[-1]['progress'] == 1 and [line['step'] for line in lines if 'losses' in line] == [*range(1, 13)]
     assert {'step', 'progress', 'loss', 'losses', 'weights', 'lr', 'grad_norm', 'tokens_per_second'} <= set(lines[0])
-    for name in ('student/config.json', 'student/model.safetensors', 'student/tokenizer.json', 'config.yaml', 'report.json', 'report.md', 'losses.png', 'curriculum.png'):
+    for name in ('student/config.json', 'student/model.safetensors', 'student/tokenizer.json', 'config.yaml', 'report.json', 'report.md',
+                 'losses.png', 'curriculum.png'):
         assert (folder / name).exists(), name
     for key in ('teacher', 'student_before', 'student_after', 'control'):
         assert {'bits_per_byte', 'nats_per_token', 'perplexity', 'parameters'} <= set(report[key])
@@ -192,5 +201,6 @@ def test_a_full_run_reaches_the_end_and_reports(pair, tmp_path, recipe):
     assert {'gap_closed', 'versions', 'seed', 'device', 'dtype', 'seconds'} <= set(report)
     student, tokenizer = AutoModelForCausalLM.from_pretrained(folder / 'student'), AutoTokenizer.from_pretrained(folder / 'student')
     assert student(**tokenizer('Some text', return_tensors='pt')).logits.isfinite().all()
-    assert distill(dict(pair, output_dir=str(folder), recipe=recipe, max_length=64, batch_size=4, max_steps=12, logging_steps=1, learning_rate=1e-3,
+    assert distill(dict(pair, output_dir=str(folder), recipe=recipe, max_length=64, batch_size=4, max_steps=12, logging_steps=1,
+                        learning_rate=1e-3,
                         control=True, max_eval_rows=8)) == report  # the same command again finds the run finished

@@ -47,7 +47,8 @@ def test_every_form_is_the_same_conversation(tmp_path, form, streaming):
     texts = [text for block, _ in corpus.text.blocks() for text in block['text']] if streaming else corpus.text['text']
     assert [json.loads(text)['messages'] for text in texts] == [turns(q, a) for q, a in zip(ASKED, SAID)]
     assert 'conversations' in str(corpus) and '\n' not in str(corpus)
-    if form == 'alpaca': assert not read_corpus(path, format='text').chat and load_text(path, text_column='text')['text'][0].startswith('### Instruction')
+    if form == 'alpaca':
+        assert not read_corpus(path, format='text').chat and load_text(path, text_column='text')['text'][0].startswith('### Instruction')
 
 BAD = {
     "unknown role 'narrator'": [dict(role='narrator', content='Once'), dict(role='assistant', content='upon')],
@@ -61,7 +62,9 @@ def test_a_bad_row_is_counted_named_and_left_out(tmp_path, why):
     rows = [dict(messages=turns(q, a)) for q, a in zip(ASKED, SAID)] + [dict(messages=BAD[why])] * 3
     corpus = read_corpus(lines(tmp_path / 'chat.jsonl', rows))
     assert len(corpus.text) == 40 and f'3 left out: 3 with {why}' in str(corpus)
-    with pytest.raises(DataError, match=f'no conversation that can be used: 3 with {why}') if why != 'no messages' else pytest.raises(DataError): read_corpus(lines(tmp_path / 'bad.jsonl', [dict(messages=BAD[why])] * 3))
+    with pytest.raises(DataError,
+                       match=f'no conversation that can be used: 3 with {why}') if why != 'no messages' else pytest.raises(DataError):
+        read_corpus(lines(tmp_path / 'bad.jsonl', [dict(messages=BAD[why])] * 3))
 
 def test_what_is_asked_for_and_what_is_there(tmp_path):
     chat, text = lines(tmp_path / 'chat.jsonl', [FORMS['sharegpt'](q, a) for q, a in zip(ASKED, SAID)]), save_text(tmp_path)
@@ -76,7 +79,8 @@ def test_what_is_asked_for_and_what_is_there(tmp_path):
 # -- windows
 
 def maker(student, teacher, **how):
-    return ConversationMaker(ChatSide(chat_tokenizer(student)), ChatSide(chat_tokenizer(teacher)), **dict(dict(max_length=4000, teacher_max_length=4000), **how))
+    return ConversationMaker(ChatSide(chat_tokenizer(student)), ChatSide(chat_tokenizer(teacher)),
+                             **dict(dict(max_length=4000, teacher_max_length=4000), **how))
 
 def as_dataset(talks): return Dataset.from_dict(dict(text=[json.dumps(conversation) for conversation in talks]))
 
@@ -97,7 +101,8 @@ def test_packing_changes_nothing(tmp_path, student, teacher):
     alone, packed = (windows(maker(student, teacher, pack=pack), GOOD, tmp_path) for pack in (False, True))
     assert len(alone) == len(GOOD) and len(packed) < len(GOOD) / 2
     for name in ('input_ids', 'teacher_input_ids'): assert sum((row[name] for row in alone), []) == sum((row[name] for row in packed), [])
-    for of_row in (learnt, lambda row: learnt(row, 'teacher_'), after_places): assert sum(map(of_row, alone), []) == sum(map(of_row, packed), [])
+    for of_row in (learnt, lambda row: learnt(row, 'teacher_'), after_places):
+        assert sum(map(of_row, alone), []) == sum(map(of_row, packed), [])
     for name in ('n_bytes', 'teacher_n_bytes'): assert sum(row[name] for row in alone) == sum(row[name] for row in packed)
     assert all(len(row['input_ids']) <= 4000 for row in packed)
 
@@ -147,7 +152,8 @@ def test_every_end_of_an_answer_is_an_end():
     last, earlier = tokenizers['student'].convert_tokens_to_ids(['<|return|>', '<|end|>'])
     theirs = tokenizers['teacher'].convert_tokens_to_ids('<|im_end|>')
     framework = framework_for('harmony', 'chatml')
-    assert {last, earlier} <= {*framework.student_end_id} and {last, earlier} & {*framework.student_model.generation_config.eos_token_id} == {last}
+    assert {last, earlier} <= {*framework.student_end_id} and {last,
+                                                               earlier} & {*framework.student_model.generation_config.eos_token_id} == {last}
     for swap, wanted in ((False, {(last, theirs), (earlier, theirs)}), (True, {(theirs, last), (theirs, earlier)})):
         sides = dict(zip(PAIR, list(tokenizers.values())[::-1 if swap else 1]))
         configs = {side: model_of('llama', len(tokenizer), 32).config for side, tokenizer in sides.items()}
@@ -163,7 +169,8 @@ def test_one_tokenizer_and_template_is_the_plain_masked_kl(tmp_path):
     batch = PairCollator()([*rows])
     said = framework(**batch)
     with torch.no_grad():
-        student, teacher = (model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask']).logits[:, :-1].log_softmax(-1) for model in (framework.student_model, framework.teacher_model))
+        student, teacher = (model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask']).logits[:, :-1].log_softmax(-1)
+                            for model in (framework.student_model, framework.teacher_model))
     keep = batch['labels'][:, 1:] != -100
     kl = (teacher.exp() * (teacher - student)).sum(-1)[keep].mean()
     nats = F.nll_loss(student[keep], batch['labels'][:, 1:][keep])
@@ -175,7 +182,8 @@ def test_one_tokenizer_and_template_is_the_plain_masked_kl(tmp_path):
 def test_one_model_behind_two_templates_has_nothing_to_learn(tmp_path, other):
     "A model that expects the same everywhere, each side with its own end of turn in the place of the other's: the losses are zero at every place, and the teacher is asked at many."
     from transformers import PreTrainedTokenizerFast
-    mine, theirs = chat_tokenizer('chatml'), PreTrainedTokenizerFast(tokenizer_object=chat_tokenizer('chatml').backend_tokenizer, eos_token='<|endoftext|>', bos_token='<s>')
+    mine, theirs = chat_tokenizer('chatml'), PreTrainedTokenizerFast(tokenizer_object=chat_tokenizer('chatml').backend_tokenizer,
+                                                                     eos_token='<|endoftext|>', bos_token='<s>')
     theirs.chat_template = TEMPLATES[other]
     if other == 'phi4': theirs.chat_template = theirs.chat_template.replace('<|im_sep|>', '\n')
     if other == 'llama3': theirs.chat_template = theirs.chat_template.replace('<|eot_id|>', '<|im_end|>')
@@ -219,7 +227,8 @@ def test_batches_change_nothing(tmp_path, student, teacher):
     whole = framework(**batch_of(framework, rows))
     units = framework.count_units(batch_of(framework, rows))
     parts = [framework(**batch_of(framework, rows.select([i])), units=units) for i in range(len(rows))]
-    for name in whole['losses']: torch.testing.assert_close(sum(part['losses'][name] for part in parts), whole['losses'][name], atol=1e-5, rtol=1e-4)
+    for name in whole['losses']:
+        torch.testing.assert_close(sum(part['losses'][name] for part in parts), whole['losses'][name], atol=1e-5, rtol=1e-4)
 
 def test_bits_per_byte_are_those_of_the_answers(tmp_path):
     framework, rows = framework_for('chatml', 'llama3'), rows_for('chatml', 'llama3', tmp_path, [TALKS['plain'], TALKS['system']])
@@ -228,9 +237,12 @@ def test_bits_per_byte_are_those_of_the_answers(tmp_path):
         prefix, end = ('', framework.student_end_id) if side == 'student' else ('teacher_', framework.teacher_end_id)
         labels = batch[f'{prefix}labels']
         keep = (labels[:, 1:] != -100) & ~torch.isin(labels[:, 1:], torch.tensor(end))
-        with torch.no_grad(): log_probs = model(input_ids=batch[f'{prefix}input_ids'], attention_mask=batch[f'{prefix}attention_mask']).logits[:, :-1].log_softmax(-1)
+        with torch.no_grad():
+            log_probs = model(input_ids=batch[f'{prefix}input_ids'],
+                              attention_mask=batch[f'{prefix}attention_mask']).logits[:, :-1].log_softmax(-1)
         nats = F.nll_loss(log_probs[keep], labels[:, 1:][keep], reduction='sum').item()
-        n_bytes = sum(len(message['content'].encode()) for name in ('plain', 'system') for message in TALKS[name]['messages'] if message['role'] == 'assistant')
+        n_bytes = sum(len(message['content'].encode()) for name in ('plain', 'system') for message in TALKS[name]['messages']
+                      if message['role'] == 'assistant')
         assert compute_perplexity(model, [batch], side, end)['bits_per_byte'] == pytest.approx(nats / np.log(2) / n_bytes, rel=1e-4)
 
 def test_answers_stop_at_an_end_and_batches_do_not_matter():
@@ -269,13 +281,16 @@ def test_a_run_with_conversations(chat_pair, tmp_path, capsys):
     assert '<|im_start|>user' in said.err + said.out and "reads conversations in its own template, where <|eot_id|> ends a turn" in said.err + said.out
     assert 'held-out answers' in said.out and 'ended by itself' in said.out
     report = json.loads((tmp_path / 'run/report.json').read_text())
-    assert set(report['answer_lengths']) == {'teacher', 'student_before', 'student_after'} and {'prompt', 'teacher', 'student_before', 'student_after'} == set(report['answers'][0])
+    assert set(report['answer_lengths']) == {'teacher', 'student_before',
+                                             'student_after'} and {'prompt', 'teacher', 'student_before',
+                                                                   'student_after'} == set(report['answers'][0])
     assert report['retention']['after']['positions'] > 0 and '## Answers' in (tmp_path / 'run/report.md').read_text()
     assert 'apply_chat_template' in (tmp_path / 'run/student/README.md').read_text()
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / 'run/student'), AutoTokenizer.from_pretrained(tmp_path / 'run/student')
     assert tokenizer.convert_tokens_to_ids('<|im_end|>') in model.generation_config.eos_token_id and tokenizer.chat_template == TEMPLATES['chatml']
-    assert main(['eval', '--student_model', str(tmp_path / 'run/student'), '--teacher_model', chat_pair['teacher_model'], '--dataset', chat_pair['dataset'], '--max_length', '200']) == 0
+    assert main(['eval', '--student_model', str(tmp_path / 'run/student'), '--teacher_model', chat_pair['teacher_model'], '--dataset',
+                 chat_pair['dataset'], '--max_length', '200']) == 0
     assert 'held-out answers' in capsys.readouterr().out
     assert main(['eval', '--student_model', str(tmp_path / 'run/student'), '--dataset', chat_pair['dataset'], '--max_length', '200']) == 0
 
@@ -308,7 +323,8 @@ def test_what_cannot_be_is_said_in_one_sentence(chat_pair, tmp_path, capsys):
     refused(capsys, {**run, 'train_on': 'question'}, 'answers or all')
     refused(capsys, {**run, 'format': 'alpaca'}, "in the form 'messages'")
     refused(capsys, {**run, 'chat_template': tmp_path / 'none.jinja'}, 'cannot be read')
-    (tmp_path / 'plain.jinja').write_text("{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}")
+    (tmp_path / 'plain.jinja').write_text("{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n"
+                                          "' }}{% endfor %}")
     refused(capsys, {**run, 'chat_template': tmp_path / 'plain.jinja'}, 'ends an answer with no control token', '<|im_end|>')
     (tmp_path / 'refuses.jinja').write_text("{{ raise_exception('not today') }}")
     refused(capsys, {**run, 'chat_template': tmp_path / 'refuses.jinja'}, 'template', 'not today')
@@ -324,7 +340,8 @@ def test_texts_with_control_tokens_are_warned_of(chat_pair, tmp_path, capsys):
     assert 'control tokens' not in ''.join(capsys.readouterr())
 
 def test_a_told_teacher_and_a_student_that_is_not(chat_pair, tmp_path):
-    plain, told = (prepare_text(DistillConfig(**chat_pair, max_length=200, teacher_system_prompt=prompt)) for prompt in (None, 'Answer like a pirate.'))
+    plain, told = (prepare_text(DistillConfig(**chat_pair, max_length=200, teacher_system_prompt=prompt))
+                   for prompt in (None, 'Answer like a pirate.'))
     assert plain['train']['input_ids'][0] == told['train']['input_ids'][0]
     decode = lambda text: text['tokenizers']['teacher'].decode(text['train']['teacher_input_ids'][0])
     assert 'pirate' in decode(told) and 'pirate' not in decode(plain)

@@ -24,7 +24,8 @@ def batch_of(student, teacher, text, tables):
     mask = lambda n: torch.tensor([[1] * (n + 1) + [0, 0], [1] + [0] * (n + 2)])
     last = (here < len(ids)) & (there < len(teacher_ids))  # nothing follows the last token
     positions = [torch.tensor(np.stack([at[last], np.full(last.sum(), -1)])) for at in (here, there)]
-    return dict(input_ids=row(ids, 0), teacher_input_ids=row(teacher_ids, 0), student_positions=positions[0], teacher_positions=positions[1],
+    return dict(input_ids=row(ids, 0), teacher_input_ids=row(teacher_ids, 0), student_positions=positions[0],
+                teacher_positions=positions[1],
                 attention_mask=mask(len(ids)), teacher_attention_mask=mask(len(teacher_ids)))
 
 
@@ -45,14 +46,17 @@ def targets(vocab_map, batch, logits):
     return row, at, *ask(None, row, at), both[0][row, at + 1], places
 
 
-PREFIX_FREE = ['<e>', 'a', 'ba', 'bb', 'bc', 'ca', 'cb', 'cca', 'ccb', 'ccc'], ['b', 'c', 'cc']  # every text has one spelling, whatever comes next
+# every text has one spelling, whatever comes next
+PREFIX_FREE = ['<e>', 'a', 'ba', 'bb', 'bc', 'ca', 'cb', 'cca', 'ccb', 'ccc'], ['b', 'c', 'cc']
 STUDENTS = [(['<s>', 'a', 'b', 'c', 'ab', 'bb', 'aab', 'cc', 'abb'], [('a', 'b'), ('b', 'b'), ('a', 'ab'), ('c', 'c'), ('ab', 'b')]),
-            (['<s>', 'a', 'b', 'c', 'ac', 'acc', 'bac', 'ccac', 'ba', 'cc'], [('a', 'c'), ('ac', 'c'), ('b', 'ac'), ('c', 'c'), ('cc', 'ac'), ('b', 'a')]),
+            (['<s>', 'a', 'b', 'c', 'ac', 'acc', 'bac', 'ccac', 'ba', 'cc'],
+             [('a', 'c'), ('ac', 'c'), ('b', 'ac'), ('c', 'c'), ('cc', 'ac'), ('b', 'a')]),
             (['<s>', 'a', 'b', 'c'], [])]
 
 def prefix_free_teacher():
     words, parts = PREFIX_FREE
-    return toy([*words, *parts], [('b', 'a'), ('b', 'b'), ('b', 'c'), ('c', 'a'), ('c', 'b'), ('c', 'c'), ('cc', 'a'), ('cc', 'b'), ('cc', 'c')])
+    return toy([*words, *parts], [('b', 'a'), ('b', 'b'), ('b', 'c'), ('c', 'a'), ('c', 'b'), ('c', 'c'), ('cc', 'a'), ('cc', 'b'),
+                                  ('cc', 'c')])
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.sampled_from(STUDENTS), st.integers(0, 10**6))
@@ -63,12 +67,14 @@ def test_over_a_whole_text_nothing_is_lost_and_nothing_gained(tokens, student, s
     tables = [token_bytes(t) for t in (student, teacher)]
     batch = batch_of(student, teacher, text, tables)
     n = len(tokens) + 1
-    batch['teacher_input_ids'] = torch.tensor([[0, *tokens, 0, 0], [0] * (n + 2)])  # its own spelling, and not what byte-pair merges would make of it
+    # its own spelling, and not what byte-pair merges would make of it
+    batch['teacher_input_ids'] = torch.tensor([[0, *tokens, 0, 0], [0] * (n + 2)])
     batch['teacher_attention_mask'] = torch.tensor([[1] * n + [0, 0], [1] + [0] * (n + 1)])
     ends = np.cumsum([len(words[i]) for i in tokens])
     here = np.cumsum([len(tables[0][i]) for i in batch['input_ids'][0, 1:].tolist() if tables[0][i]])
     pairs_of = [(0, 0), *((int(np.searchsorted(here, e)) + 1, j + 1) for j, e in enumerate(ends) if e in here and e < ends[-1])]
-    batch['student_positions'], batch['teacher_positions'] = (torch.tensor([[pair[i] for pair in pairs_of], [-1] * len(pairs_of)]) for i in (0, 1))
+    batch['student_positions'], batch['teacher_positions'] = (torch.tensor([[pair[i] for pair in pairs_of], [-1] * len(pairs_of)])
+                                                              for i in (0, 1))
     logits = torch.randn(2, n + 2, len(tables[1]), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
     logits[..., [0, *range(10, 13)]] = -100  # half words and the end of document are not words
     row, at, probs, known, came, _ = targets(build_map('token_level', student, teacher, len(tables[0]), len(tables[1])), batch, logits)
@@ -95,13 +101,15 @@ def test_a_crossing_token_by_hand(student, teacher):
     read = [tables[1][i] if i < len(tables[1]) else None for i in range(T)]
     seen = 0
     for i in crossing:
-        here, there, last, n = at[i].item(), places.partner[0, at[i]].item(), places.reached[0, at[i]].item(), places.length[0, at[i]].item()
+        here, there, last, n = at[i].item(), places.partner[0,
+                                                            at[i]].item(), places.reached[0, at[i]].item(), places.length[0, at[i]].item()
         if places.node[0, here] != 0: continue  # inside a token the tree's own tests speak
         token, begins = tables[0][came[i]], read[batch['teacher_input_ids'][0, last + 1]][:n]
         assert last > there or begins == token  # it stays inside the teacher's token, which what follows made it write otherwise
         assert last == there or (token.endswith(begins) and token.startswith(read[batch['teacher_input_ids'][0, there + 1]]))
         came_last = batch['teacher_input_ids'][0, last + 1].item()
-        once = {*ids_by_bytes(teacher, read).values(), came_last} - {j for j, piece in enumerate(read) if piece == read[came_last] and j != came_last}
+        once = {*ids_by_bytes(teacher, read).values(),
+                came_last} - {j for j, piece in enumerate(read) if piece == read[came_last] and j != came_last}
         may = [j for j in once if read[j].startswith(begins) and
                (read[j] == begins or spell(token + read[j][n:])[:1] == [came[i].item()] or j == came_last)]
         goes_on = log_probs[last, may].logsumexp(-1) if last > there else 0
@@ -148,7 +156,8 @@ def test_a_student_that_says_what_it_is_taught_costs_nothing(method):
     some = crosses.nonzero()[:, 0]
     whole = known[some].all(-1)  # elsewhere the student may say of the rest what it likes
     best = probs[some][whole].clamp_min(1e-300).log()
-    found = vocab_map.crossings.look_up(places, vocab_map.inside.n_nodes, batch['input_ids'], batch['teacher_input_ids'], places.partner >= 0)
+    found = vocab_map.crossings.look_up(places, vocab_map.inside.n_nodes, batch['input_ids'], batch['teacher_input_ids'],
+                                        places.partner >= 0)
     classes, node, ending = vocab_map.with_nodes(found), found['node'], found['ending']
     crossed = Crossed(classes.inside, places.reached, ending, batch['input_ids'], batch['teacher_input_ids'])
     ask = against_teacher(comparison(method, classes, soft_ends=True), lambda x: x, logits, places.partner, node, crossed)
@@ -205,7 +214,8 @@ def test_positions_do_not_depend_on_the_batch():
 def test_real_code_has_a_value_everywhere(student, teacher):
     "Indentation, long names, numbers: every token of a Python file is asked about, and the truth has a value."
     rows = {'qwen2': 151_936, 'gpt2': 50_257, 'mistral': 32_000}
-    tokenizers, text = (real(student), real(teacher)), ''.join(open(pytest.__file__).readlines()[:60]) + '\n        if 2026 <= x:\n            return naïve\n'
+    tokenizers, text = (real(student),
+                        real(teacher)), ''.join(open(pytest.__file__).readlines()[:60]) + '\n        if 2026 <= x:\n            return naïve\n'
     tables = [token_bytes(t, rows[name]) for t, name in zip(tokenizers, (student, teacher))]
     vocab_map = build_map('token_level', *tokenizers, rows[student], rows[teacher])
     batch = {name: value[:1] for name, value in batch_of(*tokenizers, text, tables).items()}

@@ -37,25 +37,31 @@ def test_text_files_are_documents_or_paragraphs(tmp_path):
         load_text(str(tmp_path / 'few.txt'), cache_dir=str(tmp_path / 'c'))['text'] == ['One\nstill one', 'Two', '  Three']
 
 def test_a_folder_with_splits(tmp_path):
-    for split in ('train', 'validation', 'test'): pd.DataFrame({'text': [f'{split} text']}).to_parquet(tmp_path / f'{split}-00000-of-00001.parquet')
-    for split in ('train', 'validation', 'test'): assert load_text(str(tmp_path), split, cache_dir=str(tmp_path / 'c'))['text'] == [f'{split} text']
+    for split in ('train', 'validation', 'test'):
+        pd.DataFrame({'text': [f'{split} text']}).to_parquet(tmp_path / f'{split}-00000-of-00001.parquet')
+    for split in ('train', 'validation', 'test'):
+        assert load_text(str(tmp_path), split, cache_dir=str(tmp_path / 'c'))['text'] == [f'{split} text']
 
 def test_text_column(tmp_path):
     pd.DataFrame({'remarks': ['x y'], 'n': [1]}).to_parquet(tmp_path / 'one.parquet')
     assert load_text(str(tmp_path / 'one.parquet'), text_column='remarks')['text'] == ['x y']
-    with pytest.raises(DataError, match="columns remarks, n.*for example 'remarks'"): load_text(str(tmp_path / 'one.parquet'))  # never because it is the only one
+    # never because it is the only one
+    with pytest.raises(DataError, match="columns remarks, n.*for example 'remarks'"): load_text(str(tmp_path / 'one.parquet'))
     pd.DataFrame({'remarks': ['x y'], 'title': ['t']}).to_parquet(tmp_path / 'two.parquet')
     assert load_text(str(tmp_path / 'two.parquet'), text_column='title')['text'] == ['t']
     with pytest.raises(DataError, match='columns remarks, title'): load_text(str(tmp_path / 'two.parquet'))
-    with pytest.raises(DataError, match="'remark' is not one of them. Did you mean 'remarks'"): load_text(str(tmp_path / 'two.parquet'), text_column='remark')
+    with pytest.raises(DataError, match="'remark' is not one of them. Did you mean 'remarks'"):
+        load_text(str(tmp_path / 'two.parquet'), text_column='remark')
     with pytest.raises(DataError, match="'n' holds int"): load_text(str(tmp_path / 'one.parquet'), text_column='n')
 
 def test_empty_rows_are_dropped(tmp_path):
     (tmp_path / 'a.jsonl').write_text('{"text": "a"}\n{"text": ""}\n{"text": null}\n{"text": " \\n"}\n{"text": "b"}\n')
     assert load_text(str(tmp_path / 'a.jsonl'))['text'] == ['a', 'b']
 
-@pytest.mark.parametrize('name, content', [('a.json', b'{"text": '), ('a.jsonl', b'not json'), ('a.csv', b''), ('a.parquet', b'PAR?'), ('a.txt', b''), ('a.txt', b' \n\n '),
-                                           ('a.jsonl', b''), ('a.txt', b'\x00\x01\x02bad\xff'), ('a.jsonl', b'{"text": ""}'), ('a.jsonl', b'{"text": 5}'), ('a.bin', b'abc')])
+@pytest.mark.parametrize('name, content', [('a.json', b'{"text": '), ('a.jsonl', b'not json'), ('a.csv', b''), ('a.parquet', b'PAR?'),
+                                           ('a.txt', b''), ('a.txt', b' \n\n '),
+                                           ('a.jsonl', b''), ('a.txt', b'\x00\x01\x02bad\xff'), ('a.jsonl', b'{"text": ""}'),
+                                           ('a.jsonl', b'{"text": 5}'), ('a.bin', b'abc')])
 def test_bad_input_is_one_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as error: load_text(str(tmp_path / name), cache_dir=str(tmp_path / 'c'))
@@ -75,7 +81,8 @@ def test_a_hub_name_without_a_hub(spec, tmp_path, monkeypatch, capfd):
     with pytest.raises(DataError, match='neither|not a local file') as error: load_text(spec, cache_dir=str(tmp_path))
     assert time.perf_counter() - start < 10 and '\n' not in str(error.value) and 'Retry' not in ''.join(capfd.readouterr())
 
-wiki = ['', ' = Robert Boulter = \n', '', ' Robert Boulter is an actor . \n', '', ' = = Career = = \n', '', ' = = = 2000 \u2013 2005 = = = \n', '', ' He had a role . \n', ' It was big . \n', '',
+wiki = ['', ' = Robert Boulter = \n', '', ' Robert Boulter is an actor . \n', '', ' = = Career = = \n', '',
+        ' = = = 2000 \u2013 2005 = = = \n', '', ' He had a role . \n', ' It was big . \n', '',
         ' = Du Fu = \n', '', ' Du Fu was a poet . \n', ' a = b = c \n', '']
 
 @pytest.mark.parametrize('blank', ['', ' \n'])

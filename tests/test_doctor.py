@@ -16,7 +16,8 @@ WHEEL = ['sm_70', 'sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120']  # of 
 def report(monkeypatch, cards=(), arches=WHEEL, version='2.10.0+cu128', cuda='12.8', files=0):
     "Let torch report these cards: (name, capability, bytes)."
     about = [SimpleNamespace(name=name, major=capability[0], minor=capability[1], total_memory=size) for name, capability, size in cards]
-    says = dict(is_available=lambda: bool(cards), device_count=lambda: len(cards), get_arch_list=lambda: arches, get_device_properties=lambda i=0: about[i],
+    says = dict(is_available=lambda: bool(cards), device_count=lambda: len(cards), get_arch_list=lambda: arches,
+                get_device_properties=lambda i=0: about[i],
                 get_device_capability=lambda i=0: (about[i].major, about[i].minor), get_device_name=lambda i=0: about[i].name,
                 mem_get_info=lambda i=0: (about[i].total_memory - GB // 4, about[i].total_memory))
     for name, call in says.items(): monkeypatch.setattr(torch.cuda, name, call)
@@ -51,16 +52,21 @@ def hangs(monkeypatch):
     report(monkeypatch, [T4])
     monkeypatch.setattr(torch.backends.cuda, 'is_built', lambda: True)
 
-WORKS = dict(t4s=([T4, T4], {}, ['Tesla T4 (15 GB, capability 7.5)', 'teacher in float16', 'student in fp16', 'no bf16', 'memory-efficient', 'torchrun --nproc_per_node 2']),
+WORKS = dict(t4s=([T4, T4], {}, ['Tesla T4 (15 GB, capability 7.5)', 'teacher in float16', 'student in fp16', 'no bf16',
+                                 'memory-efficient', 'torchrun --nproc_per_node 2']),
              a100=([A100], {}, ['capability 8.0', 'bf16 in hardware', 'flash', 'teacher in float16']),
-             p100=([P100], dict(arches=['sm_60', *WHEEL], version='2.10.0+cu126'), ['capability 6.0', 'no bf16', 'without tensor cores', 'memory-efficient']),
+             p100=([P100], dict(arches=['sm_60', *WHEEL], version='2.10.0+cu126'),
+                   ['capability 6.0', 'no bf16', 'without tensor cores', 'memory-efficient']),
              cpu=([], dict(arches=[], version='2.10.0+cpu', cuda=None), ['no GPU', 'T4 x2']))
-FAILS = dict(p100=(lambda m: report(m, [P100]), ['no kernels for Tesla P100', 'sm_70', 'pip install torch==2.10.0 --index-url https://download.pytorch.org/whl/cu126', 'T4']),
+FAILS = dict(p100=(lambda m: report(m, [P100]), ['no kernels for Tesla P100', 'sm_70',
+                                                 'pip install torch==2.10.0 --index-url https://download.pytorch.org/whl/cu126', 'T4']),
              p100_newest=(lambda m: report(m, [P100], version='2.16.1+cu130', cuda='13.0'), ['pip install "torch<2.15"', 'cu126']),
              new_card=(lambda m: report(m, [('NVIDIA RTX 5090', (12, 0), 32 * GB)], ['sm_80', 'sm_90']), ['no kernels', 'get_arch_list']),
-             no_driver=(no_driver, ['driver', 'too old', 'nvidia-smi', 'CUDA_VISIBLE_DEVICES']), silent_driver=(silent_driver, ['initialization failed', 'nvidia-smi']),
+             no_driver=(no_driver, ['driver', 'too old', 'nvidia-smi', 'CUDA_VISIBLE_DEVICES']),
+             silent_driver=(silent_driver, ['initialization failed', 'nvidia-smi']),
              crashed=(crashed, ['unspecified launch failure', 'restart']), hangs=(hangs, ['does not compute', 'restart']),
-             cpu_wheel=(lambda m: report(m, arches=[], version='2.10.0+cpu', cuda=None, files=1), ['built for CPUs only', 'built for CUDA']))
+             cpu_wheel=(lambda m: report(m, arches=[], version='2.10.0+cpu', cuda=None, files=1),
+                        ['built for CPUs only', 'built for CUDA']))
 
 def examined(capsys, tmp_path):
     code = main(['doctor', '--output_dir', str(tmp_path / 'run')])
@@ -102,7 +108,8 @@ def test_each_process_looks_at_its_own_gpu(monkeypatch):
 
 def test_kernels_run_on_newer_cards_of_the_same_kind():
     "CUDA's rule: a binary on its major version from its minor on, an intermediate on everything newer, a special one (a) on its card, a family's (f) on its major version."
-    cases = {'sm_80': [(8, 0), (8, 6), (8, 9)], 'sm_86': [(8, 6), (8, 9)], 'compute_75': [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)],
+    cases = {'sm_80': [(8, 0), (8, 6), (8, 9)], 'sm_86': [(8, 6), (8, 9)],
+             'compute_75': [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)],
              'sm_90a': [(9, 0)], 'sm_100f': [(10, 0), (10, 3)]}
     every = [(6, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]
     for arch, runs in cases.items():
@@ -112,7 +119,8 @@ def test_a_launch_that_fails_says_why():
     if not torch.cuda.is_available(): assert 'CUDA' in launch(0)
     else: assert launch(0) == ''
 
-@pytest.mark.parametrize('folder, state, words', [('kaggle/working/run', 'warning', 'resume_from'), ('tmp/run', 'warning', 'is lost'), ('file', 'problem', 'is a file')])
+@pytest.mark.parametrize('folder, state, words', [('kaggle/working/run', 'warning', 'resume_from'), ('tmp/run', 'warning', 'is lost'),
+                                                  ('file', 'problem', 'is a file')])
 def test_what_kaggle_forgets(monkeypatch, tmp_path, folder, state, words):
     (tmp_path / 'kaggle/working').mkdir(parents=True), (tmp_path / 'file').touch()
     monkeypatch.setattr(doctor, 'KAGGLE', tmp_path / 'kaggle')
@@ -125,7 +133,8 @@ def test_memory_that_somebody_else_holds():
 
 def test_a_package_that_is_too_old(monkeypatch):
     real = doctor.importlib.metadata.requires
-    monkeypatch.setattr(doctor.importlib.metadata, 'requires', lambda name: ['torch>=99', 'no_such_package_here>=1', "pytest; extra == 'dev'", *real(name)])
+    monkeypatch.setattr(doctor.importlib.metadata, 'requires',
+                        lambda name: ['torch>=99', 'no_such_package_here>=1', "pytest; extra == 'dev'", *real(name)])
     [found] = doctor.about_versions()
     assert found.state == 'problem' and "pip install 'torch>=99' 'no_such_package_here>=1'" in found.remedy and 'pytest' not in found.remedy
 

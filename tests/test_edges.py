@@ -4,21 +4,25 @@ import math
 import pytest
 import torch
 
-from kdkit.losses import (at_temperature, attention_kl, cosine_distance, divergence, forward_kl, generalized_jsd, hybrid_matching, info_nce, kept_kl, known_kl, projected_kl, reverse_kl, skewed_kl,
+from kdkit.losses import (at_temperature, attention_kl, cosine_distance, divergence, forward_kl, generalized_jsd, hybrid_matching,
+                          info_nce, kept_kl, known_kl, projected_kl, reverse_kl, skewed_kl,
                           span_likelihood, uld)
 
 DTYPES = torch.float16, torch.bfloat16, torch.float32
 SHARED = torch.tensor([0, 2]), torch.tensor([1, 3])
 LOSSES = dict(
-    forward_kl=forward_kl, reverse_kl=reverse_kl, jsd=generalized_jsd, jsd_near_0=lambda s, t: generalized_jsd(s, t, 1e-6), jsd_near_1=lambda s, t: generalized_jsd(s, t, 1 - 1e-6),
+    forward_kl=forward_kl, reverse_kl=reverse_kl, jsd=generalized_jsd, jsd_near_0=lambda s, t: generalized_jsd(s, t, 1e-6),
+    jsd_near_1=lambda s, t: generalized_jsd(s, t, 1 - 1e-6),
     skewed_kl=skewed_kl, uld=uld, softened=at_temperature(forward_kl, .5), hybrid=lambda s, t: hybrid_matching(s, t, *SHARED),
     projected=lambda s, t: projected_kl(s, t, torch.arange(5), torch.tensor([1, 0, 3, 2, 4]), torch.ones(5)))
 inf = math.inf
 EDGES = dict(
     plain=([1., 2, 0, -1, .5], [0., 1, 1, 2, -2]), equal=([1., 2, 0, -1, .5], [1., 2, 0, -1, .5]),
-    vacant_teacher=([1., 2, 0, -1, .5], [0., 1, -inf, 2, -inf]), vacant_student=([1., -inf, 0, -1, -inf], [0., 1, 1, 2, -2]), vacant_both=([1., 2, -inf, -1, .5], [0., 1, -inf, 2, -1]),
+    vacant_teacher=([1., 2, 0, -1, .5], [0., 1, -inf, 2, -inf]), vacant_student=([1., -inf, 0, -1, -inf], [0., 1, 1, 2, -2]),
+    vacant_both=([1., 2, -inf, -1, .5], [0., 1, -inf, 2, -1]),
     vacant_crosswise=([-inf, 2, 1, -1, .5], [0., -inf, 1, 2, -1]), one_possible=([1., 2, 0, -1, .5], [-inf, -inf, 3., -inf, -inf]),
-    ends_of_half=([60000., -60000, 0, 0, 0], [-60000., 60000, 0, 0, 0]), all_low=([-60000.] * 5, [-60000.] * 5), certain=([0., 0, 0, 0, 60000.], [0., 0, 0, 0, 60000.]))
+    ends_of_half=([60000., -60000, 0, 0, 0], [-60000., 60000, 0, 0, 0]), all_low=([-60000.] * 5, [-60000.] * 5),
+    certain=([0., 0, 0, 0, 60000.], [0., 0, 0, 0, 60000.]))
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
@@ -75,7 +79,8 @@ def test_directions_of_short_states(dtype, length):
             value = loss(a, b)
             value.sum().backward()
             assert value.isfinite().all() and a.grad.isfinite().all()
-    if length >= 1: torch.testing.assert_close(cosine_distance(x.float() * 7, y), cosine_distance(x, y), atol=1e-5, rtol=0)  # length does not count otherwise
+    # length does not count otherwise
+    if length >= 1: torch.testing.assert_close(cosine_distance(x.float() * 7, y), cosine_distance(x, y), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)

@@ -16,7 +16,8 @@ SHORT = ('llama', 'gemma2', 'gemma3_text', 'qwen3_moe', 'qwen3_next', 'bloom', '
 @pytest.mark.parametrize('name', SHORT)
 def test_a_family_goes_from_door_to_door(name):
     row = examine(name)
-    assert row == dict(family=name, built='yes', loads='yes', bits='agree', maps='equal', default='trains', seed='trains', resume='same', sentence='')
+    assert row == dict(family=name, built='yes', loads='yes', bits='agree', maps='equal', default='trains', seed='trains', resume='same',
+                       sentence='')
 
 def test_a_model_without_attention_has_all_but_the_attention_loss():
     row = examine('mamba', resume=False)
@@ -29,7 +30,8 @@ def test_what_is_no_decoder_is_refused_in_a_line():
 
 def test_the_program_refuses_an_attention_loss_without_attention(tmp_path, capsys):
     names = save_family('mamba', tmp_path)
-    words = [f'--{k}={v}' for k, v in dict(names, dataset=save_text(tmp_path, 12), output_dir=tmp_path / 'run', max_length=48, alpha_attention=.1).items()]
+    words = [f'--{k}={v}' for k, v in dict(names, dataset=save_text(tmp_path, 12), output_dir=tmp_path / 'run', max_length=48,
+                                           alpha_attention=.1).items()]
     capsys.readouterr()
     assert main(['train', *words]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if 'alpha_attention' in line]
@@ -38,7 +40,8 @@ def test_the_program_refuses_an_attention_loss_without_attention(tmp_path, capsy
 def test_an_attention_loss_reaches_the_student_also_where_layers_are_recomputed(tmp_path):
     gradients = []
     for recompute in (False, True):
-        config = DistillConfig(**save_family('bloom', tmp_path), output_dir=str(tmp_path / 'run'), alpha_kd=0, alpha_unaligned=0, alpha_lm=1e-9, alpha_attention=1., **OPTIONS)
+        config = DistillConfig(**save_family('bloom', tmp_path), output_dir=str(tmp_path / 'run'), alpha_kd=0, alpha_unaligned=0,
+                               alpha_lm=1e-9, alpha_attention=1., **OPTIONS)
         framework = make_framework(config, paired_text()).train()
         if recompute: framework.gradient_checkpointing_enable()
         framework(**eval_batches(paired_text()['held_out'], framework, 4)[0])['loss'].backward()

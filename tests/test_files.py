@@ -15,7 +15,8 @@ import pytest
 from kdkit.data import DataError, load_text, read_corpus
 from kdkit.files import encoding_of, form_of, pick_split
 
-TEXTS = [f'The {a} was near the {b}, and on day {i} nobody asked why.' for i, (a, b) in enumerate((a, b) for a in 'river stone market'.split() for b in 'window letter garden'.split())]
+TEXTS = [f'The {a} was near the {b}, and on day {i} nobody asked why.'
+         for i, (a, b) in enumerate((a, b) for a in 'river stone market'.split() for b in 'window letter garden'.split())]
 TALK = [dict(role='user', content=text) for text in TEXTS[:2]]
 
 
@@ -30,7 +31,8 @@ def jsonl(path, rows): path.write_text('\n'.join(json.dumps(row) for row in rows
 
 def table(path, texts, column='text', **more):
     frame = pd.DataFrame({column: texts, **more})
-    return {'.csv': lambda: frame.to_csv(path, index=False), '.tsv': lambda: frame.to_csv(path, index=False, sep='\t'), '.parquet': lambda: frame.to_parquet(path)}[path.suffix]()
+    return {'.csv': lambda: frame.to_csv(path, index=False), '.tsv': lambda: frame.to_csv(path, index=False, sep='\t'),
+            '.parquet': lambda: frame.to_parquet(path)}[path.suffix]()
 
 
 def save(path, text, encoding='utf-8'): path.write_bytes(text.encode(encoding))
@@ -79,7 +81,8 @@ def views(path): pq.write_table(pa.table({'text': pa.array(TEXTS, pa.string_view
 
 
 def ipc(path):
-    with pa.OSFile(str(path), 'wb') as sink, pa.ipc.new_stream(sink, pa.schema([('text', pa.string())])) as out: out.write_table(pa.table({'text': TEXTS}))
+    with pa.OSFile(str(path), 'wb') as sink, pa.ipc.new_stream(sink, pa.schema([('text', pa.string())])) as out:
+        out.write_table(pa.table({'text': TEXTS}))
 
 
 NA = ['None', 'null', 'NA', 'nan', 'N/A', '', '<NA>']
@@ -89,7 +92,9 @@ READ = {  # name of the file -> (how it is written, the documents that are wante
     'list.json': (lambda p: p.write_text(json.dumps([dict(text=t) for t in TEXTS])), TEXTS),
     'list_over_lines.json': (lambda p: p.write_text(json.dumps([dict(text=t) for t in TEXTS], indent=2)), TEXTS),
     'under_a_key.json': (lambda p: p.write_text(json.dumps(dict(version='1', data=[dict(text=t) for t in TEXTS]))), TEXTS),
-    'under_a_key_over_lines.json': (lambda p: p.write_text(json.dumps(dict(version='1', rows=[dict(text=t, id=i) for i, t in enumerate(TEXTS)]), indent=1)), TEXTS),
+    'under_a_key_over_lines.json': (lambda p: p.write_text(json.dumps(dict(version='1',
+                                                                           rows=[dict(text=t, id=i) for i, t in enumerate(TEXTS)]),
+                                                                           indent=1)), TEXTS),
     'lines_in.json': (lambda p: jsonl(p, [dict(text=t, meta=dict(a=1)) for t in TEXTS]), TEXTS),
     'newline_delimited.ndjson': (lambda p: jsonl(p, [dict(text=t) for t in TEXTS]), TEXTS),
     'na.csv': (lambda p: table(p, TEXTS + NA), TEXTS + [t for t in NA if t]),
@@ -120,9 +125,12 @@ READ = {  # name of the file -> (how it is written, the documents that are wante
     'hub_clone/': (hub_clone, TEXTS),
     'notes_only/': (folder(a__md=TEXTS[0], b__md=TEXTS[1], README__md='About these notes.'), TEXTS[:2]),
     'text_beside_notes/': (folder(a__txt='\n\n'.join(TEXTS), notes__md='mine', LICENSE__txt='MIT', cover__png='x'), TEXTS),
-    'mixed/': (lambda p: (jsonl(p / 'a.jsonl', [dict(text=t) for t in TEXTS[:3]]), table(p / 'b.csv', TEXTS[3:6]), table(p / 'c.parquet', TEXTS[6:])), TEXTS),
-    'settings_beside/': (folder(data__jsonl=lambda p: jsonl(p, [dict(text=t) for t in TEXTS]), config__json=json.dumps(dict(name='x', size=3))), TEXTS),
-    'settings_over_lines/': (folder(data__csv=lambda p: table(p, TEXTS), notes__json=json.dumps(dict(text_field='text', n=1), indent=2)), TEXTS),
+    'mixed/': (lambda p: (jsonl(p / 'a.jsonl', [dict(text=t) for t in TEXTS[:3]]), table(p / 'b.csv', TEXTS[3:6]),
+                          table(p / 'c.parquet', TEXTS[6:])), TEXTS),
+    'settings_beside/': (folder(data__jsonl=lambda p: jsonl(p, [dict(text=t) for t in TEXTS]),
+                                config__json=json.dumps(dict(name='x', size=3))), TEXTS),
+    'settings_over_lines/': (folder(data__csv=lambda p: table(p, TEXTS), notes__json=json.dumps(dict(text_field='text', n=1), indent=2)),
+                             TEXTS),
     'hidden/': (folder(a__txt='\n\n'.join(TEXTS), __ipynb_checkpoints___b__txt='no', __git___c__txt='no'), TEXTS),
 }
 
@@ -153,8 +161,10 @@ def test_without_the_package_zstd_needs_is_one_sentence(tmp_path):
 
 SQUAD = dict(version='1.1', data=[dict(title='Tea', paragraphs=[dict(context=TEXTS[0], qas=[])])])
 REFUSED = {  # name of the file -> (how it is written, words of the one sentence)
-    'unanswered.jsonl': (lambda p: jsonl(p, [{'id': f'conv-{i}', 'conversations': [{'from': 'human', 'value': t}]} for i, t in enumerate(TEXTS)]), ['no conversation', 'no answer']),
-    'roles.jsonl': (lambda p: jsonl(p, [dict(messages=[dict(role='narrator', content='Once')], source='set-a')] * 3), ["3 with unknown role 'narrator'"]),
+    'unanswered.jsonl': (lambda p: jsonl(p, [{'id': f'conv-{i}', 'conversations': [{'from': 'human', 'value': t}]}
+                                             for i, t in enumerate(TEXTS)]), ['no conversation', 'no answer']),
+    'roles.jsonl': (lambda p: jsonl(p, [dict(messages=[dict(role='narrator', content='Once')], source='set-a')] * 3),
+                    ["3 with unknown role 'narrator'"]),
     'preferences.jsonl': (lambda p: jsonl(p, [dict(chosen=TALK, rejected=TALK, id='a')]), ['chosen and rejected']),
     'ids.jsonl': (lambda p: jsonl(p, [dict(id=f'doc-{i}', n=i) for i in range(9)]), ['id, n', 'text_column']),
     'labels.csv': (lambda p: table(p, ['yes', 'no'] * 5, 'content'), ['content', 'bytes on average']),
@@ -169,10 +179,13 @@ REFUSED = {  # name of the file -> (how it is written, words of the one sentence
     'archive_in_a_folder/': (folder(data__zip='PK'), ['archive', 'unpack']),
     'pictures/': (folder(a__png='x', b__jpg='y'), ['nothing to read', '.jsonl']),
     'half.parquet': (lambda p: (table(p, TEXTS), p.write_bytes(p.read_bytes()[:-40])), ['could not be read']),
-    'pointer.parquet': (lambda p: p.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1234\n'), ['Git LFS', 'git lfs pull']),
-    'pointer.txt': (lambda p: p.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1234\n'), ['Git LFS', 'git lfs pull']),
+    'pointer.parquet': (lambda p: p.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1234\n'),
+                        ['Git LFS', 'git lfs pull']),
+    'pointer.txt': (lambda p: p.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1234\n'),
+                    ['Git LFS', 'git lfs pull']),
     'ragged.csv': (lambda p: p.write_text('text,n\nok,1\nno, really,2,3,4\n'), ['could not be read']),
-    'other_columns/': (lambda p: (jsonl(p / 'a.jsonl', [dict(text='a')]), jsonl(p / 'b.jsonl', [dict(body='b', n=1)])), ['could not be read', 'columns']),
+    'other_columns/': (lambda p: (jsonl(p / 'a.jsonl', [dict(text='a')]), jsonl(p / 'b.jsonl', [dict(body='b', n=1)])),
+                       ['could not be read', 'columns']),
     'blank.jsonl': (lambda p: jsonl(p, [dict(text=' '), dict(text=None)]), ['every row is empty']),
     'program.bin': (lambda p: p.write_bytes(b'abc'), ['nothing to read']),
 }
@@ -219,7 +232,8 @@ def test_measuring_never_reads_the_training_text(tmp_path, name):
 
 def test_saved_splits(tmp_path):
     saved(tmp_path / 's', dict(train=PARTS['train'], dev=PARTS['valid']))
-    assert load_text(str(tmp_path / 's'))['text'] == PARTS['train'] and load_text(str(tmp_path / 's'), 'validation')['text'] == PARTS['valid']
+    assert load_text(str(tmp_path / 's'))['text'] == PARTS['train'] and load_text(str(tmp_path / 's'),
+                                                                                  'validation')['text'] == PARTS['valid']
     saved(tmp_path / 'odd', dict(train_sft=PARTS['train'], train_gen=PARTS['valid']))
     with pytest.raises(DataError, match='train_sft, train_gen'): load_text(str(tmp_path / 'odd'))
     assert load_text(f"{tmp_path / 'odd'}[train_gen]")['text'] == PARTS['valid']
@@ -228,7 +242,8 @@ def test_saved_splits(tmp_path):
 def test_slices_and_first_documents(tmp_path):
     path = tmp_path / 'a.jsonl'
     jsonl(path, [dict(text=text) for text in TEXTS])
-    assert load_text(f'{path}[:3]')['text'] == TEXTS[:3] == load_text(str(path), max_documents=3)['text'] == load_text(str(path), 'train[:3]')['text']
+    assert load_text(f'{path}[:3]')['text'] == TEXTS[:3] == load_text(str(path),
+                                                                      max_documents=3)['text'] == load_text(str(path), 'train[:3]')['text']
     assert load_text(f'{path}[train[2:4]]')['text'] == TEXTS[2:4] and load_text(f'{path}[-2:]')['text'] == TEXTS[-2:]
     with pytest.raises(DataError, match='no slice'): read_corpus(f'{path}[3:]', streaming=True)
     assert [t for b, _ in read_corpus(f'{path}[:3]', streaming=True).text.blocks() for t in b['text']] == TEXTS[:3]
@@ -251,9 +266,11 @@ def test_the_form_of_documents_can_be_told(tmp_path):
 
 
 @pytest.mark.parametrize('text, form', [
-    ('A single line', 'file'), ('', 'file'), ('One.\nTwo.\n', 'line'), ('One.\n\nTwo.', 'paragraph'), ('One.\r\n \r\nTwo.', 'paragraph'), ('One.\n\n\n', 'file'),
+    ('A single line', 'file'), ('', 'file'), ('One.\nTwo.\n', 'line'), ('One.\n\nTwo.', 'paragraph'), ('One.\r\n \r\nTwo.', 'paragraph'),
+    ('One.\n\n\n', 'file'),
     ('\n'.join(f'tweet number {"x" * (i * 7 % 60)}' for i in range(30)), 'line'), ('这是第一句。\n这是第二句。', 'line'),
-    ('\n'.join(['the quick brown fox jumps over the lazy dog and goes on and'] * 30), 'file'), ('if x:\n    y = 1\nelse:\n    y = 2', 'file'),
+    ('\n'.join(['the quick brown fox jumps over the lazy dog and goes on and'] * 30), 'file'),
+    ('if x:\n    y = 1\nelse:\n    y = 2', 'file'),
 ])
 def test_form_of(text, form): assert form_of(text) == form
 
@@ -264,7 +281,9 @@ def test_encodings(text, encoding): assert encoding_of(text.encode(encoding)) ==
 
 
 @pytest.mark.parametrize('names, train, validation', [
-    (['train', 'test'], 'train', 'test'), (['train', 'validation', 'test'], 'train', 'validation'), (['train_sft', 'test_sft'], 'train_sft', 'test_sft'), (['train'], 'train', None),
-    (['training', 'dev'], 'training', 'dev'), (['train', 'validation_matched', 'validation_mismatched'], 'train', 'validation_matched'), (['train_a', 'train_b'], None, None), ([], None, None),
+    (['train', 'test'], 'train', 'test'), (['train', 'validation', 'test'], 'train', 'validation'),
+    (['train_sft', 'test_sft'], 'train_sft', 'test_sft'), (['train'], 'train', None),
+    (['training', 'dev'], 'training', 'dev'), (['train', 'validation_matched', 'validation_mismatched'], 'train', 'validation_matched'),
+    (['train_a', 'train_b'], None, None), ([], None, None),
 ])
 def test_pick_split(names, train, validation): assert (pick_split(names, 'train'), pick_split(names, 'validation')) == (train, validation)

@@ -146,8 +146,10 @@ def test_names_of_the_text(hub, python, warm, tmp_path, dataset):
     "With one word, too: every older tutorial says `wikitext`."
     finished(python.run(f"main({train(tmp_path / 'run', dataset=dataset)!r})"), tmp_path / 'run')
 
-@pytest.mark.parametrize('dataset, more', [(f'{TEXT}:{CONFIG}', ('--streaming',)), (f'{TEXT}:{CONFIG}[train[:150]]', ()), (f'{TEXT}:{CONFIG}', ('--max_documents', '9')),
-                                           (f'{TEXT}:{CONFIG}[test]', ('--eval_split', 'validation')), (f'wikitext:{CONFIG}[:40%]', ('--streaming', 'false'))])
+@pytest.mark.parametrize('dataset, more', [(f'{TEXT}:{CONFIG}', ('--streaming',)), (f'{TEXT}:{CONFIG}[train[:150]]', ()),
+                                           (f'{TEXT}:{CONFIG}', ('--max_documents', '9')),
+                                           (f'{TEXT}:{CONFIG}[test]', ('--eval_split', 'validation')),
+                                           (f'wikitext:{CONFIG}[:40%]', ('--streaming', 'false'))])
 def test_parts_of_the_text(hub, python, warm, tmp_path, dataset, more):
     report = finished(python.run(f"main({train(tmp_path / 'run', dataset=dataset, more=more)!r})"), tmp_path / 'run')
     assert report['data']['train_windows'] >= 8

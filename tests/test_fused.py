@@ -41,17 +41,22 @@ def both_ways(framework, batch, **units):
         framework.zero_grad()
         output = framework(**batch, **units)
         output['loss'].backward()
-        yield output['loss'].detach(), output['losses'], {name: p.grad.clone() for name, p in framework.named_parameters() if p.grad is not None}
+        yield output['loss'].detach(), output['losses'], {name: p.grad.clone() for name, p in framework.named_parameters()
+                                                          if p.grad is not None}
 
 def agree(fused, readable, tolerance=1e-6):
     torch.testing.assert_close(fused[0], readable[0], rtol=tolerance, atol=tolerance)
     assert fused[1].keys() == readable[1].keys() and fused[2].keys() == readable[2].keys()
     for name in fused[1]: torch.testing.assert_close(fused[1][name], readable[1][name], rtol=tolerance, atol=tolerance)
     largest = max(gradient.abs().max() for gradient in readable[2].values())
-    for name in fused[2]: torch.testing.assert_close(fused[2][name], readable[2][name], rtol=10 * tolerance, atol=tolerance * float(largest), msg=lambda m: f'{name}: {m}')
+    for name in fused[2]:
+        torch.testing.assert_close(fused[2][name], readable[2][name], rtol=10 * tolerance, atol=tolerance * float(largest),
+                                   msg=lambda m: f'{name}: {m}')
 
-METHODS = [dict(), dict(soft_ends=False), dict(inside_tokens=False), dict(inside_tokens=False, divergence='jsd', temperature=2.), dict(divergence='reverse_kl'),
-           dict(kd_method='first_token'), dict(kd_method='common_prefix', mask_inconsistent=True), dict(kd_method='uld'), dict(kd_method='projector', temperature=2.),
+METHODS = [dict(), dict(soft_ends=False), dict(inside_tokens=False), dict(inside_tokens=False, divergence='jsd', temperature=2.),
+           dict(divergence='reverse_kl'),
+           dict(kd_method='first_token'), dict(kd_method='common_prefix', mask_inconsistent=True), dict(kd_method='uld'),
+           dict(kd_method='projector', temperature=2.),
            dict(recipe='seed'), dict(alpha_kd=0.)]
 
 @pytest.mark.parametrize('options', METHODS, ids=lambda options: ' '.join(f'{k}={v}' for k, v in options.items()) or 'default')
@@ -72,7 +77,8 @@ def test_recomputed_layers_and_accumulated_steps(pair):
     (_, _, plain), _ = both_ways(framework, batch)
     framework.zero_grad()
     framework.train().gradient_checkpointing_enable()
-    halves = [framework.collator()(rows) for rows in ([{k: v for k, v in row.items()} for row in rows] for rows in (texts_of(batch, [0]), texts_of(batch, [1, 2])))]
+    halves = [framework.collator()(rows) for rows in ([{k: v for k, v in row.items()} for row in rows]
+                                                      for rows in (texts_of(batch, [0]), texts_of(batch, [1, 2])))]
     units = {name: sum(framework.count_units(half)[name] for half in halves) for name in framework.terms}
     for half in halves: framework(**half, units=units)['loss'].backward()
     for name, p in framework.named_parameters():
@@ -83,8 +89,10 @@ def texts_of(batch, rows):
     def row(i):
         cut = lambda name, mask: batch[name][i][mask[i].bool()].tolist()
         places = batch['student_positions'] >= 0
-        return dict(input_ids=cut('input_ids', batch['attention_mask']), teacher_input_ids=cut('teacher_input_ids', batch['teacher_attention_mask']),
-                    student_positions=cut('student_positions', places), teacher_positions=cut('teacher_positions', places), n_bytes=int(batch['n_bytes'][i]))
+        return dict(input_ids=cut('input_ids', batch['attention_mask']),
+                    teacher_input_ids=cut('teacher_input_ids', batch['teacher_attention_mask']),
+                    student_positions=cut('student_positions', places), teacher_positions=cut('teacher_positions', places),
+                    n_bytes=int(batch['n_bytes'][i]))
     return [row(i) for i in rows]
 
 def test_nothing_is_made_where_no_gradient_is_wanted(pair, monkeypatch):
@@ -102,7 +110,8 @@ class Adapted(nn.Module):
     def __init__(self, base, rank=2):
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.down, self.up = nn.Linear(base.in_features, rank, bias=False, dtype=base.weight.dtype), nn.Linear(rank, base.out_features, bias=False, dtype=base.weight.dtype)
+        self.down, self.up = nn.Linear(base.in_features, rank, bias=False,
+                                       dtype=base.weight.dtype), nn.Linear(rank, base.out_features, bias=False, dtype=base.weight.dtype)
         self.weight = base.weight
     def forward(self, states): return self.base(states) + self.up(self.down(states))
 
@@ -120,7 +129,8 @@ def case(head, dtype=torch.float64, n_compared=13, seed=0):
 
 def linear(bias=False, trained=True, dtype=torch.float64): return nn.Linear(H, V, bias, dtype=dtype).requires_grad_(trained)
 
-HEADS = dict(plain=lambda: Head(linear()), bias=lambda: Head(linear(True)), scale=lambda: Head(linear(True), .3), cap=lambda: Head(linear(), 2., 1.5), frozen=lambda: Head(linear(trained=False)),
+HEADS = dict(plain=lambda: Head(linear()), bias=lambda: Head(linear(True)), scale=lambda: Head(linear(True), .3),
+             cap=lambda: Head(linear(), 2., 1.5), frozen=lambda: Head(linear(trained=False)),
              adapted=lambda: Head(Adapted(linear())), capped_adapted=lambda: Head(Adapted(linear()), 2., 1.5))
 
 @pytest.mark.parametrize('kind', HEADS)
@@ -131,7 +141,8 @@ def test_every_head(kind):
     for chunk in (3, 13, 100):
         loss = fused(states, chunk=chunk)[0]
         torch.testing.assert_close(loss, readable(states), rtol=1e-12, atol=1e-12)
-        for a, b in zip(*(torch.autograd.grad(value, [states, *head.trained]) for value in (loss, readable(states)))): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        for a, b in zip(*(torch.autograd.grad(value, [states, *head.trained]) for value in (loss, readable(states)))):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 @pytest.mark.parametrize('kind', ['bias', 'cap', 'adapted'])
 def test_numerical_gradients(kind):
@@ -144,7 +155,8 @@ def test_numerical_gradients(kind):
         return fused(states, chunk=4)[0]
     if kind == 'adapted': torch.autograd.gradcheck(lambda states: fused(states, chunk=4)[0], [states])
     else:
-        loss = lambda states, *parameters: torch.func.functional_call(Wrapped(head, fused), dict(zip(['linear.weight', 'linear.bias'], parameters)), (states,))
+        loss = lambda states, *parameters: torch.func.functional_call(Wrapped(head, fused),
+                                                                      dict(zip(['linear.weight', 'linear.bias'], parameters)), (states,))
         torch.autograd.gradcheck(loss, [states, *(p.detach().clone().requires_grad_() for p in head.trained)])
 
 class Wrapped(nn.Module):
@@ -191,7 +203,8 @@ def test_probabilities_too_small_for_fp16_still_push():
 
 def test_no_positions_no_gradient():
     head = Head(linear())
-    loss, nats, compared = fused_loss(torch.zeros(0, H, dtype=torch.float64, requires_grad=True), head, torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
+    loss, nats, compared = fused_loss(torch.zeros(0, H, dtype=torch.float64, requires_grad=True), head, torch.zeros(0, dtype=torch.long),
+                                      torch.zeros(0), torch.zeros(0))
     assert loss == 0 and not len(nats) + len(compared)
     assert torch.autograd.grad(loss, head.linear.weight)[0].eq(0).all()
 
@@ -214,7 +227,10 @@ class Student(nn.Module):
     def forward(self, ids, n_all):
         states = self.layer(self.embedding(ids[:-1]))
         factors = torch.full((len(states),), 1 / n_all, dtype=torch.float64)
-        def compare(begin, end): return lambda i, k, log_probs, buffers: [(i, k, jsd_pull(log_probs, torch.zeros(k - i, V, dtype=torch.float64).log_softmax(-1), buffers))]
+        def compare(begin, end):
+            return lambda i, k, log_probs, buffers: [(i, k,
+                                                      jsd_pull(log_probs, torch.zeros(k - i, V, dtype=torch.float64).log_softmax(-1),
+                                                               buffers))]
         return fused_loss(states, Head(self.linear), ids[1:], factors, factors, compare, chunk=3)[0]
 
 IDS = torch.arange(24).mul(7).remainder(V)
@@ -230,4 +246,5 @@ def test_two_processes_sum_to_one_with_tied_weights(tmp_path):
     multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
     alone = Student()
     sum(alone(IDS[start:start + 12], 22) for start in (0, 12)).backward()
-    for a, p in zip(torch.load(tmp_path / 'gradients.pt'), alone.parameters()): torch.testing.assert_close(a, p.grad, rtol=1e-12, atol=1e-12)
+    for a, p in zip(torch.load(tmp_path / 'gradients.pt'), alone.parameters()):
+        torch.testing.assert_close(a, p.grad, rtol=1e-12, atol=1e-12)

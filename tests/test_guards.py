@@ -28,12 +28,14 @@ def test_two_processes_take_the_step_that_one_takes(pair, tmp_path):
     "Gradients are averaged by the wrapper, and the losses are parts of a sum over all processes."
     script = tmp_path / 'train.py'
     script.write_text(PROGRAM.replace('; ', '\n'))
-    values = dict(pair, max_length=64, max_steps=2, eval_steps=2, logging_steps=1, max_eval_rows=4, optim='sgd', learning_rate=.5, weight_decay=0, max_grad_norm=0, warmup_steps=0, lr_scheduler_type='constant',
+    values = dict(pair, max_length=64, max_steps=2, eval_steps=2, logging_steps=1, max_eval_rows=4, optim='sgd', learning_rate=.5,
+                  weight_decay=0, max_grad_norm=0, warmup_steps=0, lr_scheduler_type='constant',
                   use_cpu='true', pack='false')
     words = lambda folder, batch: [*(f'--{k}={v}' for k, v in dict(values, output_dir=folder, batch_size=batch).items())]
     env = dict(os.environ, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
     one = subprocess.run([sys.executable, script, *words(tmp_path / 'one', 4)], env=env, capture_output=True, text=True)
-    two = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', script, *words(tmp_path / 'two', 2)], env=env, capture_output=True, text=True)
+    two = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', script,
+                          *words(tmp_path / 'two', 2)], env=env, capture_output=True, text=True)
     assert one.returncode == 0, one.stderr[-2000:]
     assert two.returncode == 0, two.stderr[-2000:]
     a, b = (load_file(tmp_path / name / 'student' / 'model.safetensors') for name in ('one', 'two'))
@@ -56,13 +58,15 @@ def test_inconsistent_positions_are_left_to_the_text_when_asked(pair):
     every, kept = (framework.complete(batch)['partner'] for framework in (plain, masked))
     compared = (every >= 0).nonzero().tolist()
     wanted = [[row, at] for row, at in compared
-              if plain.vocab_map.student_class(batch['input_ids'][row, at + 1][None]) == plain.vocab_map.teacher_class(batch['teacher_input_ids'][row, every[row, at] + 1][None])]
+              if plain.vocab_map.student_class(batch['input_ids'][row,
+                                                                  at + 1][None]) == plain.vocab_map.teacher_class(batch['teacher_input_ids'][row, every[row, at] + 1][None])]
     assert (kept >= 0).nonzero().tolist() == wanted and 0 < len(wanted) < len(compared)
 
 
 def test_a_cache_of_another_teacher_is_refused(pair, tmp_path):
     "Also one with the same tokenizer, for which every window is the same, and one in a folder of the same name."
-    config = DistillConfig(**{**pair, 'max_length': 64, 'eval_fraction': .1, 'max_eval_rows': 4, 'max_steps': 2, 'batch_size': 4, 'teacher_cache': str(tmp_path / 'cache'), 'output_dir': str(tmp_path / 'run')})
+    config = DistillConfig(**{**pair, 'max_length': 64, 'eval_fraction': .1, 'max_eval_rows': 4, 'max_steps': 2, 'batch_size': 4,
+                              'teacher_cache': str(tmp_path / 'cache'), 'output_dir': str(tmp_path / 'run')})
     cache_teacher(config)
     assert open_cache(config, prepare_text(config))
     def with_teacher(folder, change=lambda tensors: None):
@@ -78,7 +82,8 @@ def test_a_cache_of_another_teacher_is_refused(pair, tmp_path):
     tuned = with_teacher(tmp_path / 'tuned' / name, lambda tensors: next(tensors[n] for n in sorted(tensors) if 'mlp' in n).add_(1e-3))
     with pytest.raises(CacheError, match='has other weights'): open_cache(tuned, prepare_text(tuned))
     coarse = replace(config, teacher_quantization='4bit')
-    with pytest.raises(CacheError, match='teacher_quantization is 4bit, but .* had its weights as they are'): open_cache(coarse, prepare_text(coarse))
+    with pytest.raises(CacheError, match='teacher_quantization is 4bit, but .* had its weights as they are'):
+        open_cache(coarse, prepare_text(coarse))
 
 
 def test_a_cache_of_another_revision_is_refused(pair, tmp_path):
@@ -87,11 +92,13 @@ def test_a_cache_of_another_revision_is_refused(pair, tmp_path):
     for commit, factor in dict(aaa=1., bbb=1.01).items():
         snapshot = hub / 'snapshots' / (commit * 14)[:40]
         shutil.copytree(pair['teacher_model'], snapshot)
-        save_file({name: tensor * factor for name, tensor in load_file(snapshot / 'model.safetensors').items()}, snapshot / 'model.safetensors', dict(format='pt'))
+        save_file({name: tensor * factor for name, tensor in load_file(snapshot / 'model.safetensors').items()},
+                  snapshot / 'model.safetensors', dict(format='pt'))
     def at(commit):
         (hub / 'refs').mkdir(exist_ok=True)
         (hub / 'refs' / 'main').write_text((commit * 14)[:40])
-    config = DistillConfig(**{**pair, 'teacher_model': 'some/teacher', 'cache_dir': str(tmp_path / 'hub'), 'max_length': 64, 'eval_fraction': .1, 'max_eval_rows': 4, 'max_steps': 2, 'batch_size': 4,
+    config = DistillConfig(**{**pair, 'teacher_model': 'some/teacher', 'cache_dir': str(tmp_path / 'hub'), 'max_length': 64,
+                              'eval_fraction': .1, 'max_eval_rows': 4, 'max_steps': 2, 'batch_size': 4,
                               'teacher_cache': str(tmp_path / 'cache'), 'output_dir': str(tmp_path / 'run')})
     at('aaa')
     cache_teacher(config)

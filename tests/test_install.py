@@ -16,7 +16,8 @@ SAYS = ("import json, kdkit, importlib.metadata as m; from importlib.resources i
 
 def tracked():
     "Files of the project as git knows them, with those that are new."
-    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True).stdout
+    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True,
+                            text=True).stdout
     return [name for name in listed.split('\0') if name and (ROOT / name).exists()]
 
 @pytest.fixture(scope='module')
@@ -71,7 +72,8 @@ def test_a_read_only_folder_installs_without_a_network(clone, bare, tmp_path):
         assert str(bare.parent.parent) in asked(bare, where)['home']
 
 def test_the_wheel_installs_without_a_network_and_holds_the_package(clone, bare, tmp_path):
-    made = subprocess.run([sys.executable, clone / 'scripts/backend.py', tmp_path / 'dist'], capture_output=True, text=True, timeout=120, cwd=tmp_path, env=clean())
+    made = subprocess.run([sys.executable, clone / 'scripts/backend.py', tmp_path / 'dist'], capture_output=True, text=True, timeout=120,
+                          cwd=tmp_path, env=clean())
     wheel = Path(made.stdout.strip())
     done = subprocess.run([*pip(bare), wheel], capture_output=True, text=True, timeout=120, env=clean())
     assert done.returncode == 0, done.stderr

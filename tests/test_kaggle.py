@@ -77,8 +77,10 @@ def test_push_hands_over_notebook_and_metadata(pushed, monkeypatch, tmp_path, ho
     assert about == dict(ABOUT, id='me/my-first-student', title='My first student', dataset_sources=['me/kdkit-wheel', 'you/texts'])
     assert json.loads((pushed / 'kaggle.ipynb').read_text()) == NOTEBOOK
 
-@pytest.mark.parametrize('words, says', [([], 'push'), (['pull'], "'pull'"), (['push', '--usre', 'me'], "'user'"), (['push', '--user'], 'needs a value'), (['push'], '--user NAME'),
-                                         (['push', '--user', 'me', '--dataset', 'wheel'], 'owner/name'), (['push', '--user', 'me', '--title', 'it'], 'five letters')])
+@pytest.mark.parametrize('words, says', [([], 'push'), (['pull'], "'pull'"), (['push', '--usre', 'me'], "'user'"),
+                                         (['push', '--user'], 'needs a value'), (['push'], '--user NAME'),
+                                         (['push', '--user', 'me', '--dataset', 'wheel'], 'owner/name'),
+                                         (['push', '--user', 'me', '--title', 'it'], 'five letters')])
 def test_a_mistake_is_one_line(pushed, capsys, words, says):
     assert main(['kaggle', *words]) == 2
     out, err = capsys.readouterr()

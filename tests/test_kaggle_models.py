@@ -30,9 +30,11 @@ class Session(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))['modelRef']
         self.server.asked.append((self.path, asked))
         known = asked['ModelSlug'] == 'qwen-3'
-        slug = '/'.join(['models', asked['OwnerSlug'], asked['ModelSlug'], asked['Framework'], asked['InstanceSlug'], asked.get('VersionNumber', '3')])
+        slug = '/'.join(['models', asked['OwnerSlug'], asked['ModelSlug'], asked['Framework'], asked['InstanceSlug'],
+                         asked.get('VersionNumber', '3')])
         if known: shutil.copytree(self.server.model, self.server.inputs / slug, dirs_exist_ok=True)
-        body = json.dumps(dict(wasSuccessful=True, result=dict(mountSlug=slug, versionNumber=3)) if known else dict(wasSuccessful=False)).encode()
+        body = json.dumps(dict(wasSuccessful=True, result=dict(mountSlug=slug, versionNumber=3)) if known
+                          else dict(wasSuccessful=False)).encode()
         self.send_response(200 if known else 404)
         self.end_headers()
         self.wfile.write(body)
@@ -45,12 +47,14 @@ def session(tmp_path, pair, monkeypatch):
     with ThreadingHTTPServer(('127.0.0.1', 0), Session) as server:
         server.asked, server.model, server.inputs = [], pair['teacher_model'], tmp_path / 'input'
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        for name, value in dict(KAGGLE_KERNEL_RUN_TYPE='Interactive', KAGGLE_DATA_PROXY_URL=f'http://127.0.0.1:{server.server_port}', KAGGLE_USER_SECRETS_TOKEN='jwt',
+        for name, value in dict(KAGGLE_KERNEL_RUN_TYPE='Interactive', KAGGLE_DATA_PROXY_URL=f'http://127.0.0.1:{server.server_port}',
+                                KAGGLE_USER_SECRETS_TOKEN='jwt',
                                 KAGGLE_DATA_PROXY_TOKEN='proxy').items(): monkeypatch.setenv(name, value)
         yield server
         server.shutdown()
 
-@pytest.mark.parametrize('place', ['models/qwen-lm/qwen-3/transformers/0.6b/2', 'models/qwen-lm/qwen-3/Transformers/0.6b/2', 'qwen-3/transformers/0.6b/2'])
+@pytest.mark.parametrize('place', ['models/qwen-lm/qwen-3/transformers/0.6b/2', 'models/qwen-lm/qwen-3/Transformers/0.6b/2',
+                                   'qwen-3/transformers/0.6b/2'])
 def test_an_attached_model_is_read_where_it_lies(tmp_path, pair, place):
     folder = tmp_path / 'input' / place
     shutil.copytree(pair['teacher_model'], folder)
@@ -65,10 +69,12 @@ def test_a_session_attaches_it(session, tmp_path):
     assert folder == tmp_path / 'input/models/qwen-lm/qwen-3/transformers/0.6b/3' and (folder / 'config.json').exists()
     find_model(HANDLE, 'teacher_model')
     [(path, asked)] = session.asked  # once for the config, the tokenizer and the weights
-    assert path.endswith('AttachDatasourceUsingJwtRequest') and asked == dict(OwnerSlug='qwen-lm', ModelSlug='qwen-3', Framework='transformers', InstanceSlug='0.6b')
+    assert path.endswith('AttachDatasourceUsingJwtRequest') and asked == dict(OwnerSlug='qwen-lm', ModelSlug='qwen-3',
+                                                                              Framework='transformers', InstanceSlug='0.6b')
 
 def test_what_a_session_does_not_know(session):
-    with pytest.raises(ModelError, match='not at Kaggle: check the handle'): find_model('kaggle:qwen-lm/qwen-33/transformers/0.6b', 'teacher_model')
+    with pytest.raises(ModelError, match='not at Kaggle: check the handle'):
+        find_model('kaggle:qwen-lm/qwen-33/transformers/0.6b', 'teacher_model')
 
 def test_a_copy_in_kagglehubs_cache_needs_no_network(tmp_path, pair):
     pytest.importorskip('kagglehub')
@@ -81,7 +87,8 @@ def test_no_session_and_no_network(capsys, monkeypatch, tmp_path, pair):
     pytest.importorskip('kagglehub')
     monkeypatch.setenv('KAGGLE_API_ENVIRONMENT', 'TEST')  # an address of this machine at which nobody listens
     began = time.monotonic()
-    assert main(['train', '--teacher_model', HANDLE, '--student_model', pair['student_model'], '--dataset', pair['dataset'], '--output_dir', str(tmp_path / 'run')]) == 2
+    assert main(['train', '--teacher_model', HANDLE, '--student_model', pair['student_model'], '--dataset', pair['dataset'],
+                 '--output_dir', str(tmp_path / 'run')]) == 2
     err = capsys.readouterr().err.strip().split('\n')[-1]
     assert re.search('not among this session.s inputs, and Kaggle cannot be reached.*Add Input', err) and time.monotonic() - began < 25
     assert not (tmp_path / 'run').exists()
@@ -93,7 +100,8 @@ def test_without_kagglehub(monkeypatch):
 
 @pytest.mark.parametrize('name', ['kaggle:', 'kaggle:qwen-lm/qwen-3', 'kaggle:a/b/c/d/latest', 'kaggle:a//c/d', 'kaggle:a/b/c/d/1/2'])
 def test_what_is_no_handle(name):
-    with pytest.raises(ModelError, match='is no handle of a Kaggle model, which is kaggle:owner/model/framework/variation'): find_model(name, 'student_model')
+    with pytest.raises(ModelError, match='is no handle of a Kaggle model, which is kaggle:owner/model/framework/variation'):
+        find_model(name, 'student_model')
 
 def test_a_handle_has_no_revision():
     with pytest.raises(ModelError, match='version as the last part'): find_model(HANDLE, 'teacher_model', revision='main')

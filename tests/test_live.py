@@ -3,16 +3,18 @@ import json
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from kdkit.config import DistillConfig
+from kdkit.config import ConfigError, DistillConfig
+from kdkit.folders import run_key
 from kdkit.metrics import read_metrics, unknown_keys
 from kdkit.prepare import prepare_text
 from kdkit.run import make_framework, make_trainer
-from kdkit.trainer import last_complete_checkpoint
+from kdkit.trainer import DistillationTrainer, last_complete_checkpoint, training_arguments
 from kdkit.widgets import Replay, compare, read_plan, replay
 
 
@@ -24,7 +26,8 @@ class At(TrainerCallback):
 
 
 def trainer_of(values, folder, max_steps=8, **options):
-    config = DistillConfig(**{'max_length': 64, 'batch_size': 2, 'max_steps': max_steps, 'eval_steps': 100, 'logging_steps': 1, 'learning_rate': 1e-3,
+    config = DistillConfig(**{'max_length': 64, 'batch_size': 2, 'max_steps': max_steps, 'eval_steps': 100, 'logging_steps': 1,
+                              'learning_rate': 1e-3,
                               'output_dir': str(folder), 'eval_fraction': .1, 'max_eval_rows': 4, **values, **options})
     text = prepare_text(config)
     return make_trainer(make_framework(config, text), {}, text, Path(folder), 'test', coverage=text['summary']['coverage'])
@@ -71,6 +74,18 @@ def test_a_multiplier_survives_a_resume(pair, tmp_path):
     rest.train(resume_from_checkpoint=str(tmp_path / 'whole' / 'checkpoint-5'))
     for (name, p), q in zip(whole.model.named_parameters(), rest.model.parameters()): assert (p == q).all(), name
     assert read_metrics(tmp_path / 'rest')[-2]['weights']['kd'] == pytest.approx(.2)
+
+
+def test_the_share_that_drawing_takes_is_an_option(pair, tmp_path):
+    "It reaches the view, and a run goes on with another."
+    config = DistillConfig(**pair, output_dir=str(tmp_path), max_length=64, max_steps=4, eval_fraction=.1, max_eval_rows=4,
+                           drawing_share=.02)
+    text = prepare_text(config)
+    make = lambda live: DistillationTrainer(make_framework(config, text), training_arguments(config, 4), text['train'], text['held_out'],
+                                            live=live)
+    assert make(True).dashboard.share == .02 and make(False).dashboard is None
+    assert run_key(config, {}) == run_key(replace(config, drawing_share=.5), {})
+    with pytest.raises(ConfigError, match='drawing_share is 0'): replace(config, drawing_share=0)
 
 
 @pytest.mark.parametrize('factor', [-1, float('nan'), float('inf')])
@@ -191,7 +206,8 @@ def test_the_first_picture_comes_with_the_first_numbers(pair, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize('act, ending', [
-    ('pass', None), ('raise ValueError("odd")', 'ValueError'), ('import os, signal; os.kill(os.getpid(), signal.SIGINT)', 'KeyboardInterrupt')])
+    ('pass', None), ('raise ValueError("odd")', 'ValueError'),
+    ('import os, signal; os.kill(os.getpid(), signal.SIGINT)', 'KeyboardInterrupt')])
 def test_the_view_ends_as_a_picture_however_the_run_ends(pair, tmp_path, act, ending, monkeypatch):
     nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
     monkeypatch.setenv('OMP_NUM_THREADS', '1')

@@ -3,7 +3,8 @@ import json
 
 import pytest
 import torch
-from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig, GPT2Config, GPTNeoConfig, GPTNeoXConfig, LlamaConfig,
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig,
+                          GPT2Config, GPTNeoConfig, GPTNeoXConfig, LlamaConfig,
                           MistralConfig, OPTConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig, SmolLM3Config)
 
 from kdkit.capture import decoder_layers
@@ -14,19 +15,26 @@ from kdkit.run import distill
 from pairs import save_text
 from tiny_tokenizers import byte_level, sentencepiece
 
-SIZE = dict(hidden_size=32, num_hidden_layers=6, num_attention_heads=4, intermediate_size=48, max_position_embeddings=128, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+SIZE = dict(hidden_size=32, num_hidden_layers=6, num_attention_heads=4, intermediate_size=48, max_position_embeddings=128, bos_token_id=0,
+            eos_token_id=0, pad_token_id=0)
 GROUPED = dict(SIZE, num_key_value_heads=2)
 WINDOWS = dict(GROUPED, head_dim=8, sliding_window=4)
 CONFIGS = {
-    'llama': (LlamaConfig, dict(GROUPED, tie_word_embeddings=True)), 'llama (untied)': (LlamaConfig, GROUPED), 'mistral': (MistralConfig, WINDOWS), 'phi3': (Phi3Config, GROUPED),
-    'qwen2': (Qwen2Config, dict(GROUPED, use_sliding_window=True, sliding_window=4, max_window_layers=3)), 'qwen3': (Qwen3Config, dict(GROUPED, head_dim=8)),
+    'llama': (LlamaConfig, dict(GROUPED, tie_word_embeddings=True)), 'llama (untied)': (LlamaConfig, GROUPED),
+    'mistral': (MistralConfig, WINDOWS), 'phi3': (Phi3Config, GROUPED),
+    'qwen2': (Qwen2Config, dict(GROUPED, use_sliding_window=True, sliding_window=4, max_window_layers=3)),
+    'qwen3': (Qwen3Config, dict(GROUPED, head_dim=8)),
     'qwen3_moe': (Qwen3MoeConfig, dict(GROUPED, head_dim=8, moe_intermediate_size=32, num_experts=3, num_experts_per_tok=1)),
-    'qwen3_moe (every second)': (Qwen3MoeConfig, dict(GROUPED, head_dim=8, moe_intermediate_size=32, num_experts=3, num_experts_per_tok=1, decoder_sparse_step=2, mlp_only_layers=[5])),
-    'gemma': (GemmaConfig, dict(GROUPED, head_dim=8)), 'gemma2': (Gemma2Config, WINDOWS), 'gemma3_text': (Gemma3TextConfig, dict(WINDOWS, sliding_window_pattern=3)),
-    'smollm3': (SmolLM3Config, dict(GROUPED, no_rope_layer_interval=2)), 'gpt_neox': (GPTNeoXConfig, SIZE), 'opt': (OPTConfig, dict(SIZE, ffn_dim=48, word_embed_proj_dim=32)),
+    'qwen3_moe (every second)': (Qwen3MoeConfig, dict(GROUPED, head_dim=8, moe_intermediate_size=32, num_experts=3, num_experts_per_tok=1,
+                                                      decoder_sparse_step=2, mlp_only_layers=[5])),
+    'gemma': (GemmaConfig, dict(GROUPED, head_dim=8)), 'gemma2': (Gemma2Config, WINDOWS),
+    'gemma3_text': (Gemma3TextConfig, dict(WINDOWS, sliding_window_pattern=3)),
+    'smollm3': (SmolLM3Config, dict(GROUPED, no_rope_layer_interval=2)), 'gpt_neox': (GPTNeoXConfig, SIZE),
+    'opt': (OPTConfig, dict(SIZE, ffn_dim=48, word_embed_proj_dim=32)),
     'bloom': (BloomConfig, dict(hidden_size=32, n_layer=6, n_head=4, bos_token_id=0, eos_token_id=0)),
     'gpt2': (GPT2Config, dict(n_embd=32, n_layer=6, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=0)),
-    'gpt_neo': (GPTNeoConfig, dict(hidden_size=32, num_layers=6, num_heads=4, attention_types=[[['global', 'local'], 3]], window_size=4, max_position_embeddings=128)),
+    'gpt_neo': (GPTNeoConfig, dict(hidden_size=32, num_layers=6, num_heads=4, attention_types=[[['global', 'local'], 3]], window_size=4,
+                                   max_position_embeddings=128)),
 }
 
 @pytest.fixture(scope='module')
@@ -107,7 +115,8 @@ def test_the_command(tokenizers, tmp_path, capsys):
     assert main([*words, str(tmp_path / 'student')]) == 0
     out = capsys.readouterr().out
     assert 'layers 0, 5 of 6' in out and str(tmp_path / 'student') in out
-    report = distill(dict(teacher_model=str(tmp_path / 'teacher'), student_model=str(tmp_path / 'student'), dataset=save_text(tmp_path), output_dir=str(tmp_path / 'run'), max_steps=4, max_length=32,
+    report = distill(dict(teacher_model=str(tmp_path / 'teacher'), student_model=str(tmp_path / 'student'), dataset=save_text(tmp_path),
+                          output_dir=str(tmp_path / 'run'), max_steps=4, max_length=32,
                           batch_size=2, max_eval_rows=4, eval_steps=4))
     assert report['steps'] == 4
     assert main([*words, str(tmp_path / 'student')]) == 2
@@ -137,7 +146,8 @@ def test_a_family_that_cannot_says_so(tmp_path):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(small_config('gemma3n_text', vocab_size=len(tokenizer))).save_pretrained(tmp_path / 'teacher')
     tokenizer.save_pretrained(tmp_path / 'teacher')
-    with pytest.raises(ModelError, match='no student of 2 of its 4 layers can be cut: .+ a family that can'): make_student(str(tmp_path / 'teacher'), tmp_path / 'student', 2)
+    with pytest.raises(ModelError, match='no student of 2 of its 4 layers can be cut: .+ a family that can'):
+        make_student(str(tmp_path / 'teacher'), tmp_path / 'student', 2)
     assert not (tmp_path / 'student').exists()
 
 def test_layers_are_even():
@@ -145,4 +155,5 @@ def test_layers_are_even():
         for n in range(1, there + 1):
             kept = kept_layers(there, n)
             gaps = {b - a for a, b in zip(kept, kept[1:])}
-            assert len(set(kept)) == n and kept[0] == 0 and (n == 1 or kept[-1] == there - 1) and max(gaps, default=0) - min(gaps, default=0) <= 1
+            assert len(set(kept)) == n and kept[0] == 0 and (n == 1
+                                                             or kept[-1] == there - 1) and max(gaps, default=0) - min(gaps, default=0) <= 1

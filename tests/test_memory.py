@@ -35,7 +35,8 @@ def card_that_holds(windows, from_step=0):
 
 def train(pair, folder, capsys, **options):
     "(exit code, what was said)"
-    values = dict(pair, max_length=64, batch_size=4, max_steps=6, eval_steps=3, logging_steps=1, learning_rate=1e-3, eval_fraction=.1, max_eval_rows=8, output_dir=folder)
+    values = dict(pair, max_length=64, batch_size=4, max_steps=6, eval_steps=3, logging_steps=1, learning_rate=1e-3, eval_fraction=.1,
+                  max_eval_rows=8, output_dir=folder)
     code = main(['train', *(f'--{name}={value}' for name, value in {**values, **options}.items())])
     return code, ''.join(capsys.readouterr())
 
@@ -56,7 +57,8 @@ def test_the_first_steps_shrink_the_micro_batch(pair, tmp_path, capsys, control)
     with card_that_holds(1, from_step=2) as seen: code, said = train(pair, tmp_path / 'run', capsys, control=control)
     assert code == 0, said
     assert [line for line in said.splitlines() if 'does not fit' in line] == [
-        f'step {step} does not fit into memory (CUDA out of memory): it starts again with {n} x {4 // n} windows (batch_size x gradient_accumulation_steps), which is the same optimizer step' for step, n in ((3, 2), (1, 1))]
+        f'step {step} does not fit into memory (CUDA out of memory): it starts again with {n} x {4 // n} windows (batch_size x '
+        f'gradient_accumulation_steps), which is the same optimizer step' for step, n in ((3, 2), (1, 1))]
     assert seen[:4] == [4, 4, 4, 2] and set(seen[4:]) == {1}
     same(tmp_path / 'small', tmp_path / 'run')
     if control: same(tmp_path / 'small' / 'control', tmp_path / 'run' / 'control')

@@ -24,10 +24,13 @@ def run(pair, tmp_path):
     return dict(pair, output_dir=tmp_path / 'run', max_length=64, max_steps=2, batch_size=2)
 
 @pytest.mark.parametrize('change, says', [
-    (dict(temprature=2), "'temperature'"), (dict(temperature=0), 'temperature'), (dict(temperature=-1), 'temperature'), (dict(alpha_kd=-.1), 'alpha_kd'),
-    (dict(teacher_model='no/such-teacher'), 'teacher_model'), (dict(student_model='./nowhere'), 'student_model'), (dict(dataset='no_such_corpus'), 'no_such_corpus'),
+    (dict(temprature=2), "'temperature'"), (dict(temperature=0), 'temperature'), (dict(temperature=-1), 'temperature'),
+    (dict(alpha_kd=-.1), 'alpha_kd'),
+    (dict(teacher_model='no/such-teacher'), 'teacher_model'), (dict(student_model='./nowhere'), 'student_model'),
+    (dict(dataset='no_such_corpus'), 'no_such_corpus'),
     (dict(dataset='missing.jsonl'), 'missing.jsonl'), (dict(teacher_model=None), 'teacher_model'), (dict(text_column='body'), 'body'),
-    (dict(max_length=2), 'windows of at most 2 tokens'), (dict(max_length=5000), 'max_length'), (dict(batch_size='many'), 'batch_size'), (dict(kd_method='identity'), 'identity'),
+    (dict(max_length=2), 'windows of at most 2 tokens'), (dict(max_length=5000), 'max_length'), (dict(batch_size='many'), 'batch_size'),
+    (dict(kd_method='identity'), 'identity'),
 ])
 def test_options_and_names(run, capsys, change, says):
     assert says in refused(capsys, {**run, **change})
@@ -45,8 +48,11 @@ def test_text_that_is_not_there(run, capsys, tmp_path):
 
 @pytest.mark.parametrize('kind', ['bert', 't5'])
 def test_a_model_that_is_no_decoder(run, capsys, tmp_path, kind):
-    if kind == 'bert': BertForMaskedLM(BertConfig(vocab_size=700, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)).save_pretrained(tmp_path / 'm')
-    else: T5ForConditionalGeneration(T5Config(vocab_size=700, d_model=32, d_ff=32, num_layers=1, num_heads=2)).save_pretrained(tmp_path / 'm')
+    if kind == 'bert':
+        BertForMaskedLM(BertConfig(vocab_size=700, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                   intermediate_size=32)).save_pretrained(tmp_path / 'm')
+    else:
+        T5ForConditionalGeneration(T5Config(vocab_size=700, d_model=32, d_ff=32, num_layers=1, num_heads=2)).save_pretrained(tmp_path / 'm')
     byte_level(700).save_pretrained(tmp_path / 'm')
     assert 'decoder-only' in refused(capsys, dict(run, teacher_model=tmp_path / 'm'))
 
@@ -76,4 +82,5 @@ def test_a_folder_that_holds_something_else(run, capsys):
 
 def test_a_student_larger_than_its_teacher_is_warned_of(run, capsys):
     with pytest.warns(UserWarning, match='larger than the teacher'):
-        assert main(['train', *(f'--{k}={v}' for k, v in dict(run, teacher_model=run['student_model'], student_model=run['teacher_model']).items())]) == 0
+        assert main(['train', *(f'--{k}={v}' for k, v in dict(run, teacher_model=run['student_model'],
+                                                              student_model=run['teacher_model']).items())]) == 0

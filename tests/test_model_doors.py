@@ -15,7 +15,8 @@ from kdkit.models import HubAway, HubError, ModelError, ask_hub, find_model, hub
 from pairs import model_of
 from tiny_tokenizers import byte_level
 
-SIZE = dict(vocab_size=700, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, max_position_embeddings=64, bos_token_id=0, eos_token_id=0)
+SIZE = dict(vocab_size=700, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+            max_position_embeddings=64, bos_token_id=0, eos_token_id=0)
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
@@ -50,7 +51,9 @@ def edit(name, **values):
 
 def tensors(make):
     "Change the weights."
-    def change(folder): save_file({k: v.contiguous() for k, v in make(load_file(folder / 'model.safetensors')).items()}, folder / 'model.safetensors', {'format': 'pt'})
+    def change(folder):
+        save_file({k: v.contiguous() for k, v in make(load_file(folder / 'model.safetensors')).items()}, folder / 'model.safetensors',
+                  {'format': 'pt'})
     return change
 
 def filled(name, value):
@@ -114,7 +117,8 @@ FOLDERS = {  # what is there -> (how it came about, words of the sentence)
     'onnx': (foreign('model.onnx'), 'ONNX weights'),
     'tensorflow': (foreign('tf_model.h5'), 'TensorFlow weights'),
     'flax': (foreign('flax_model.msgpack'), 'Flax weights'),
-    'as its maker wrote it': (lambda f: (only(f), touch('params.json', 'consolidated.00.pth', 'tokenizer.model')(f)), "the maker's own format"),
+    'as its maker wrote it': (lambda f: (only(f), touch('params.json', 'consolidated.00.pth', 'tokenizer.model')(f)),
+                              "the maker's own format"),
     'pipeline': (lambda f: (only(f), touch('model_index.json')(f)), 'is a pipeline of diffusers'),
     'embeddings': (touch('modules.json'), 'is a model of sentence-transformers'),
     'a run': (run_folder, "is the folder of a run: its student is in '"),
@@ -128,13 +132,18 @@ FOLDERS = {  # what is there -> (how it came about, words of the sentence)
     'config is no json': (lambda f: (f / 'config.json').write_text('{"model'), 'not a valid JSON'),
     'config is empty': (lambda f: (f / 'config.json').write_text('{}'), 'model_type in its config.json'),
     'of the future': (edit('config.json', model_type='qwen9'), 'does not know (model_type in its config.json): upgrade transformers'),
-    'code of its own': (edit('config.json', model_type='own', auto_map=dict(AutoConfig='own.OwnConfig', AutoModelForCausalLM='own.Own')), 'brings code of its own: read it, then set trust_remote_code'),
+    'code of its own': (edit('config.json', model_type='own', auto_map=dict(AutoConfig='own.OwnConfig', AutoModelForCausalLM='own.Own')),
+                        'brings code of its own: read it, then set trust_remote_code'),
     'images': (vision, 'decoder-only'),
-    'encoder': (other(lambda: BertForMaskedLM(BertConfig(vocab_size=700, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))), 'decoder-only'),
-    'classifier': (other(lambda: LlamaForSequenceClassification(LlamaConfig(**SIZE))), 'LlamaForSequenceClassification, which does not say what comes next'),
+    'encoder': (other(lambda: BertForMaskedLM(BertConfig(vocab_size=700, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                                         intermediate_size=32))), 'decoder-only'),
+    'classifier': (other(lambda: LlamaForSequenceClassification(LlamaConfig(**SIZE))),
+                   'LlamaForSequenceClassification, which does not say what comes next'),
     'no head': (other(lambda: LlamaModel(LlamaConfig(**SIZE))), 'lacks 1 of its 21 tensors (lm_head.weight)'),
-    'a layer is missing': (tensors(lambda w: {k: v for k, v in w.items() if '.layers.1.' not in k}), 'lacks 12 of its 27 tensors (model.layers.1.'),
-    'another shape': (edit('config.json', vocab_size=800), 'tensors of other shapes than its config.json says (lm_head.weight: [700, 32] instead of [800, 32], model.embed'),
+    'a layer is missing': (tensors(lambda w: {k: v for k, v in w.items() if '.layers.1.' not in k}),
+                           'lacks 12 of its 27 tensors (model.layers.1.'),
+    'another shape': (edit('config.json', vocab_size=800),
+                      'tensors of other shapes than its config.json says (lm_head.weight: [700, 32] instead of [800, 32], model.embed'),
     'NaN': (filled('model.layers.1.mlp.up_proj.weight', float('nan')), "hold NaN: model.layers.1.mlp.up_proj.weight. Download it again"),
     'inf': (filled('lm_head.weight', float('inf')), 'hold inf: lm_head.weight'),
 }
@@ -149,7 +158,8 @@ def test_a_folder_that_is_no_model_is_named_for_what_it_is(whole, tmp_path, kind
     assert says in said and 'student_model' in said and '\n' not in said and len(said) < 500, said
 
 TOKENIZERS = {
-    'none': (lambda f: [(f / name).unlink() for name in ('tokenizer.json', 'tokenizer_config.json')], 'holds no tokenizer (tokenizer.json): copy those of the model'),
+    'none': (lambda f: [(f / name).unlink() for name in ('tokenizer.json', 'tokenizer_config.json')],
+             'holds no tokenizer (tokenizer.json): copy those of the model'),
     'pointer': (pointer('tokenizer.json'), 'pointer of Git LFS'),
     'no json': (lambda f: (f / 'tokenizer.json').write_text('{"version'), 'the tokenizer of'),
     'adapter': (adapter, 'is an adapter'),
@@ -169,7 +179,8 @@ def pickled(folder):
     (folder / 'model.safetensors').unlink()
 
 GOOD = {
-    'as saved': lambda f: None, 'pickled': pickled, 'in shards': lambda f: AutoModelForCausalLM.from_pretrained(f).save_pretrained(f, max_shard_size='60KB'),
+    'as saved': lambda f: None, 'pickled': pickled,
+    'in shards': lambda f: AutoModelForCausalLM.from_pretrained(f).save_pretrained(f, max_shard_size='60KB'),
     'tied, without a head': other(lambda: model_of('llama', 700)),
     'one tensor more': tensors(lambda w: {**w, 'model.layers.0.attn.bias': torch.ones(2, 2)}),
     'more folders': lambda f: (f / 'onnx').mkdir(),
@@ -201,13 +212,16 @@ def test_weights_too_large_for_half_precision(tmp_path):
     model = model_of('llama', 700)
     with torch.no_grad(): model.model.norm.weight[0] = 1e5
     model.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match='too large for float16: model.norm.weight'): load_causal_lm(str(tmp_path), torch.float16, 'teacher_model')
+    with pytest.raises(ModelError, match='too large for float16: model.norm.weight'):
+        load_causal_lm(str(tmp_path), torch.float16, 'teacher_model')
     load_causal_lm(str(tmp_path), torch.bfloat16)
 
 # -- names -------------------------------------------------------------------------------------------------------------
 
-NAMES = {'': 'is not given', './nowhere': 'does not exist', '/no/where': 'does not exist', '~/nowhere': 'does not exist', 'a b': 'neither a local folder nor an id', 'a/b/c': 'nor an id',
-         'https://huggingface.co/org/name': 'is an address: give the id', 'org/name@v1': 'teacher_revision', 'org/name:sub': 'teacher_subfolder', 'org/name': 'offline mode is on (HF_HUB_OFFLINE)',
+NAMES = {'': 'is not given', './nowhere': 'does not exist', '/no/where': 'does not exist', '~/nowhere': 'does not exist',
+         'a b': 'neither a local folder nor an id', 'a/b/c': 'nor an id',
+         'https://huggingface.co/org/name': 'is an address: give the id', 'org/name@v1': 'teacher_revision',
+         'org/name:sub': 'teacher_subfolder', 'org/name': 'offline mode is on (HF_HUB_OFFLINE)',
          'gpt2': 'holds no whole copy'}
 
 @pytest.mark.parametrize('name', NAMES)
@@ -243,9 +257,12 @@ def failure(kind, status=None):
 
 known = huggingface_hub.errors
 FAILURES = {
-    'gated': (failure(known.GatedRepoError, 403), HubError, 'is gated: accept its licence at https://huggingface.co/org/name, then log in with `hf auth login` or set HF_TOKEN'),
-    'missing': (failure(known.RepositoryNotFoundError, 404), HubError, 'is neither a local folder nor on the hub (https://huggingface.co): check the name, or log in'),
-    'revision': (failure(known.RevisionNotFoundError, 404), HubError, "has no revision 'v9' on the hub: its branches and tags are listed at https://huggingface.co/org/name/tree/main"),
+    'gated': (failure(known.GatedRepoError, 403), HubError,
+              'is gated: accept its licence at https://huggingface.co/org/name, then log in with `hf auth login` or set HF_TOKEN'),
+    'missing': (failure(known.RepositoryNotFoundError, 404), HubError,
+                'is neither a local folder nor on the hub (https://huggingface.co): check the name, or log in'),
+    'revision': (failure(known.RevisionNotFoundError, 404), HubError,
+                 "has no revision 'v9' on the hub: its branches and tags are listed at https://huggingface.co/org/name/tree/main"),
     'disabled': (failure(known.DisabledRepoError, 403), HubError, 'was disabled'),
     'too often': (failure(known.HfHubHTTPError, 429), HubAway, "hub's rate limit is reached (429)"),
     'bad token': (failure(known.HfHubHTTPError, 401), HubError, 'does not accept your token'),
@@ -265,7 +282,8 @@ def test_failures_of_the_hub_are_told_apart_however_deep(monkeypatch, kind):
         if wrapped is not error: wrapped.__cause__ = error
         found = hub_error(wrapped, "teacher_model 'org/name'", 'org/name', revision='v9')
         assert type(found) is expected and says in str(found) and "teacher_model 'org/name'" in str(found), found
-    assert hub_error(failure(known.RemoteEntryNotFoundError, 404), 'x', 'org/name') is None and hub_error(KeyError(), 'x', 'org/name') is None
+    assert hub_error(failure(known.RemoteEntryNotFoundError, 404), 'x',
+                     'org/name') is None and hub_error(KeyError(), 'x', 'org/name') is None
 
 @pytest.mark.parametrize('kind', FAILURES)
 def test_a_failing_hub_ends_in_a_sentence(monkeypatch, tmp_path, kind):
@@ -323,9 +341,11 @@ def test_a_hub_that_lets_us_wait_is_not_asked_again_at_once(monkeypatch):
 # -- what a model says about generation --------------------------------------------------------------------------------
 
 GENERATION = {
-    'top_p without sampling': dict(top_p=.6, temperature=.9, eos_token_id=[5, 7]), 'so said': dict(do_sample=False, top_k=3, eos_token_id=[5, 7]),
+    'top_p without sampling': dict(top_p=.6, temperature=.9, eos_token_id=[5, 7]),
+    'so said': dict(do_sample=False, top_k=3, eos_token_id=[5, 7]),
     'beams': dict(length_penalty=2., early_stopping=True, eos_token_id=[5, 7]), 'pad': dict(pad_token_id=-1, eos_token_id=[5, 7]),
-    'two answers': dict(num_return_sequences=3, eos_token_id=[5, 7], max_length=40), 'a cache that is gone': dict(cache_implementation='no_such', eos_token_id=[5, 7], max_length=40),
+    'two answers': dict(num_return_sequences=3, eos_token_id=[5, 7], max_length=40),
+    'a cache that is gone': dict(cache_implementation='no_such', eos_token_id=[5, 7], max_length=40),
 }
 
 @pytest.mark.parametrize('kind', GENERATION)
@@ -370,12 +390,14 @@ def own(tmp_path_factory):
     model_of('llama', 700).save_pretrained(folder)
     byte_level(700).save_pretrained(folder)
     (folder / 'own.py').write_text(CODE)
-    edit('config.json', model_type='own', architectures=['OwnForCausalLM'], auto_map=dict(AutoConfig='own.OwnConfig', AutoModelForCausalLM='own.OwnForCausalLM'))(folder)
+    edit('config.json', model_type='own', architectures=['OwnForCausalLM'],
+         auto_map=dict(AutoConfig='own.OwnConfig', AutoModelForCausalLM='own.OwnForCausalLM'))(folder)
     return folder
 
 def test_a_student_with_its_own_code_is_trained_stopped_resumed_saved_and_measured(own, pair, tmp_path):
     from kdkit.run import distill, evaluate_run
-    values = dict(pair, student_model=str(own), trust_remote_code=True, output_dir=str(tmp_path / 'run'), max_length=64, batch_size=2, max_steps=8, eval_steps=2, max_eval_rows=4,
+    values = dict(pair, student_model=str(own), trust_remote_code=True, output_dir=str(tmp_path / 'run'), max_length=64, batch_size=2,
+                  max_steps=8, eval_steps=2, max_eval_rows=4,
                   early_stopping=True, early_stopping_warmup=0, patience=1, min_delta=100.)  # it stops at its second measuring
     with pytest.raises(ModelError, match='set trust_remote_code'): distill(dict(values, trust_remote_code=False))
     assert distill(values)['steps'] == 4
@@ -387,5 +409,6 @@ def test_a_student_with_its_own_code_is_trained_stopped_resumed_saved_and_measur
     assert after['student_after']['parameters'] == model.num_parameters()
     (tmp_path / 'run' / 'report.json').unlink()
     assert distill(values)['steps'] >= 4  # goes on from a checkpoint
-    again = distill(dict(values, student_model=str(student), output_dir=str(tmp_path / 'more'), max_steps=1))  # what was saved can be a student again
+    # what was saved can be a student again
+    again = distill(dict(values, student_model=str(student), output_dir=str(tmp_path / 'more'), max_steps=1))
     assert again['steps'] == 1

@@ -42,7 +42,8 @@ def equal(a, b):
 
 def all_of(pair):
     "Everything that anybody asks of a pair."
-    found = dict(student=pair.student_bytes, teacher=pair.teacher_bytes, same=pair.same, shared=shared_tokens(pair), spelt=pair.spelt, matrix=spelling_matrix(pair, 0))
+    found = dict(student=pair.student_bytes, teacher=pair.teacher_bytes, same=pair.same, shared=shared_tokens(pair), spelt=pair.spelt,
+                 matrix=spelling_matrix(pair, 0))
     for method in KD_MAPS[1:]:
         for ends in (None, (), [(pair.student.eos_token_id, pair.teacher.eos_token_id), (5, 3)]):
             m = map_of(pair.with_ends(ends), method)
@@ -53,7 +54,8 @@ def all_of(pair):
 PAIRS = [('bytes', 'metaspace'), ('metaspace', 'bytes-large'), ('unigram', 'bytes-NFKC'), ('bytes', 'bytes')]
 
 
-@pytest.mark.parametrize('student, teacher', [*PAIRS, pytest.param('gpt2', 'qwen2', marks=pytest.mark.slow), pytest.param('mistral', 'gpt2', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('student, teacher', [*PAIRS, pytest.param('gpt2', 'qwen2', marks=pytest.mark.slow),
+                                              pytest.param('mistral', 'gpt2', marks=pytest.mark.slow)])
 def test_what_is_read_is_what_is_made(student, teacher, tmp_path, monkeypatch):
     fresh = open_pair(*sides(student, teacher), tmp_path)
     assert fresh.stored is None
@@ -63,7 +65,8 @@ def test_what_is_read_is_what_is_made(student, teacher, tmp_path, monkeypatch):
     def never(*_): raise AssertionError('made once more')
     for name in ('speller', 'continuations', 'common_prefixes', 'same_tokenizer'): monkeypatch.setattr(kdkit.vocab, name, never)
     monkeypatch.setattr(kdkit.align, 'backend_json', never)  # nor is a table of bytes
-    asked = {name: getattr(read, name) for name in ('student_bytes', 'teacher_bytes', 'same', 'spelt', 'first', 'tree', 'prefixes', 'respelt')}
+    asked = {name: getattr(read, name) for name in ('student_bytes', 'teacher_bytes', 'same', 'spelt', 'first', 'tree', 'prefixes',
+                                                    'respelt')}
     monkeypatch.undo()
     assert len(asked) == 8 and token_bytes(read.teacher) == token_bytes(get(teacher))
     found = all_of(read)
@@ -72,7 +75,8 @@ def test_what_is_read_is_what_is_made(student, teacher, tmp_path, monkeypatch):
 
 
 def test_lists_of_every_kind_survive():
-    for part in ([b'a', None, b''], [[], [1, 2], [3]], True, torch.tensor([1, -1]), (torch.tensor([2**40]), torch.tensor([1]), 7)): assert equal(unpacked(packed(part)), part)
+    for part in ([b'a', None, b''], [[], [1, 2], [3]], True, torch.tensor([1, -1]), (torch.tensor([2**40]), torch.tensor([1]), 7)):
+        assert equal(unpacked(packed(part)), part)
 
 
 def change(file, at=-1):
@@ -106,17 +110,21 @@ def test_what_is_damaged_or_foreign_is_made_again(fault, tmp_path, capsys):
     wanted = map_of(TokenPair(*sides(*PAIRS[0])), 'token_level')
     assert equal(map_of(pair, 'token_level').inside, wanted.inside)
     keep_pair(pair, tmp_path)
-    assert open_pair(*sides(*PAIRS[0]), tmp_path).stored is not None and sorted(tmp_path.glob('kdkit/*')) == sorted(folders) and not [*tmp_path.glob('kdkit/.*')]
+    assert open_pair(*sides(*PAIRS[0]),
+                     tmp_path).stored is not None and sorted(tmp_path.glob('kdkit/*')) == sorted(folders) and not [*tmp_path.glob('kdkit/.*')]
 
 
 def test_another_tokenizer_or_other_rows_are_another_pair(tmp_path):
     student, teacher, *rows = sides('bytes', 'metaspace')
     other = again('metaspace', additional_special_tokens=['the'])
     assert token_bytes(other) != token_bytes(teacher)  # what is special writes nothing
-    folders = {pair_folder(pair, tmp_path) for pair in (TokenPair(student, teacher, *rows), TokenPair(student, other, *rows), TokenPair(teacher, student, *rows[::-1]), TokenPair(student, teacher, rows[0] + 1, rows[1]))}
+    folders = {pair_folder(pair, tmp_path) for pair in (TokenPair(student, teacher, *rows), TokenPair(student, other, *rows),
+                                                        TokenPair(teacher, student, *rows[::-1]),
+                                                        TokenPair(student, teacher, rows[0] + 1, rows[1]))}
     assert len(folders) == 4
     student(['text'] * 2, padding=False, truncation=True, max_length=5)
-    assert pair_folder(TokenPair(again('bytes'), teacher, *rows), tmp_path) == pair_folder(TokenPair(student, teacher, *rows), tmp_path)  # what a call changes is no matter
+    # what a call changes is no matter
+    assert pair_folder(TokenPair(again('bytes'), teacher, *rows), tmp_path) == pair_folder(TokenPair(student, teacher, *rows), tmp_path)
 
 
 def test_parts_are_added_to_those_that_are_there(tmp_path):
@@ -151,15 +159,18 @@ def test_the_framework_takes_a_pair():
     student, teacher, *rows = sides(*PAIRS[0])
     pair = TokenPair(student, teacher, *rows)
     models = lambda: (model_of('llama', rows[1], seed=1), model_of('llama', rows[0], seed=2))
-    one, other = StudentAwareDistillationFramework({}, *models(), pair=pair), StudentAwareDistillationFramework({}, *models(), teacher, student)
+    one, other = StudentAwareDistillationFramework({}, *models(),
+                                                   pair=pair), StudentAwareDistillationFramework({}, *models(), teacher, student)
     assert one.student_tokenizer is student and one.teacher_tokenizer is teacher
-    for part in ('student_index', 'teacher_index', 'inside', 'first'): assert equal(getattr(one.vocab_map, part), getattr(other.vocab_map, part))
+    for part in ('student_index', 'teacher_index', 'inside', 'first'):
+        assert equal(getattr(one.vocab_map, part), getattr(other.vocab_map, part))
 
 
 def test_a_run_is_the_same_from_the_disk_and_nothing_is_spelt_again(tmp_path, monkeypatch):
     "A run that makes the tables, one that reads them, and a measurement of its student."
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
-    config = dict(**save_pair(tmp_path), dataset=save_text(tmp_path), max_steps=3, batch_size=2, max_length=64, max_eval_rows=4, eval_steps=3, control=True)
+    config = dict(**save_pair(tmp_path), dataset=save_text(tmp_path), max_steps=3, batch_size=2, max_length=64, max_eval_rows=4,
+                  eval_steps=3, control=True)
     spelt = []
     def spy(pair):
         spelt.append(pair)
@@ -169,7 +180,8 @@ def test_a_run_is_the_same_from_the_disk_and_nothing_is_spelt_again(tmp_path, mo
     for name in ('made', 'read'): reports.append(distill(dict(config, output_dir=str(tmp_path / name))))
     evaluate_run(str(tmp_path / 'made/student'), config['dataset'], config['teacher_model'], max_length=64, max_eval_rows=4)
     assert len(spelt) == 1
-    for file in ('student/model.safetensors', 'control/student/model.safetensors'): assert (tmp_path / 'made' / file).read_bytes() == (tmp_path / 'read' / file).read_bytes()
+    for file in ('student/model.safetensors', 'control/student/model.safetensors'):
+        assert (tmp_path / 'made' / file).read_bytes() == (tmp_path / 'read' / file).read_bytes()
     assert all(reports[0][key] == reports[1][key] for key in ('student_after', 'data', 'teacher', 'retention'))
     for file in tmp_path.glob('cache/kdkit/pair-*/tables.safetensors'): change(file)
     distill(dict(config, output_dir=str(tmp_path / 'mended')))

@@ -49,7 +49,8 @@ def test_a_step_in_half_precision_is_a_step(both):
     batch = batch_of(framework, text['train'].select(range(4)))
     (output, gradient), (wanted, exact) = step(framework, batch), step(in_fp32(framework), batch, half=False)
     assert set(output['losses']) == {'lm', 'kd', 'unaligned', 'feature', 'attention', 'layerwise', 'contrastive'}
-    for name, loss in output['losses'].items(): assert loss.dtype == torch.float32 and abs(loss - wanted['losses'][name]) < 2e-2 * max(1, wanted['losses'][name].abs()), name
+    for name, loss in output['losses'].items():
+        assert loss.dtype == torch.float32 and abs(loss - wanted['losses'][name]) < 2e-2 * max(1, wanted['losses'][name].abs()), name
     assert set(gradient) == set(exact) and all(g.dtype == torch.float32 and g.isfinite().all() for g in gradient.values())
     assert torch.cosine_similarity(flat(gradient), flat(exact), 0) > 0.999
     assert abs(flat(gradient).norm() / flat(exact).norm() - 1) < 0.02
@@ -89,7 +90,8 @@ def test_rows_with_nothing_to_learn_from_change_nothing(both, odd):
     for side in ('student', 'teacher'): row[f'{side}_positions'][:] = -1
     more = {name: torch.cat([value, row[name]]) for name, value in batch.items()}
     (output, gradient), (wanted, exact) = step(framework, more), step(framework, batch)
-    for name, loss in output['losses'].items(): assert abs(loss - wanted['losses'][name]) < 5e-3 * max(1, wanted['losses'][name].abs()), (name, loss)
+    for name, loss in output['losses'].items():
+        assert abs(loss - wanted['losses'][name]) < 5e-3 * max(1, wanted['losses'][name].abs()), (name, loss)
     assert torch.cosine_similarity(flat(gradient), flat(exact), 0) > 0.999
 
 def test_a_batch_without_any_label_learns_nothing(both):

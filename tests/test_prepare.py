@@ -65,7 +65,8 @@ def test_what_is_measured_is_not_trained_on(pair, tmp_path, name, streaming):
 
 def test_nothing_left_to_train_on_is_one_sentence(pair, tmp_path):
     path = save(tmp_path / 'a.jsonl', TEXTS)
-    with pytest.raises(DataError, match='every document of .* is also in the text to measure on'): read_texts(config_of(pair, path, eval_dataset=path))
+    with pytest.raises(DataError, match='every document of .* is also in the text to measure on'):
+        read_texts(config_of(pair, path, eval_dataset=path))
 
 
 def test_a_dataset_for_evaluation_beats_a_split(pair, tmp_path):
@@ -76,7 +77,8 @@ def test_a_dataset_for_evaluation_beats_a_split(pair, tmp_path):
 
 
 def test_no_more_is_paired_than_a_run_reads(pair, tmp_path, monkeypatch):
-    config = config_of(pair, save(tmp_path / 'a.jsonl', TEXTS * 9), eval_dataset=save(tmp_path / 'b.jsonl', ['Something else to measure on, held apart.']))
+    config = config_of(pair, save(tmp_path / 'a.jsonl', TEXTS * 9),
+                       eval_dataset=save(tmp_path / 'b.jsonl', ['Something else to measure on, held apart.']))
     whole = prepare_text(config)['train']
     monkeypatch.setattr(kdkit.windows, 'whole_bytes', 0)
     monkeypatch.setattr(pair_enough, '__defaults__', (*pair_enough.__defaults__[:-1], 4000))  # bytes of a part

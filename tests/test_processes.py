@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from kdkit.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
-OPTIONS = dict(max_length=64, max_steps=6, eval_steps=3, logging_steps=2, learning_rate=1e-3, eval_fraction=.1, max_eval_rows=8, use_cpu='true')
+OPTIONS = dict(max_length=64, max_steps=6, eval_steps=3, logging_steps=2, learning_rate=1e-3, eval_fraction=.1, max_eval_rows=8,
+               use_cpu='true')
 LAUNCH = dict(one=['kdkit'], torchrun=['torchrun', '--standalone', '--nproc_per_node', '2', '--no-python', 'kdkit'],
-              accelerate=['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', '--main_process_port', str(random.randrange(20000, 60000)), '-m', 'kdkit.cli'])
+              accelerate=['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', '--main_process_port',
+                          str(random.randrange(20000, 60000)), '-m', 'kdkit.cli'])
 
 
 def launch(way, values, folder, **options):
@@ -47,7 +49,8 @@ def same(one, two):
     left, right = (load_file(folder / 'student' / 'model.safetensors') for folder in (one, two))
     assert left.keys() == right.keys() and all((left[name] - right[name]).abs().max() < 1e-6 for name in left)
     kept = lambda found: {name: value for name, value in found if not re.search(r'tokens_per_second|memory|seconds|version', name)}
-    for files in ([read_metrics(folder) for folder in (one, two)], [json.loads((folder / 'report.json').read_text()) for folder in (one, two)]):
+    for files in ([read_metrics(folder) for folder in (one, two)],
+                  [json.loads((folder / 'report.json').read_text()) for folder in (one, two)]):
         left, right = (kept(numbers(tree)) for tree in files)
         assert right == pytest.approx(left, rel=1e-5, abs=1e-7) and len(left) > 30
 
@@ -58,7 +61,9 @@ def test_two_processes_do_what_one_does(leading, one, tmp_path, way):
     assert code == 0, said
     same(one[0], tmp_path / 'run')
     lines = [line for line in said.splitlines() if line.strip()]
-    for line in (line for line in one[1].splitlines() if re.match('training on|to train on|to measure on|the two models|your teacher spends|The student is in|distilling', line)):
+    for line in (line for line in one[1].splitlines()
+                 if re.match('training on|to train on|to measure on|the two models|your teacher spends|The student is in|distilling',
+                             line)):
         assert sum(other.split('student is in')[0] == line.split('student is in')[0] for other in lines) == 1, (line, said)
     assert 'find_unused_parameters' not in said
     tokens = [line['tokens_per_second'] for line in read_metrics(tmp_path / 'run') if 'tokens_per_second' in line]

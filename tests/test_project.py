@@ -24,7 +24,8 @@ def module_of(path):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_imports_only_lower_numbers(path):
     number = {module_of(other): other.name[:2] for other in NOTEBOOKS}
-    used = {name for source in cells(path) for pair in re.findall(r'^\s*(?:from|import) kdkit\.(\w+)|^\s*from kdkit import (\w+)', source, re.M) for name in pair if name in number}
+    used = {name for source in cells(path) for pair in re.findall(r'^\s*(?:from|import) kdkit\.(\w+)|^\s*from kdkit import (\w+)', source,
+                                                                  re.M) for name in pair if name in number}
     assert all(number[name] < path.name[:2] for name in used - {module_of(path)}), {name: number[name] for name in used}
 
 
@@ -79,21 +80,25 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 def test_nothing_develops_at_run_time():
     "nbdev and fastcore are for developers; a user's environment stays without them."
     for path in (ROOT / 'kdkit').glob('*.py'):
-        if path.stem != '_modidx': assert not re.search(r'^\s*(from|import) (nbdev|fastcore|execnb)\b', path.read_text(encoding='utf-8'), re.M), path
+        if path.stem != '_modidx':
+            assert not re.search(r'^\s*(from|import) (nbdev|fastcore|execnb)\b', path.read_text(encoding='utf-8'), re.M), path
 
 
 def test_what_the_package_imports_is_required():
     settings = configparser.ConfigParser(delimiters=['='])
     settings.read(ROOT / 'settings.ini')
     required = {re.split(r'[<>=]', name)[0].replace('pyyaml', 'yaml') for name in settings['DEFAULT']['requirements'].split()}
-    used = {name for path in (ROOT / 'kdkit').glob('*.py') for name in re.findall(r'^\s*(?:from|import) (\w+)', path.read_text(encoding='utf-8'), re.M)}
+    used = {name for path in (ROOT / 'kdkit').glob('*.py')
+            for name in re.findall(r'^\s*(?:from|import) (\w+)', path.read_text(encoding='utf-8'), re.M)}
     # quoted prose can begin a line with "from" or "import" too, so only real packages are looked at
     import importlib.util
     foreign = {name for name in used - set(sys.stdlib_module_names) - {'kdkit'} if importlib.util.find_spec(name)}
     in_a_notebook = {'IPython', 'zmq'}  # imported by functions that have found a kernel, which runs on them
-    extras = {re.split(r'[<>=]', name)[0] for key in settings['DEFAULT'] if key.endswith('_requirements') and key != 'dev_requirements' for name in settings['DEFAULT'][key].split()}
+    extras = {re.split(r'[<>=]', name)[0] for key in settings['DEFAULT'] if key.endswith('_requirements') and key != 'dev_requirements'
+              for name in settings['DEFAULT'][key].split()}
     assert foreign - in_a_notebook - extras <= required
-    assert not any(re.search(rf'^(from|import) {name}\b', path.read_text(encoding='utf-8'), re.M) for path in (ROOT / 'kdkit').glob('*.py') for name in in_a_notebook | extras)
+    assert not any(re.search(rf'^(from|import) {name}\b', path.read_text(encoding='utf-8'), re.M) for path in (ROOT / 'kdkit').glob('*.py')
+                   for name in in_a_notebook | extras)
 
 
 def test_the_constraints_pin_what_is_required():
@@ -136,7 +141,9 @@ def audit():
 def test_an_audit_that_knew_no_package_is_none():
     "The entries are as pip-audit 2.10 writes them; it ends with 0 for the first."
     unknown = dict(name='requests', skip_reason='Dependency not found on PyPI and could not be audited: requests (2.19.0)')
-    clean, faulty = dict(name='Some_Thing', version='1.0', vulns=[]), dict(name='urllib3', version='1.24', vulns=[dict(id='PYSEC-2019-132', fix_versions=['1.24.2'], aliases=[])])
+    clean, faulty = dict(name='Some_Thing', version='1.0', vulns=[]), dict(name='urllib3', version='1.24',
+                                                                           vulns=[dict(id='PYSEC-2019-132', fix_versions=['1.24.2'],
+                                                                                       aliases=[])])
     lines, code = audit().verdict([unknown])
     assert code == 1 and lines[-1].startswith('NOTHING WAS AUDITED') and '0 of 1 packages were audited' in lines[-2] and 'requests' in lines[0]
     lines, code = audit().verdict([unknown, clean, unknown], ['own', 'some-thing'])
@@ -159,7 +166,8 @@ print(json.dumps(dict(dependencies=[dict(name=pin.split('==')[0], version='1', v
     (tmp_path / 'pins.txt').write_text('torch==2.13.0+cpu\nrich==13.9\n')
     monkeypatch.chdir(tmp_path)
     assert audit().main(tmp_path / 'pins.txt', program) == 0
-    assert capsys.readouterr().out.splitlines() == ['no answer: osv: no network', 'nothing is known about 1: rich', '1 of 2 packages were audited, 0 known vulnerabilities']
+    assert capsys.readouterr().out.splitlines() == ['no answer: osv: no network', 'nothing is known about 1: rich',
+                                                    '1 of 2 packages were audited, 0 known vulnerabilities']
 
 
 def test_every_change_that_once_lived_can_still_be_made():

@@ -22,7 +22,8 @@ SHORT = dict(max_length=64, batch_size=2, max_eval_rows=4, max_steps=4, eval_ste
 @pytest.mark.parametrize('bits', ['4bit', '8bit'])
 def test_a_teacher_in_few_bits_says_nearly_the_same(pair, bits, tmp_path):
     plain, few = load_causal_lm(pair['teacher_model']), load_causal_lm(pair['teacher_model'], quantization=bits)
-    assert try_quantized(bits, torch.device('cpu')) == '' and is_quantized(few.config) and few.get_memory_footprint() < plain.get_memory_footprint()
+    assert try_quantized(bits,
+                         torch.device('cpu')) == '' and is_quantized(few.config) and few.get_memory_footprint() < plain.get_memory_footprint()
     wanted, found = plain(IDS).logits, few(IDS).logits
     assert 0 < (found - wanted).norm() / wanted.norm() < (.3 if bits == '4bit' else .05)
     torch.testing.assert_close(output_head(few)(body(few)(IDS)[0]), found)
@@ -30,10 +31,12 @@ def test_a_teacher_in_few_bits_says_nearly_the_same(pair, bits, tmp_path):
     few.save_pretrained(tmp_path)  # a checkpoint that is quantised already loads as it is
     again = load_causal_lm(str(tmp_path))
     assert is_quantized(again.config) and torch.equal(again(IDS).logits, found) and weights_digest(again) == weights_digest(few)
-    assert len({weights_digest(load_causal_lm(pair['teacher_model'], quantization=wish)) for wish in (None, '4bit', '8bit')}) == 3  # another teacher each
+    # another teacher each
+    assert len({weights_digest(load_causal_lm(pair['teacher_model'], quantization=wish)) for wish in (None, '4bit', '8bit')}) == 3
     tokenizer = pair['teacher_model'] + '/tokenizer.json'
     (tmp_path / 'tokenizer.json').write_bytes(open(tokenizer, 'rb').read())
-    with pytest.raises(ModelError, match='is quantised already'): distill(dict(pair, **SHORT, teacher_model=str(tmp_path), teacher_quantization='4bit', output_dir=str(tmp_path / 'run')))
+    with pytest.raises(ModelError, match='is quantised already'):
+        distill(dict(pair, **SHORT, teacher_model=str(tmp_path), teacher_quantization='4bit', output_dir=str(tmp_path / 'run')))
 
 @pytest.mark.parametrize('bits', ['4bit', '8bit'])
 def test_a_step_with_both_in_few_bits(pair, bits):
@@ -57,14 +60,17 @@ def test_a_run_as_a_user_types_it(pair, tmp_path):
     report = json.loads((run / 'report.json').read_text())
     assert 'in 4 bits' in report['adapters']
     plain = AutoModelForCausalLM.from_pretrained(run / 'student')
-    assert plain.dtype == torch.float32 and not hasattr(plain.config, 'quantization_config') and count_parameters(plain) == report['student_after']['parameters']
-    assert main(['eval', f'--student_model={run}/adapter', '--student_quantization=4bit', f"--dataset={pair['dataset']}", '--max_length=64']) == 0
+    assert plain.dtype == torch.float32 and not hasattr(plain.config,
+                                                        'quantization_config') and count_parameters(plain) == report['student_after']['parameters']
+    assert main(['eval', f'--student_model={run}/adapter', '--student_quantization=4bit', f"--dataset={pair['dataset']}",
+                 '--max_length=64']) == 0
 
 @pytest.mark.parametrize('command', ['train', 'cache-teacher'])
 def test_without_bitsandbytes_one_line_says_what_to_install(pair, tmp_path, command):
     code = "import sys; sys.modules['bitsandbytes'] = None; from kdkit.cli import main; sys.exit(main(sys.argv[1:]))"
     more = [f'--teacher_cache={tmp_path}/said'] * (command == 'cache-teacher')
-    words = [command, *more, *(f'--{k}={v}' for k, v in pair.items()), f'--output_dir={tmp_path}/run', '--max_steps=2', '--max_length=64', '--teacher_quantization=4bit']
+    words = [command, *more, *(f'--{k}={v}' for k, v in pair.items()), f'--output_dir={tmp_path}/run', '--max_steps=2', '--max_length=64',
+             '--teacher_quantization=4bit']
     done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True)
     assert done.returncode == 2 and not [*tmp_path.iterdir()] and 'to train on' not in done.stderr
     assert done.stderr.splitlines()[-1] == "kdkit: error: teacher_quantization 4bit needs bitsandbytes, which is not installed: pip install 'kdkit[quantization]'."

@@ -20,10 +20,12 @@ def report(after=2.3, control=2.6, before=5., teacher=2.):
     agreement = dict(kl_nats=1., top1_agreement=.5, top5_agreement=.8)
     return dict(teacher=score(teacher), student_before=score(before), student_after=score(after), control=control and score(control),
                 retention=dict(before=agreement, after=agreement), gap_closed=gap_closed(after, control, teacher),
-                data=dict(coverage=.6, gold_consistency=dict(combined=.9)), versions=dict(torch='1'), seed=1, device='cpu', dtype='torch.float32', seconds=3.)
+                data=dict(coverage=.6, gold_consistency=dict(combined=.9)), versions=dict(torch='1'), seed=1, device='cpu',
+                dtype='torch.float32', seconds=3.)
 
 
-METRICS = [dict(step=s, progress=s / 100, loss=1., losses=dict(kd=5 / s, lm=0. if s == 20 else 3., feature=None if s == 10 else .5), weights=dict(kd=.9, lm=.1), lr=1e-3)
+METRICS = [dict(step=s, progress=s / 100, loss=1., losses=dict(kd=5 / s, lm=0. if s == 20 else 3., feature=None if s == 10 else .5),
+                weights=dict(kd=.9, lm=.1), lr=1e-3)
            for s in range(10, 101, 10)] + [dict(step=100, progress=1., eval=dict(bits_per_byte=2.3))]
 
 
@@ -70,13 +72,15 @@ def test_gap_closed_of_what_is_not_finite(bad):
 
 def test_the_table_has_every_row():
     table = summary_table(report())
-    for words in ('teacher', 'student before', 'student after', 'control', 'bits per byte', 'perplexity', 'parameters', 'KL', '50.0%', '50% of the gap'):
+    for words in ('teacher', 'student before', 'student after', 'control', 'bits per byte', 'perplexity', 'parameters', 'KL', '50.0%',
+                  '50% of the gap'):
         assert words in table
     assert 'WORSE' not in table and table.startswith('| held-out')
 
 
 @pytest.mark.parametrize('numbers, says', [
-    (dict(after=2.7), 'WORSE: the control'), (dict(after=5.5, control=None), 'WORSE: the student was better before'), (dict(after=math.nan), 'BROKEN')])
+    (dict(after=2.7), 'WORSE: the control'), (dict(after=5.5, control=None), 'WORSE: the student was better before'),
+    (dict(after=math.nan), 'BROKEN')])
 def test_bad_news_comes_first(numbers, says):
     assert summary_table(report(**numbers)).startswith(says)
 
@@ -98,7 +102,8 @@ def test_no_gap_is_said_plainly():
 
 
 def test_an_evaluation_without_a_run_has_a_table_too():
-    table = summary_table(dict(student_after=score(2.), teacher=score(1.), retention=dict(now=dict(kl_nats=1., top1_agreement=.5, top5_agreement=.9))))
+    table = summary_table(dict(student_after=score(2.), teacher=score(1.),
+                               retention=dict(now=dict(kl_nats=1., top1_agreement=.5, top5_agreement=.9))))
     assert '| student ' in table and 'after' not in table and '90.0%' in table and 'WORSE' not in table and 'BROKEN' not in table
 
 
@@ -117,7 +122,8 @@ def test_a_run_without_metrics_still_has_a_report(tmp_path):
 
 
 @pytest.mark.parametrize('dataset, named', [
-    ('roneneldan/TinyStories[train[:100]]', ['roneneldan/TinyStories']), ('Salesforce/wikitext:wikitext-103-raw-v1', ['Salesforce/wikitext']), ('/data/my.txt', None)])
+    ('roneneldan/TinyStories[train[:100]]', ['roneneldan/TinyStories']),
+    ('Salesforce/wikitext:wikitext-103-raw-v1', ['Salesforce/wikitext']), ('/data/my.txt', None)])
 def test_the_hub_reads_the_model_card(tmp_path, dataset, named):
     from huggingface_hub import ModelCard
 

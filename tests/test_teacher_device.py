@@ -56,7 +56,8 @@ def dense(tmp_path_factory):
     return dict(save_pair(folder, teacher='qwen3'), dataset=save_text(folder))
 
 
-@pytest.mark.parametrize('options', [{}, dict(kd_method='uld'), dict(kd_method='span'), dict(alpha_kd=.5, alpha_feature=.5)], ids=lambda options: '-'.join(map(str, options.values())) or 'default')
+@pytest.mark.parametrize('options', [{}, dict(kd_method='uld'), dict(kd_method='span'), dict(alpha_kd=.5, alpha_feature=.5)],
+                         ids=lambda options: '-'.join(map(str, options.values())) or 'default')
 def test_no_operation_mixes_devices(dense, tmp_path, options):
     config = DistillConfig(**dense, max_length=64, output_dir=str(tmp_path / 'run'), eval_fraction=.1, **options)
     text, found = prepare_text(config), {}
@@ -102,7 +103,8 @@ def test_the_student_reads_while_its_teacher_does(dense, tmp_path):
 
 def test_the_next_micro_batch_is_read_during_the_backward_pass(dense, tmp_path):
     "The teacher reads before the backward pass of the micro-batch before, and the student that comes of it is the same to the last bit."
-    config = DistillConfig(**dense, max_length=64, batch_size=2, gradient_accumulation_steps=3, max_steps=4, logging_steps=1, learning_rate=1e-3, output_dir=str(tmp_path / 'run'), eval_fraction=.1)
+    config = DistillConfig(**dense, max_length=64, batch_size=2, gradient_accumulation_steps=3, max_steps=4, logging_steps=1,
+                           learning_rate=1e-3, output_dir=str(tmp_path / 'run'), eval_fraction=.1)
     text, students, order = prepare_text(config), [], []
     twin = load_causal_lm(config.teacher_model, torch.float32, 'teacher_model').eval()
     for place in ('beside', 'elsewhere'):
@@ -120,7 +122,8 @@ def test_the_next_micro_batch_is_read_during_the_backward_pass(dense, tmp_path):
             with watch: trainer.train()
         else: trainer.train()
         students.append({name: value.clone() for name, value in framework.student_model.state_dict().items()})
-    assert order == 4 * ['teacher', 'student', 'teacher', 'backward', 'student', 'teacher', 'backward', 'student', 'backward'] and not watch.sent
+    assert order == 4 * ['teacher', 'student', 'teacher', 'backward', 'student', 'teacher', 'backward', 'student',
+                         'backward'] and not watch.sent
     assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
 
 
@@ -140,7 +143,8 @@ def test_what_is_read_ahead_is_for_its_batch_alone(dense, tmp_path):
 
 
 def test_a_cache_needs_no_teacher_anywhere(dense, tmp_path):
-    config = DistillConfig(**dense, max_length=64, output_dir=str(tmp_path / 'run'), eval_fraction=.1, teacher_cache=str(tmp_path / 'cache'))
+    config = DistillConfig(**dense, max_length=64, output_dir=str(tmp_path / 'run'), eval_fraction=.1,
+                           teacher_cache=str(tmp_path / 'cache'))
     cache_teacher(config)
     text = prepare_text(config)
     cache = open_cache(config, text)
@@ -150,10 +154,13 @@ def test_a_cache_needs_no_teacher_anywhere(dense, tmp_path):
 
 # -- which device ------------------------------------------------------------------------------------------------------
 
-def machine(n): return Machine(gpus=[Gpu(i, 'Tesla T4', (7, 5), 15 * 2**30) for i in range(n)], arches=['sm_75'], version='2.10.0', cuda='12.8')
+def machine(n):
+    return Machine(gpus=[Gpu(i, 'Tesla T4', (7, 5), 15 * 2**30) for i in range(n)], arches=['sm_75'], version='2.10.0', cuda='12.8')
 
 
-@pytest.mark.parametrize('wish, gpus, world, wanted', [('auto', 2, 1, 'cuda:1'), ('auto', 1, 1, 'cuda'), ('auto', 0, 1, 'cpu'), ('auto', 2, 2, 'cuda'), (None, 2, 1, 'cuda'), ('cpu', 2, 1, 'cpu'),
+@pytest.mark.parametrize('wish, gpus, world, wanted',
+                         [('auto', 2, 1, 'cuda:1'), ('auto', 1, 1, 'cuda'), ('auto', 0, 1, 'cpu'), ('auto', 2, 2, 'cuda'),
+                          (None, 2, 1, 'cuda'), ('cpu', 2, 1, 'cpu'),
                                                        ('cuda:1', 2, 1, 'cuda:1'), ('cuda:0', 2, 1, 'cuda:0')])
 def test_where_the_teacher_reads(monkeypatch, wish, gpus, world, wanted):
     monkeypatch.setenv('WORLD_SIZE', str(world))

@@ -38,13 +38,15 @@ def test_a_side_knows_how_a_turn_ends(name):
     assert side.tokenizer.convert_ids_to_tokens(side.end_id) == ENDS[name]
     asked = side.render(TALKS['plain']['messages'][:1], answer=True)
     assert asked.endswith(side.header) and (side.header != '') == ('mistral' not in name)
-    assert (side.header in side.render(TALKS['plain']['messages'])) == (name != 'r1')  # where it begins to think, and drops what was thought
+    # where it begins to think, and drops what was thought
+    assert (side.header in side.render(TALKS['plain']['messages'])) == (name != 'r1')
 
 @pytest.mark.parametrize('name', TEMPLATES)
 @pytest.mark.parametrize('which', CLEAN)
 def test_tokens_are_those_that_the_library_makes(name, which):
     if which == 'words' and '<|user|>' in CONTROLS[name]: return  # a control token of its own is said there
-    expected = chat_tokenizer(name).apply_chat_template(TALKS[which]['messages'], tokenize=True, return_dict=False, strftime_now=DAY.strftime)
+    expected = chat_tokenizer(name).apply_chat_template(TALKS[which]['messages'], tokenize=True, return_dict=False,
+                                                        strftime_now=DAY.strftime)
     assert reading(name, which).ids.tolist() == expected
 
 @pytest.mark.parametrize('name', TEMPLATES)
@@ -91,7 +93,8 @@ def test_at_shared_places_both_have_read_the_same(student, teacher):
         sizes = np.cumsum([0] + [len(part.text.encode()) + 2 for part in parts_of(conversation['messages'])])
         content = np.searchsorted(sizes, mine.at[here], 'right')
         for i in np.flatnonzero(np.diff(content) == 0):
-            said, heard = written(student, mine.ids[here[i] + 1:here[i + 1] + 1]), written(teacher, theirs.ids[there[i] + 1:there[i + 1] + 1])
+            said, heard = written(student,
+                                  mine.ids[here[i] + 1:here[i + 1] + 1]), written(teacher, theirs.ids[there[i] + 1:there[i + 1] + 1])
             if ends[i + 1]: said, heard = said.rstrip(), heard.rstrip()  # one of them may trim
             assert normal(said.decode('utf-8', 'replace')) == normal(heard.decode('utf-8', 'replace')), (which, said, heard)
 
@@ -141,7 +144,8 @@ def test_thoughts_beside_the_answer_are_read_too():
 
 def test_calls_of_tools_are_learnt_as_the_template_writes_them():
     call = dict(type='function', function=dict(name='weather', arguments=dict(city='Paris')))
-    messages = [dict(role='user', content='Weather?'), dict(role='assistant', content='', tool_calls=[call]), dict(role='tool', content='sunny'), dict(role='assistant', content='Sunny.')]
+    messages = [dict(role='user', content='Weather?'), dict(role='assistant', content='', tool_calls=[call]),
+                dict(role='tool', content='sunny'), dict(role='assistant', content='Sunny.')]
     read, = side_of('qwen25').read([dict(messages=messages)])
     said = [written('qwen25', read.ids[i:j]).decode() for i, j in read.answers]
     assert json.loads(said[0].split('<tool_call>')[1].split('</tool_call>')[0]) == dict(name='weather', arguments=dict(city='Paris')) and said[1] == 'Sunny.'
@@ -174,7 +178,8 @@ def test_a_base_model_gets_chatml_of_tokens_that_it_has():
     read, = side.read([TALKS['plain']])
     assert side.end_id == bare.eos_token_id and len(read.answers) == 1
     assert chatml(chat_tokenizer('chatml')) in (TEMPLATES['chatml'], chatml(chat_tokenizer('qwen25')))
-    ours, published = (ChatSide(chat_tokenizer('chatml'), template).read([TALKS['system']])[0].ids.tolist() for template in (chatml(chat_tokenizer('chatml')), TEMPLATES['chatml']))
+    ours, published = (ChatSide(chat_tokenizer('chatml'), template).read([TALKS['system']])[0].ids.tolist()
+                       for template in (chatml(chat_tokenizer('chatml')), TEMPLATES['chatml']))
     assert ours == published
 
 def test_a_template_from_a_file(tmp_path):
@@ -195,11 +200,13 @@ def test_the_day_does_not_change_what_is_read(monkeypatch):
         assert ChatSide(chat_tokenizer(name)).read([TALKS['plain']])[0].ids.tolist() == today.ids.tolist()
         monkeypatch.undo()
 
-@pytest.mark.parametrize('dropped', ['<think>a</think>', 'x: <think>a: b</think>', 'Answer</think>Answer: ', '>>></think>>', 'a </think> a'])
+@pytest.mark.parametrize('dropped', ['<think>a</think>', 'x: <think>a: b</think>', 'Answer</think>Answer: ', '>>></think>>',
+                                     'a </think> a'])
 @pytest.mark.parametrize('ahead', ['<｜Assistant｜>', 'Answer: ', '>', '</think>', 'a'])
 def test_what_is_dropped_may_look_like_what_the_template_writes(dropped, ahead):
     "The kept rest of a content is found to the byte."
-    template = ("{% for message in messages %}{{ '<' + message.role + '>' if message.role == 'user' else AHEAD }}{{ message.content.split('</think>')[-1] }}"
+    template = ("{% for message in messages %}{{ '<' + message.role + '>' if message.role == 'user' else AHEAD }}{{ "
+                "message.content.split('</think>')[-1] }}"
                 "{{ '<|im_end|>' }}{% endfor %}").replace('AHEAD', repr(ahead))
     side = ChatSide(chat_tokenizer('chatml'), template)
     messages = [dict(role='user', content='Well?'), dict(role='assistant', content=dropped + 'It is 4.')]

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from kdkit.align import encode_bytes, shared_boundaries, token_bytes
 from kdkit.losses import forward_kl, projected_kl
 from kdkit.terms import build_map, cached_comparison, comparison
-from kdkit.vocab import (TokenPair, VocabMap, combined_map, common_prefix_map, continuations, first_token_map, gold_consistency, ids_by_bytes, identity_map,
+from kdkit.vocab import (TokenPair, VocabMap, combined_map, common_prefix_map, continuations, first_token_map, gold_consistency,
+                         ids_by_bytes, identity_map,
                          same_tokenizer, spelling_matrix, teacher_spellings)
 
 methods = first_token_map, common_prefix_map, combined_map
@@ -22,7 +23,8 @@ pairs = [*itertools.permutations(['bytes', 'bytes-large', 'bytes-prefix', 'bytes
 
 def sizes(*names): return [len(get(name)) + extra for name, extra in zip(names, (0, 37))]  # the teacher's model is padded
 def ends_of(student, teacher): return [(get(student).eos_token_id, get(teacher).eos_token_id)]
-def build(method, student, teacher): return method(TokenPair(get(student), get(teacher), *sizes(student, teacher), ends_of(student, teacher)))
+def build(method, student, teacher):
+    return method(TokenPair(get(student), get(teacher), *sizes(student, teacher), ends_of(student, teacher)))
 
 @pytest.mark.parametrize('student, teacher', pairs)
 @pytest.mark.parametrize('method', methods)
@@ -37,7 +39,8 @@ def test_maps_are_partitions(method, student, teacher):
     teacher_classes = set(vocab_map.teacher_class(torch.arange(teacher_size)).tolist())
     own = vocab_map.n_classes if method is first_token_map else vocab_map.n_classes - 1  # the last one holds the student's control tokens
     bytes_and_ends = student_classes - {own}
-    assert len(bytes_and_ends) >= vocab_map.n_classes - 2  # all but the student's control tokens and, where every token has one, what no common token begins
+    # all but the student's control tokens and, where every token has one, what no common token begins
+    assert len(bytes_and_ends) >= vocab_map.n_classes - 2
     assert teacher_classes <= bytes_and_ends | {vocab_map.n_classes} and vocab_map.n_classes in teacher_classes  # the padding is the rest
 
 @pytest.mark.parametrize('student, teacher', pairs)
@@ -46,7 +49,8 @@ def test_ends_are_ends_and_other_control_tokens_are_the_rest(method, student, te
     (mine, theirs), = ends_of(student, teacher)
     turn = get(student).bos_token_id, get(teacher).bos_token_id  # as if it were the end of a turn
     vocab_map = method(TokenPair(get(student), get(teacher), *sizes(student, teacher), [(mine, theirs), turn]))
-    of_student, of_teacher = (function(torch.arange(size)).tolist() for function, size in zip((vocab_map.student_class, vocab_map.teacher_class), sizes(student, teacher)))
+    of_student, of_teacher = (function(torch.arange(size)).tolist()
+                              for function, size in zip((vocab_map.student_class, vocab_map.teacher_class), sizes(student, teacher)))
     for own, other in ((mine, theirs), turn):
         assert of_student[own] == of_teacher[other] and of_student.count(of_student[own]) == of_teacher.count(of_student[own]) == 1
     for i, piece in enumerate(token_bytes(get(teacher), sizes(student, teacher)[1])):
@@ -93,20 +97,23 @@ def test_identity_leaves_padding_to_the_rest(shared, more_student, more_teacher)
     vocab_map = identity_map(shared + more_student, shared + more_teacher, ends=[(1, 1)])
     assert vocab_map.n_classes == shared + more_student and vocab_map.student_index is None
     assert (vocab_map.teacher_index is None) == (more_teacher == more_student)
-    if more_teacher != more_student: assert vocab_map.teacher_index.tolist() == [min(i, vocab_map.n_classes) for i in range(shared + more_teacher)]
+    if more_teacher != more_student:
+        assert vocab_map.teacher_index.tolist() == [min(i, vocab_map.n_classes) for i in range(shared + more_teacher)]
     probs = vocab_map.teacher_log_probs(torch.randn(3, shared + more_teacher)).exp()
     assert probs.shape == (3, shared + more_student)
     torch.testing.assert_close(probs.sum(-1), torch.ones(3))
 
 def test_a_control_token_that_means_something_else_is_the_rest():
     "One tokenizer, but one side calls the row after the text a pad token and the other the end of a turn; and the ends have other ids."
-    student, teacher = (PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_level().backend_tokenizer.to_str()), eos_token='<|endoftext|>') for _ in range(2))
+    student, teacher = (PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_level().backend_tokenizer.to_str()),
+                                                eos_token='<|endoftext|>') for _ in range(2))
     student.add_special_tokens({'additional_special_tokens': ['<|pad|>', '<|im_end|>']})
     teacher.add_special_tokens({'additional_special_tokens': ['<|im_end|>', '<|tool|>']})
     pad, end = len(student) - 2, len(student) - 1
     vocab_map = build_map('auto', student, teacher, len(student) + 5, len(teacher) + 9, ends=[(0, 0), (end, pad)])
     assert vocab_map.name == 'identity' and vocab_map.teacher_index[:3].tolist() == [0, 1, 2]
-    assert vocab_map.teacher_index[[pad, end]].tolist() == [end, vocab_map.n_classes] and vocab_map.teacher_index[-4:].tolist() == [vocab_map.n_classes] * 4
+    assert vocab_map.teacher_index[[pad, end]].tolist() == [end,
+                                                            vocab_map.n_classes] and vocab_map.teacher_index[-4:].tolist() == [vocab_map.n_classes] * 4
 
 def toy(tokens, merges=()):
     "A byte-level tokenizer of exactly these tokens, the end of document first."
@@ -116,7 +123,8 @@ def toy(tokens, merges=()):
 
 def toy_world():
     student = toy(['</s>', 'a', 'b', 'c', 'd', '1', '2', 'Ġ', 'ab', 'Ġa', 'cd', '12'], [('a', 'b'), ('Ġ', 'a'), ('c', 'd'), ('1', '2')])
-    teacher = toy(['<e>', 'a', 'b', 'c', 'd', '1', '2', 'Ġ', 'Ġa', 'bc', 'abc', 'abcd'], [('Ġ', 'a'), ('b', 'c'), ('a', 'bc'), ('abc', 'd')])
+    teacher = toy(['<e>', 'a', 'b', 'c', 'd', '1', '2', 'Ġ', 'Ġa', 'bc', 'abc', 'abcd'],
+                  [('Ġ', 'a'), ('b', 'c'), ('a', 'bc'), ('abc', 'd')])
     return student, teacher
 
 def test_toy_world_by_hand():
@@ -166,7 +174,8 @@ def test_a_permuted_vocabulary_permutes_the_map(method):
     state['model']['vocab'] = {token: order[i] for token, i in state['model']['vocab'].items()}
     for token in state['added_tokens']: token['id'] = order[token['id']]
     shuffled = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token='<|endoftext|>')
-    plain, permuted = (method(TokenPair(student, t, len(student), len(teacher), [(student.eos_token_id, t.eos_token_id)])) for t in (teacher, shuffled))
+    plain, permuted = (method(TokenPair(student, t, len(student), len(teacher), [(student.eos_token_id, t.eos_token_id)]))
+                       for t in (teacher, shuffled))
     assert permuted.teacher_index[order].tolist() == plain.teacher_index.tolist()
 
 def test_gradients_flow_and_logits_may_be_half():
@@ -199,7 +208,8 @@ def test_real_vocabularies_in_seconds(student, teacher):
         assert time.perf_counter() - start < 30  # some 3 s on a free core
         end_class = vocab_map.student_class(torch.tensor(end))
         assert (vocab_map.teacher_index == end_class).nonzero()[:, 0].tolist() == [ends[teacher]]
-        assert {i for i, piece in enumerate(tables[1]) if piece is None} - {ends[teacher]} == set((vocab_map.teacher_index == vocab_map.n_classes).nonzero()[:, 0].tolist())
+        assert {i for i, piece in enumerate(tables[1])
+                if piece is None} - {ends[teacher]} == set((vocab_map.teacher_index == vocab_map.n_classes).nonzero()[:, 0].tolist())
         if method is first_token_map:  # what a token is mapped to is what begins it
             for piece, i in zip(tables[1], vocab_map.teacher_index.tolist()):
                 if piece: assert piece.startswith(tables[0][i])
@@ -259,8 +269,11 @@ def test_where_a_teacher_token_ended_but_another_goes_on_by_brute_force(student,
     assert found.keys() == expected.keys()
     probs = torch.randn(len(get(teacher)) + 37, dtype=torch.float64).mul(3).softmax(-1)
     for at, path in list(expected.items())[:40]:
-        ends, on = (sum(probs[token] for token, spelt in enumerate(written) if rule(spelt)) for rule in (lambda spelt: spelt == path, lambda spelt: spelt[:len(path)] == path != spelt))
-        if sum(spelt == path for spelt in written) == 1: torch.testing.assert_close(tree.answers(probs.log()[None], torch.tensor([found[at]]), None, len(get(student)))[1].exp()[0], on / ends)
+        ends, on = (sum(probs[token] for token, spelt in enumerate(written) if rule(spelt))
+                    for rule in (lambda spelt: spelt == path, lambda spelt: spelt[:len(path)] == path != spelt))
+        if sum(spelt == path for spelt in written) == 1:
+            torch.testing.assert_close(tree.answers(probs.log()[None], torch.tensor([found[at]]), None, len(get(student)))[1].exp()[0],
+                                       on / ends)
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6))
@@ -286,7 +299,8 @@ def test_soft_ends_ask_for_the_teachers_marginal(seed):
     torch.testing.assert_close(goes_on(student), (odds * (odds / student_odds).log()).sum())  # of the others only the sum is known
     best = target.clamp_min(1e-300).log()
     assert ended(best).abs() < 1e-9 and goes_on(best).abs() < 1e-9
-    torch.testing.assert_close(compare(student[None], after[None], 0 * node, lambda: before[None][:0])[0], forward_kl(student, vocab_map.teacher_log_probs(after[None])[0]))
+    torch.testing.assert_close(compare(student[None], after[None], 0 * node, lambda: before[None][:0])[0],
+                               forward_kl(student, vocab_map.teacher_log_probs(after[None])[0]))
 
 def test_the_chain_gives_back_the_first_token_map():
     "P(s1) P(s2 | s1, it goes on) P(it goes on | s1): summed over how the teacher's tokens go on, everything is there again."
@@ -294,12 +308,14 @@ def test_the_chain_gives_back_the_first_token_map():
     written = teacher_spellings(TokenPair(get(student), get(teacher), *sizes(student, teacher)))
     tree, probs = continuations(written, len(get(student))), torch.randn(len(written), dtype=torch.float64).softmax(-1)
     n_nodes = len(tree.edges) + 1
-    reached = torch.zeros(n_nodes, dtype=torch.float64).index_add(0, torch.arange(n_nodes).repeat_interleave(tree.start.diff()), probs[tree.tokens])
+    reached = torch.zeros(n_nodes, dtype=torch.float64).index_add(0, torch.arange(n_nodes).repeat_interleave(tree.start.diff()),
+                                                                  probs[tree.tokens])
     said = tree.answers(probs.log().expand(n_nodes - 1, -1), torch.arange(1, n_nodes), None, len(get(student)))[0]
     for edge, (key, node) in enumerate(zip(tree.edges.tolist(), range(1, n_nodes))):
         parent, token = divmod(key, len(get(student)))
         if not parent: continue
-        ends = sum(probs[w] for w, spelt in enumerate(written) if len(spelt) > 1 and tree.paths[w, len(spelt) - 2] == parent and spelt[-1] == token)
+        ends = sum(probs[w] for w, spelt in enumerate(written)
+                   if len(spelt) > 1 and tree.paths[w, len(spelt) - 2] == parent and spelt[-1] == token)
         torch.testing.assert_close(reached[parent] * said[parent - 1, token], reached[node] + ends)
     assert n_nodes > 50 and (said.sum(-1) - 1).abs().max() < 1e-12
 
@@ -337,12 +353,14 @@ def test_projected_kl_leaves_out_what_no_rule_reaches():
     torch.manual_seed(0)
     student, teacher = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, 9, dtype=torch.float64)
     matrix = torch.zeros(6, 9, dtype=torch.float64)
-    for i, columns in enumerate(([0], [0, 4], [2, 5, 8], [8], [5], [2])): matrix[i, columns] = torch.tensor([.5, .3, .2][:len(columns)], dtype=torch.float64) / sum([.5, .3, .2][:len(columns)])
+    for i, columns in enumerate(([0], [0, 4], [2, 5, 8], [8], [5], [2])):
+        matrix[i, columns] = torch.tensor([.5, .3, .2][:len(columns)], dtype=torch.float64) / sum([.5, .3, .2][:len(columns)])
     rows, columns = matrix.nonzero(as_tuple=True)
     reached = [0, 2, 4, 5, 8]
     wanted = teacher.softmax(-1)[:, reached] / teacher.softmax(-1)[:, reached].sum(-1, keepdim=True)
     got = (student.softmax(-1) @ matrix)[:, reached]
-    torch.testing.assert_close(projected_kl(student, teacher, rows, columns, matrix[rows, columns]), (wanted * (wanted / got).log()).sum(-1))
+    torch.testing.assert_close(projected_kl(student, teacher, rows, columns, matrix[rows, columns]),
+                               (wanted * (wanted / got).log()).sum(-1))
 
 @pytest.mark.parametrize('student, teacher', pairs[:6])
 @pytest.mark.parametrize('method', ['first_token', 'combined'])

@@ -42,7 +42,8 @@ def check_windows(texts, student, teacher, max_length, teacher_max_length, pack)
                                            (teacher, 'teacher_input_ids', 'teacher_positions', teacher_max_length)):
         start, end = control(name)
         encoded = encode_bytes(get(name), [text for text in texts if text], table_of(name))
-        assert sum((row[1:] for row in paired[column]), []) == sum(([*ids.tolist(), end] for ids, _ in encoded), [])  # the documents' own tokens
+        # the documents' own tokens
+        assert sum((row[1:] for row in paired[column]), []) == sum(([*ids.tolist(), end] for ids, _ in encoded), [])
         for row, listed in zip(paired[column], paired[positions]):
             assert row[0] == start and 2 <= len(row) <= limit
             assert listed[0] == 0 and (np.diff(listed) > 0).all() and listed[-1] < len(row) - 1
@@ -111,7 +112,8 @@ def test_student_alone():
     assert max(map(len, paired['input_ids'])) == 64
 
 def test_a_stretch_that_fits_no_window():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(get('bytes').backend_tokenizer.to_str()), bos_token='<s>', eos_token='<|endoftext|>')
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(get('bytes').backend_tokenizer.to_str()), bos_token='<s>',
+                                        eos_token='<|endoftext|>')
     tokenizer.add_tokens(['x' * 300])
     text = Dataset.from_dict({'text': ['Some words.\n' + 'x' * 300]})
     with pytest.raises(DataError, match=r"student windows of at most 20 tokens cannot hold 'xxx.*Raise the limit to \d+") as error:
@@ -129,7 +131,9 @@ def test_second_call_reads_the_cache(name, tmp_path):
         fingerprints, times = set(), []
         for again in range(3):
             tokenizer = get(name) if again < 2 or name in tiny else AutoTokenizer.from_pretrained(shared / name)
-            if again: tokenizer(['changes the state'] * 2, truncation=True, max_length=3, padding=True) if tokenizer.pad_token else tokenizer(['x'], truncation=True, max_length=3)
+            if again:
+                tokenizer(['changes the state'] * 2, truncation=True, max_length=3,
+                          padding=True) if tokenizer.pad_token else tokenizer(['x'], truncation=True, max_length=3)
             paired = pair_dataset(data, tokenizer, get('metaspace'), max_length=64, student_control=control(name))
             fingerprints.add(paired._fingerprint)
             times.append(max(Path(f['filename']).stat().st_mtime_ns for f in paired.cache_files))
@@ -152,13 +156,15 @@ def test_control_ids():
     assert control_ids(get('bytes')) == (1, 0)
     assert control_ids(bare, LlamaConfig(vocab_size=500, bos_token_id=7, eos_token_id=[9, 8])) == (7, 9)
     with pytest.raises(DataError, match='no bos'): control_ids(bare)
-    assert control_ids(get('bytes'), LlamaConfig(vocab_size=1, bos_token_id=None, eos_token_id=None)) == (0, 0)  # id 1 is out of the model's reach
+    # id 1 is out of the model's reach
+    assert control_ids(get('bytes'), LlamaConfig(vocab_size=1, bos_token_id=None, eos_token_id=None)) == (0, 0)
 
 def test_collator():
     paired = pair(corpus, 'bytes', 'metaspace', pack=False)
     chosen = [paired[i] for i in (0, 3, len(paired) - 1)]
     batch = PairCollator(student_pad_id=5, teacher_pad_id=6, pad_to_multiple_of=8)(chosen)
-    assert set(batch) == {'input_ids', 'attention_mask', 'labels', 'teacher_input_ids', 'teacher_attention_mask', 'student_positions', 'teacher_positions', 'n_bytes'}
+    assert set(batch) == {'input_ids', 'attention_mask', 'labels', 'teacher_input_ids', 'teacher_attention_mask', 'student_positions',
+                          'teacher_positions', 'n_bytes'}
     assert batch['input_ids'].shape[1] % 8 == 0 and batch['teacher_input_ids'].shape[1] % 8 == 0 and all(v.dtype == torch.long for v in batch.values())
     for b, row in enumerate(chosen):
         n = len(row['input_ids'])
@@ -177,7 +183,8 @@ def test_alignment_summary():
     size = len(get('bytes'))
     same = alignment_summary(pair(corpus, 'bytes', 'bytes'), {'identity': identity_map(size, size)})
     assert same == {'coverage': 1.0, 'teacher_coverage': 1.0, 'gold_consistency': {'identity': 1.0}}
-    mixed = alignment_summary(pair(corpus, 'bytes', 'bytes-large'), {'first': first_token_map(TokenPair(get('bytes'), get('bytes-large'), size, 700, [(0, 0)]))})
+    mixed = alignment_summary(pair(corpus, 'bytes', 'bytes-large'),
+                              {'first': first_token_map(TokenPair(get('bytes'), get('bytes-large'), size, 700, [(0, 0)]))})
     assert 0.5 < mixed['coverage'] < 1 and mixed['coverage'] < mixed['teacher_coverage'] and 0.9 < mixed['gold_consistency']['first'] <= 1
 
 
@@ -185,12 +192,14 @@ def test_alignment_summary():
 def test_windows_take_little_more_room_than_their_text(student, teacher, tmp_path):
     "Two bytes a byte of text at most, however large the vocabularies."
     texts = prose()
-    paired = pair_dataset(Dataset.from_dict(dict(text=texts)), get(student), get(teacher), max_length=512, cache_dir=tmp_path, **{f'{side}_control': control(name) for side, name in (('student', student), ('teacher', teacher))})
+    paired = pair_dataset(Dataset.from_dict(dict(text=texts)), get(student), get(teacher), max_length=512, cache_dir=tmp_path,
+                          **{f'{side}_control': control(name) for side, name in (('student', student), ('teacher', teacher))})
     size = sum(file.stat().st_size for file in tmp_path.glob('kdkit/*.arrow'))
     share = size / sum(len(text.encode()) for text in texts)
     assert share < (2 if 'bytes' != student else 3), share  # a tokenizer of 400 tokens makes one of two bytes
     row, again = paired[3], paired.select([3])[0]
-    assert row == again and all(type(row[name]) is list and type(row[name][0]) is int for name in ('input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions'))
+    assert row == again and all(type(row[name]) is list and type(row[name][0]) is int
+                                for name in ('input_ids', 'teacher_input_ids', 'student_positions', 'teacher_positions'))
     assert paired[2:5]['teacher_input_ids'] == [paired[i]['teacher_input_ids'] for i in (2, 3, 4)] == list(paired['teacher_input_ids'])[2:5]
     joined = concatenate_datasets([paired.select([0]), paired.select([1])]).shuffle(seed=0)  # the way of reading stays
     assert sorted(joined, key=str) == sorted((paired[0], paired[1]), key=str)
@@ -198,5 +207,6 @@ def test_windows_take_little_more_room_than_their_text(student, teacher, tmp_pat
 
 def prose():
     "Real text: what this project's own source and the standard library say."
-    modules = [importlib.import_module(name) for name in ('argparse', 'ast', 'asyncio', 'collections', 'concurrent.futures', 'email', 'inspect', 'logging', 'pathlib', 'random', 'statistics', 'typing', 'unittest')]
+    modules = [importlib.import_module(name) for name in ('argparse', 'ast', 'asyncio', 'collections', 'concurrent.futures', 'email',
+                                                          'inspect', 'logging', 'pathlib', 'random', 'statistics', 'typing', 'unittest')]
     return [inspect.getsource(module) for module in modules]

@@ -12,10 +12,14 @@ from kdkit.align import token_bytes
 
 corpus = [inspect.getdoc(thing) for thing in (inspect, str, list, dict, Path, lru_cache, property)] * 2
 shared = Path(__file__).parents[2] / 'shared' / 'tokenizers'
-awkward = ['', 'a', ' ', '\n', '\nA line.', '\n\n\tindented', ' leading', '   three', 'trailing  ', 'a\r\nb\r\n', 'tab\tand\t\ttabs', '1234567 3.14',
-           'caf\u00e9', 'cafe\u0301 e\u0301', 'A\u030a\u0323 \u212b\u2126', '\u1112\u1161\u11ab\u1100\u1173\u11af', '\u0915\u093c \u0958', '\u0301', 'e\u0301',
-           '\u4f60\u597d\uff0c\u4e16\u754c\u3002\u65e5\u672c\u8a9e', '\U0001f600', '\U0001f468\u200d\U0001f469\u200d\U0001f467 x', '\U0001f1e9\U0001f1ea', 'zero\u200bwidth\u200d\ufeff',
-           '<s>', 'a <s> b</s>', '<|endoftext|>', '<|im_start|>user\nhi<|im_end|>', '[UNK]<unk><pad>', 'x' * 400, 'Donaudampfschiff' * 40, 'a\u2581b \u2581', '<0x0A>', '\x00\x07',
+awkward = ['', 'a', ' ', '\n', '\nA line.', '\n\n\tindented', ' leading', '   three', 'trailing  ', 'a\r\nb\r\n', 'tab\tand\t\ttabs',
+           '1234567 3.14',
+           'caf\u00e9', 'cafe\u0301 e\u0301', 'A\u030a\u0323 \u212b\u2126', '\u1112\u1161\u11ab\u1100\u1173\u11af', '\u0915\u093c \u0958',
+           '\u0301', 'e\u0301',
+           '\u4f60\u597d\uff0c\u4e16\u754c\u3002\u65e5\u672c\u8a9e', '\U0001f600', '\U0001f468\u200d\U0001f469\u200d\U0001f467 x',
+           '\U0001f1e9\U0001f1ea', 'zero\u200bwidth\u200d\ufeff',
+           '<s>', 'a <s> b</s>', '<|endoftext|>', '<|im_start|>user\nhi<|im_end|>', '[UNK]<unk><pad>', 'x' * 400, 'Donaudampfschiff' * 40,
+           'a\u2581b \u2581', '<0x0A>', '\x00\x07',
            "don't  stop\n\n\nnow ", 'naïve façade — “quoted” … ½ ²', '\ufb01n \u2460', ' \u00a0\u3000 x']
 
 @lru_cache
@@ -39,21 +43,26 @@ def sentencepiece(vocab_size=600, style='metaspace', byte_fallback=True, unigram
     if style == 'gemma': tokenizer.normalizer = normalizers.Replace(' ', '\u2581')  # no space in front
     elif style == 'metaspace': tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='always', split=unigram)
     else: tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend('\u2581'), normalizers.Replace(' ', '\u2581')])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse(),
+                                           decoders.Strip(' ', 1, 0)])
     options = dict(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     words = corpus if style == 'metaspace' else [' ' * (style == 'gemma') + word for text in corpus for word in text.split(' ')]
     trainer = trainers.UnigramTrainer(unk_token='<unk>', **options) if unigram else trainers.BpeTrainer(max_token_length=12, **options)
     tokenizer.train_from_iterator(words, trainer)
     state = json.loads(tokenizer.to_str())
-    state['added_tokens'] = [token for token in state['added_tokens'] if not token['content'].startswith('<0x')]  # bytes are no control tokens
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+    # bytes are no control tokens
+    state['added_tokens'] = [token for token in state['added_tokens'] if not token['content'].startswith('<0x')]
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token='<s>', eos_token='</s>',
+                                   unk_token='<unk>')
 
 tiny = {
     'bytes': byte_level, 'bytes-large': lambda: byte_level(700), 'bytes-prefix': lambda: byte_level(450, add_prefix_space=True),
     'bytes-no-trim': lambda: byte_level(420, trim_offsets=False), 'bytes-NFC': lambda: byte_level(500, normalizer='NFC'),
-    'bytes-NFKC': lambda: byte_level(500, normalizer='NFKC'), 'metaspace': sentencepiece, 'prepend': lambda: sentencepiece(700, style='prepend'),
+    'bytes-NFKC': lambda: byte_level(500, normalizer='NFKC'), 'metaspace': sentencepiece,
+    'prepend': lambda: sentencepiece(700, style='prepend'),
 }
-lossy = {'no-fallback': lambda: sentencepiece(500, byte_fallback=False), 'unigram': lambda: sentencepiece(300, byte_fallback=False, unigram=True)}
+lossy = {'no-fallback': lambda: sentencepiece(500, byte_fallback=False),
+         'unigram': lambda: sentencepiece(300, byte_fallback=False, unigram=True)}
 
 @lru_cache
 def real(name):

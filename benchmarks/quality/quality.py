@@ -58,11 +58,15 @@ ARMS = {  # name -> fields of the config
     'combined, 0.7': mix(.7, kd_method='combined'),
     'combined, 0.9, inconsistent masked': mix(.9, kd_method='combined', mask_inconsistent=True),
     **{f'combined, {kd}, inside tokens too': mix(kd, kd_method='combined', inside_tokens=True, soft_ends=False) for kd in (.8, .9)},
-    'combined, 0.8, inside tokens too, from a cache of 16 tokens and 16 drawn': mix(.8, kd_method='combined', inside_tokens=True, soft_ends=False, cache_top_k=16, cache_samples=16),
+    'combined, 0.8, inside tokens too, from a cache of 16 tokens and 16 drawn': mix(.8, kd_method='combined', inside_tokens=True,
+                                                                                    soft_ends=False, cache_top_k=16, cache_samples=16),
     'combined, 0.8, soft ends': mix(.8, kd_method='combined', inside_tokens=True),
-    **{f'combined, {kd}, soft ends, from a cache of 16 tokens and 16 drawn': mix(kd, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16) for kd in (.7, .8, .9)},
-    'combined, 0.8, soft ends, from a cache of a better teacher': mix(.8, kd_method='combined', inside_tokens=True, cache_top_k=16, cache_samples=16, teacher_model='better'),
-    'identity, 0.8, from a cache of a teacher with its own tokenizer': mix(.8, kd_method='identity', cache_top_k=16, cache_samples=16, teacher_model='own'),
+    **{f'combined, {kd}, soft ends, from a cache of 16 tokens and 16 drawn': mix(kd, kd_method='combined', inside_tokens=True,
+                                                                                 cache_top_k=16, cache_samples=16) for kd in (.7, .8, .9)},
+    'combined, 0.8, soft ends, from a cache of a better teacher': mix(.8, kd_method='combined', inside_tokens=True, cache_top_k=16,
+                                                                      cache_samples=16, teacher_model='better'),
+    'identity, 0.8, from a cache of a teacher with its own tokenizer': mix(.8, kd_method='identity', cache_top_k=16, cache_samples=16,
+                                                                           teacher_model='own'),
     'combined, 0.9, from a cache of 32 tokens': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=0),
     'combined, 0.9, from a cache of 16 tokens and 16 drawn': mix(.9, kd_method='combined', cache_top_k=16, cache_samples=16),
     'combined, 0.9, from a cache of 32 tokens and 32 drawn': mix(.9, kd_method='combined', cache_top_k=32, cache_samples=32),
@@ -73,7 +77,8 @@ ARMS = {  # name -> fields of the config
     'combined, 0.9, balanced': mix(.9, kd_method='combined', balance='ema'),
     'combined, 0.9 + feature 0.1, balanced': mix(.9, kd_method='combined', alpha_feature=.1, balance='ema'),
     **{f'combined, 0.9, {says} {share:.0%}': mix(.9, kd_method='combined', student_aware=True, aware_by=by, aware_share=share)
-       for by, says in dict(entropy='least certain', disagreement='furthest apart', easy='nearest first from').items() for share in (.2, .5)},
+       for by, says in dict(entropy='least certain', disagreement='furthest apart', easy='nearest first from').items()
+       for share in (.2, .5)},
     'old weights': dict(recipe='seed', kd_method='first_token', inside_tokens=False),
     'hybrid matching, 0.9': mix(.9, kd_method='hybrid'),
     'ULD, 1.5 beside cross-entropy': dict(alpha_kd=1.5, alpha_unaligned=0., alpha_lm=1., kd_method='uld'),
@@ -96,18 +101,22 @@ DEFAULT, HARD, CEILING = 'combined, 0.8, soft ends', 'combined, 0.8, inside toke
 CACHED, HARD_CACHED = (f'{arm}, from a cache of 16 tokens and 16 drawn' for arm in (DEFAULT, HARD))
 BETTER = f'{DEFAULT}, from a cache of a better teacher'
 OTHER_SHARES = [CACHED.replace('0.8', kd) for kd in ('0.7', '0.9')]
-ARMS_FIRST = ['identity, 0.9', HARD, 'combined, 0.9, inside tokens too', 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9', 'combined, 1.0', 'combined, 0.7',
+ARMS_FIRST = ['identity, 0.9', HARD, 'combined, 0.9, inside tokens too', 'combined, 0.9', 'first token, 0.9', 'common prefix, 0.9',
+              'combined, 1.0', 'combined, 0.7',
               'combined, 0.9, from a cache of 16 tokens and 16 drawn']
 AT_ITS_BEST = [DEFAULT, CACHED, HARD_CACHED, BETTER, *OTHER_SHARES, CEILING, 'identity, 0.8']  # only there
-ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights')) and arm not in ARMS_FIRST + AT_ITS_BEST]
+ARMS_THEN = [arm for arm in ARMS if ('cache' in arm or '+' in arm or arm in ('combined, 0.9, inconsistent masked', 'old weights'))
+             and arm not in ARMS_FIRST + AT_ITS_BEST]
 LONGER = 'language model', 'combined, 0.9, inside tokens too', 'combined, 0.9, from a cache of 16 tokens and 16 drawn'
-ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN + AT_ITS_BEST]  # far from the best on the first seed, or near to a neighbour: more would tell nothing new
+# far from the best on the first seed, or near to a neighbour: more would tell nothing new
+ONE_SEED = [arm for arm in ARMS if arm not in ARMS_FIRST + ARMS_THEN + AT_ITS_BEST]
 PAIRS = {  # name -> (entries of the student's tokenizer, arms); None: the embedded student's own
     'small': (None, list(ARMS)),
     'large': (16_384, ['combined, 0.9, inside tokens too', HARD, 'combined, 0.9', 'first token, 0.9']),
     'same': (0, ['identity, 0.9', 'identity, 0.8']),
 }
-BEST = {  # name -> the arm whose batch and learning rate are tuned; those that get what is best for it; those that get it on the first seed only
+# name -> the arm whose batch and learning rate are tuned; those that get what is best for it; those that get it on the first seed only
+BEST = {
     'small': (CACHED, [HARD_CACHED, CEILING], [DEFAULT, *OTHER_SHARES]),
     'large': (CACHED, [], []),
     'same': ('identity, 0.8', [], []),
@@ -118,7 +127,8 @@ PLAIN_RATES = {  # name -> windows in an optimizer step -> learning rates, tried
     'large': {8: (2e-3,), 1: (1e-3, 1.5e-3)},
     'same': {8: (2e-3,), 1: (1e-3, 1.5e-3)},
 }
-TAUGHT_RATES = {'small': {2: (1.5e-3,), 1: (1e-3, 1.5e-3, 2e-3)}, 'large': {1: (1e-3, 1.5e-3)}, 'same': {1: (1e-3, 1.5e-3)}}  # larger steps did worse with every teacher
+# larger steps did worse with every teacher
+TAUGHT_RATES = {'small': {2: (1.5e-3,), 1: (1e-3, 1.5e-3, 2e-3)}, 'large': {1: (1e-3, 1.5e-3)}, 'same': {1: (1e-3, 1.5e-3)}}
 ARMS |= {f'identity, {kd}': mix(kd, kd_method='identity') for kd in (.8, .9)}
 SPELT = {arm.replace(' ', '_').replace(',', ''): arm for arm in ['language model', *ARMS]}  # as in the names of folders
 
@@ -128,7 +138,8 @@ SPELT = {arm.replace(' ', '_').replace(',', ''): arm for arm in ['language model
 def large_tokenizer(texts, size):
     "Byte-level BPE with GPT-2's way of finding words."
     end, tokenizer = '<|endoftext|>', Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
+                                                       pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=[end], show_progress=False,
                                                              initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
@@ -140,7 +151,8 @@ def code_of(source):
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, 'body', None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0], 'value', None), ast.Constant): body[0] = ast.Pass()
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0], 'value', None), ast.Constant):
+            body[0] = ast.Pass()
     return ast.unparse(tree)
 
 
@@ -166,7 +178,8 @@ def student(folder, pair, seed):
         tokenizer = load_tokenizer(str(folder / pair))
         end = tokenizer.eos_token_id
         torch.manual_seed(seed)
-        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
+                                     num_attention_heads=4,
                                      num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=512,
                                      bos_token_id=end, eos_token_id=end, pad_token_id=end)).save_pretrained(path)
         tokenizer.save_pretrained(path)
@@ -195,8 +208,11 @@ def config_of(root, pair, values, seed, rate, windows, batch, folder):
     "The config of a run. One that reads a cache finds it written."
     steps = windows // batch
     teacher = teacher_of(root / 'inputs', pair, values.get('teacher_model'))
-    config = DistillConfig(student_model=student(root / 'inputs', pair, seed), eval_dataset=str(root / 'inputs' / 'held_out.jsonl'), output_dir=str(folder), learning_rate=rate, max_steps=steps,
-                           eval_steps=steps, seed=seed, **{**dict(dataset=str(root / 'inputs' / 'train.jsonl'), max_length=128, batch_size=batch, max_eval_rows=256), **values, 'teacher_model': teacher})
+    config = DistillConfig(student_model=student(root / 'inputs', pair, seed), eval_dataset=str(root / 'inputs' / 'held_out.jsonl'),
+                           output_dir=str(folder), learning_rate=rate, max_steps=steps,
+                           eval_steps=steps, seed=seed,
+                           **{**dict(dataset=str(root / 'inputs' / 'train.jsonl'), max_length=128, batch_size=batch, max_eval_rows=256),
+                              **values, 'teacher_model': teacher})
     if config.dataset == 'written':
         path = root / 'inputs' / 'written.jsonl'
         if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path, new_tokens=240)
@@ -211,7 +227,8 @@ def one_run(root, pair, arm, values, seed, rate, windows=WINDOWS, batch=BATCH):
     "The report of a run; it is trained if it is not there."
     folder = root / pair / f'{arm} seed {seed} lr {rate:g} windows {windows} batch {batch}'.replace(' ', '_').replace(',', '')
     report = distill(config_of(root, pair, values, seed, rate, windows, batch, folder), dict(save_strategy='no'))
-    print(f"{pair:6} {arm:40} seed {seed} lr {rate:g} batch {batch}: {report['student_after']['bits_per_byte']:.4f} bits per byte, {report['seconds']:.0f} s", flush=True)
+    print(f"{pair:6} {arm:40} seed {seed} lr {rate:g} batch {batch}: {report['student_after']['bits_per_byte']:.4f} bits per byte, "
+          f"{report['seconds']:.0f} s", flush=True)
     return report
 
 
@@ -241,7 +258,8 @@ def compare_best(root, pairs, seeds):
     settings = {}
     for pair in pairs:
         tuned, arms, hints = BEST[pair]
-        plain, taught = settings[pair] = [best_setting(root, pair, arm, values) for arm, values in (('language model', LM), (tuned, ARMS[tuned]))]
+        plain, taught = settings[pair] = [best_setting(root, pair, arm, values)
+                                          for arm, values in (('language model', LM), (tuned, ARMS[tuned]))]
         for seed in seeds:
             one_run(root, pair, 'language model', LM, seed, plain[1], batch=plain[0])
             for arm in (tuned, *arms): one_run(root, pair, arm, ARMS[arm], seed, taught[1], batch=taught[0])
@@ -265,7 +283,8 @@ def time_ratio(root, pair, arm, setting, plain, windows=320, turns=3):
         config = config_of(root, pair, values, SEEDS[0], rate, windows, batch, root / pair / 'timing')
         text = prepare_text(config)
         cache = open_cache(config, text)
-        trainer = make_trainer(make_framework(config, text, cache and cache.stand_in), dict(save_strategy='no', eval_strategy='no'), text, root / pair / 'timing', name)
+        trainer = make_trainer(make_framework(config, text, cache and cache.stand_in), dict(save_strategy='no', eval_strategy='no'), text,
+                               root / pair / 'timing', name)
         begin = time.perf_counter()
         trainer.train()
         return time.perf_counter() - begin
@@ -289,16 +308,20 @@ def measured(root):
     "What every run gave, those of root and those that were kept from others."
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for path in sorted(root.glob('*/*/report.json')):
-        arm, seed, rate, windows, batch = re.fullmatch(r'(.*)_seed_(\d+)_lr_([\d.e-]+)_windows_(\d+)_batch_(\d+)', path.parent.name).groups()
+        arm, seed, rate, windows, batch = re.fullmatch(r'(.*)_seed_(\d+)_lr_([\d.e-]+)_windows_(\d+)_batch_(\d+)',
+                                                       path.parent.name).groups()
         report, retention = json.loads(path.read_text()), None
         if report['retention']: retention = {what: report['retention']['after'][what] for what in ('kl_nats', 'top1_agreement')}
         kept[f'{path.parent.parent.name}/{path.parent.name}'] = dict(
-            pair=path.parent.parent.name, arm=SPELT[arm], seed=int(seed), rate=float(rate), windows=int(windows), batch=int(batch), seconds=report['seconds'],
+            pair=path.parent.parent.name, arm=SPELT[arm], seed=int(seed), rate=float(rate), windows=int(windows), batch=int(batch),
+            seconds=report['seconds'],
             bits=report['student_after']['bits_per_byte'], teacher_bits=report['teacher']['bits_per_byte'], retention=retention,
-            calibration=calibration(path.parent), code_bits=on_code(path.parent), measured_on=machine(report['versions'], path.stat().st_mtime))
+            calibration=calibration(path.parent), code_bits=on_code(path.parent),
+            measured_on=machine(report['versions'], path.stat().st_mtime))
     for path in sorted(root.glob('*/time_ratio_*.json')):
         arm, batch, other = re.fullmatch(r'time_ratio_(.*)_batch_(\d+)_to_(\d+)', path.stem).groups()
-        kept[f'{path.parent.name}/{path.stem}'] = dict(pair=path.parent.name, ratio=json.loads(path.read_text()), arm=SPELT[arm], batch=int(batch), plain_batch=int(other))
+        kept[f'{path.parent.name}/{path.stem}'] = dict(pair=path.parent.name, ratio=json.loads(path.read_text()), arm=SPELT[arm],
+                                                       batch=int(batch), plain_batch=int(other))
     RESULTS.write_text(json.dumps(kept, indent=0, sort_keys=True) + '\n')
     return [*kept.values()]
 
@@ -311,7 +334,8 @@ def calibration(folder):
         config = DistillConfig(**{k: v for k, v in saved.items() if k in DistillConfig.__dataclass_fields__})
         text = prepare_text(config)
         framework = make_framework(replace(config, student_model=str(folder / 'student')), text)
-        path.write_text(json.dumps(compute_calibration(framework.student_model, eval_batches(text['held_out'], framework, 8), end_id=framework.student_end_id)))
+        path.write_text(json.dumps(compute_calibration(framework.student_model, eval_batches(text['held_out'], framework, 8),
+                                                       end_id=framework.student_end_id)))
     return json.loads(path.read_text())
 
 
@@ -339,7 +363,8 @@ def table_of(groups, plain):
     for name, group in sorted(groups.items(), key=lambda item: sum(over(item[1], 'bits')) / len(item[1])):
         kept, calibrated = over(group, 'retention'), over(group, 'calibration')  # a run from a cache has no teacher to agree with
         closed[name] = [gap_closed(row['bits'], plain(row), row['teacher_bits']) for row in group]
-        table.append([name, str(len(group)), spread(over(group, 'bits')), spread(closed[name], '.0%'), *(spread(over(kept, what), form) if all(kept) else '-'
+        table.append([name, str(len(group)), spread(over(group, 'bits')), spread(closed[name], '.0%'),
+                      *(spread(over(kept, what), form) if all(kept) else '-'
                       for what, form in (('kl_nats', '.2f'), ('top1_agreement', '.1%'))), spread(over(calibrated, 'top1_accuracy'), '.1%'),
                       spread(over(calibrated, 'calibration_error'), '.1%'), spread(over(group, 'code_bits'))])
     return table, closed
@@ -347,7 +372,8 @@ def table_of(groups, plain):
 
 def tries(rows, arm):
     "(windows in a step, learning rate) -> bits per byte, of an arm on the first seed."
-    return {(row['batch'], row['rate']): row['bits'] for row in rows if (row['arm'], row['seed'], row['windows']) == (arm, SEEDS[0], WINDOWS)}
+    return {(row['batch'], row['rate']): row['bits'] for row in rows
+            if (row['arm'], row['seed'], row['windows']) == (arm, SEEDS[0], WINDOWS)}
 
 
 def best_try(tried): return min(tried, key=tried.get)
@@ -363,7 +389,8 @@ def grouped(rows, name):
 
 def plain_of(rows, batch, rate):
     "Of a row, the bits per byte of plain training at this setting, with its seed, on as much text; plain training itself is measured against that on WINDOWS."
-    scores = {(row['seed'], row['windows']): row['bits'] for row in rows if (row['arm'], row['batch'], row['rate']) == ('language model', batch, rate)}
+    scores = {(row['seed'], row['windows']): row['bits'] for row in rows
+              if (row['arm'], row['batch'], row['rate']) == ('language model', batch, rate)}
     return lambda row: scores.get((row['seed'], WINDOWS if row['arm'] == 'language model' else row['windows']))
 
 
@@ -380,7 +407,8 @@ def methods_part(pair, rows):
 def best_part(pair, rows):
     "Plain training and the best method, each at its own best batch and learning rate."
     tuned, arms, hints = BEST[pair]
-    setting = {arm: best_try(tries(rows, 'language model' if arm == 'language model' else tuned)) for arm in ('language model', tuned, *arms, *hints, BETTER)}
+    setting = {arm: best_try(tries(rows, 'language model' if arm == 'language model' else tuned))
+               for arm in ('language model', tuned, *arms, *hints, BETTER)}
     plain = plain_of(rows, *setting['language model'])
     def name(row):
         if setting.get(row['arm']) != (row['batch'], row['rate']) or plain(row) is None: return None
@@ -393,25 +421,32 @@ def tries_table(pair, rows):
     arms = ['language model', BEST[pair][0]]
     found = [tries(rows, arm) for arm in arms]
     return [['windows in a step', 'learning rate', *arms],
-            *([str(batch), f'{rate:g}', *(format(f[batch, rate], '.3f') if (batch, rate) in f else '-' for f in found)] for batch, rate in sorted({*found[0], *found[1]}, key=lambda one: (-one[0], one[1])))]
+            *([str(batch), f'{rate:g}', *(format(f[batch, rate], '.3f') if (batch, rate) in f else '-' for f in found)]
+              for batch, rate in sorted({*found[0], *found[1]}, key=lambda one: (-one[0], one[1])))]
 
 
 def write_pages(root):
     "README.md and methods.md with their pictures; of what nothing is known, nothing is written."
     here, rows = Path(__file__).parent, measured(root)
     runs = {pair: [row for row in rows if row['pair'] == pair and 'bits' in row] for pair in PAIRS}
-    entries = {pair: '3,072 tokens' if size is None else f'{size:,} tokens' if size else "the teacher's own 8,192 tokens" for pair, (size, _) in PAIRS.items()}
+    entries = {pair: '3,072 tokens' if size is None else f'{size:,} tokens' if size else "the teacher's own 8,192 tokens"
+               for pair, (size, _) in PAIRS.items()}
     places = {}
-    for where, _, day in sorted({tuple(row['measured_on'].rpartition('; ')) for row in rows if 'bits' in row}): places[where] = [*places.get(where, []), day]
+    for where, _, day in sorted({tuple(row['measured_on'].rpartition('; ')) for row in rows if 'bits' in row}):
+        places[where] = [*places.get(where, []), day]
     places = '; '.join(f"{where}; {', '.join(days)}" for where, days in places.items())
-    def write(name, parts): (here / name).write_text('\n\n'.join([(here / f'about_{name}').read_text().strip(), *parts, f'Measured on: {places}.']) + '\n')
+    def write(name, parts):
+        (here / name).write_text('\n\n'.join([(here / f'about_{name}').read_text().strip(), *parts, f'Measured on: {places}.']) + '\n')
     parts, every = ['![each at its best](best.png)'], {}
     for pair in (pair for pair in PAIRS if tries(runs[pair], 'language model')):
         table, closed = best_part(pair, runs[pair])
-        every |= {f"{pair}: {name.split(';')[0].split(' of 16')[0]}": shares for name, shares in closed.items() if not name.startswith('language model')}
+        every |= {f"{pair}: {name.split(';')[0].split(' of 16')[0]}": shares for name, shares in closed.items()
+                  if not name.startswith('language model')}
         teacher = min((row for row in runs[pair] if row['arm'] == 'language model'), key=lambda row: row['seed'])['teacher_bits']
-        parts += [f"### `{pair}`: a student of {entries[pair]}", f"Teacher {teacher:.3f} bits per byte.", markdown_table(table), f'Tried on seed {SEEDS[0]}, bits per byte:', markdown_table(tries_table(pair, runs[pair]))]
-        parts += [f"For the same text `{row['arm']}` in steps of {row['batch']} took {row['ratio']:.2f} times as long as plain training in steps of {row['plain_batch']}."
+        parts += [f"### `{pair}`: a student of {entries[pair]}", f"Teacher {teacher:.3f} bits per byte.", markdown_table(table),
+                  f'Tried on seed {SEEDS[0]}, bits per byte:', markdown_table(tries_table(pair, runs[pair]))]
+        parts += [f"For the same text `{row['arm']}` in steps of {row['batch']} took {row['ratio']:.2f} times as long as plain training in "
+                  f"steps of {row['plain_batch']}."
                   for row in rows if row['pair'] == pair and 'ratio' in row]
     plot_gap(every).figure.savefig(here / 'best.png', dpi=100, bbox_inches='tight')
     write('README.md', parts)
@@ -419,9 +454,11 @@ def write_pages(root):
     for pair in PAIRS:
         if not any(row['batch'] == BATCH and row['arm'] in ARMS_FIRST for row in runs[pair]): continue
         rate, table, closed = methods_part(pair, runs[pair])
-        parts += [f'## {WINDOWS // BATCH} steps of {BATCH} windows, a student of {entries[pair]}', f'Learning rate {rate:g}, the best of plain training with this batch.', markdown_table(table)]
+        parts += [f'## {WINDOWS // BATCH} steps of {BATCH} windows, a student of {entries[pair]}',
+                  f'Learning rate {rate:g}, the best of plain training with this batch.', markdown_table(table)]
         if len(closed) < 4: continue
-        plot_gap({k: v for k, v in closed.items() if k != 'language model' and min(v) > -1}).figure.savefig(here / f'{pair}.png', dpi=100, bbox_inches='tight')
+        plot_gap({k: v for k, v in closed.items()
+                  if k != 'language model' and min(v) > -1}).figure.savefig(here / f'{pair}.png', dpi=100, bbox_inches='tight')
         parts.append(f'![{pair}]({pair}.png)')
     if parts: write('methods.md', parts)
 

@@ -26,11 +26,13 @@ def main():
     rows = [['teacher', 'student', 'text', 'teacher, bits per byte', 'as the student can read it', 'nothing said about']]
     for teacher, student in (args.models, args.models[::-1]):
         for path in args.text:
-            config = DistillConfig(teacher_model=teacher, student_model=student, dataset=path, max_length=args.max_length, max_eval_rows=args.windows, batch_size=4, teacher_dtype=args.teacher_dtype)
+            config = DistillConfig(teacher_model=teacher, student_model=student, dataset=path, max_length=args.max_length,
+                                   max_eval_rows=args.windows, batch_size=4, teacher_dtype=args.teacher_dtype)
             text = prepare_text(config, train=False)
             framework = make_framework(config, text)
             found = teacher_as_read(framework, eval_batches(text['held_out'], framework, config.batch_size))
-            rows.append([*(Path(name).name for name in (teacher, student, path)), f"{found['teacher_bits_per_byte']:.4f}", f"{found['bits_per_byte']:.4f}", f"{found['unread']:.2%} of the tokens"])
+            rows.append([*(Path(name).name for name in (teacher, student, path)), f"{found['teacher_bits_per_byte']:.4f}",
+                         f"{found['bits_per_byte']:.4f}", f"{found['unread']:.2%} of the tokens"])
             print(markdown_table(rows), flush=True)
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 KEPT = HERE / 'results.json'
-TAUGHT = ('accelerate', 'datasets', 'fsspec', 'huggingface_hub', 'ipywidgets', 'jinja2', 'matplotlib', 'networkx', 'pandas', 'pytest', 'requests', 'torch', 'tqdm', 'transformers')
+TAUGHT = ('accelerate', 'datasets', 'fsspec', 'huggingface_hub', 'ipywidgets', 'jinja2', 'matplotlib', 'networkx', 'pandas', 'pytest',
+          'requests', 'torch', 'tqdm', 'transformers')
 HELD_OUT = ('sympy', 'rich')
 
 
@@ -67,7 +68,8 @@ def curve(folder):
 def english(model, path, args):
     "Bits per byte of English under a student, which is what training on code may cost it."
     from kdkit.run import evaluate_run
-    return evaluate_run(model, path, max_length=args.max_length, batch_size=args.batch_size, max_eval_rows=args.max_eval_rows)['student_after']['bits_per_byte']
+    return evaluate_run(model, path, max_length=args.max_length, batch_size=args.batch_size,
+                        max_eval_rows=args.max_eval_rows)['student_after']['bits_per_byte']
 
 
 def train(args, paths, seed, rate):
@@ -75,18 +77,23 @@ def train(args, paths, seed, rate):
     from kdkit.run import distill
     folder = Path(args.folder) / f'seed-{seed}-{rate:g}'
     started = time.time()
-    report = distill(dict(shared(args, paths), output_dir=str(folder), control=True, seed=seed, learning_rate=rate, max_steps=args.max_steps, eval_steps=args.max_steps // 4))
+    report = distill(dict(shared(args, paths), output_dir=str(folder), control=True, seed=seed, learning_rate=rate,
+                          max_steps=args.max_steps, eval_steps=args.max_steps // 4))
     runs = dict(student=folder, control=folder / 'control')
     return dict(
-        seed=seed, rate=rate, steps=report['steps'], seconds=round(time.time() - started), teacher=report['teacher']['bits_per_byte'], before=report['student_before']['bits_per_byte'],
+        seed=seed, rate=rate, steps=report['steps'], seconds=round(time.time() - started), teacher=report['teacher']['bits_per_byte'],
+        before=report['student_before']['bits_per_byte'],
         as_read=(report['data'].get('as_read') or {}).get('bits_per_byte'), curves={name: curve(where) for name, where in runs.items()},
-        share=[json.loads(line).get('weights', {}).get('kd') for line in (folder / 'metrics.jsonl').read_text().splitlines()][:: max(args.max_steps // 40, 1)],
-        english=dict(before=english(args.student_model, paths['english'], args), **{name: english(str(where / 'student'), paths['english'], args) for name, where in runs.items()}))
+        share=[json.loads(line).get('weights', {}).get('kd')
+               for line in (folder / 'metrics.jsonl').read_text().splitlines()][:: max(args.max_steps // 40, 1)],
+        english=dict(before=english(args.student_model, paths['english'], args),
+                     **{name: english(str(where / 'student'), paths['english'], args) for name, where in runs.items()}))
 
 
 def shared(args, paths):
     "Options that all runs and the cache have in common."
-    return dict(teacher_model=args.teacher_model, student_model=args.student_model, dataset=paths['train'], eval_dataset=paths['held_out'], teacher_cache=str(Path(args.folder) / 'cache'),
+    return dict(teacher_model=args.teacher_model, student_model=args.student_model, dataset=paths['train'], eval_dataset=paths['held_out'],
+                teacher_cache=str(Path(args.folder) / 'cache'),
                 max_length=args.max_length, batch_size=args.batch_size, max_eval_rows=args.max_eval_rows, teacher_dtype=args.teacher_dtype)
 
 
@@ -94,19 +101,25 @@ def page(results):
     "The figures as a page: one table of curves, one of what else they say."
     from kdkit.report import gap_closed, markdown_table
     runs = sorted(results['runs'].values(), key=lambda run: (run['seed'], run['rate']))
-    best = {name: min({run['rate'] for run in runs}, key=lambda rate: mean([last(run['curves'][name]) for run in runs if run['rate'] == rate])) for name in ('control', 'student')}
+    best = {name: min({run['rate'] for run in runs},
+                      key=lambda rate: mean([last(run['curves'][name]) for run in runs if run['rate'] == rate]))
+                      for name in ('control', 'student')}
     steps = list(runs[0]['curves']['student'])
     rows = [['seed', 'trained', 'learning rate', *(f'step {step}' for step in steps), 'gap closed', 'English: before', 'after']]
     for seed in sorted({run['seed'] for run in runs}):
         of = {name: next((run for run in runs if run['seed'] == seed and run['rate'] == best[name]), None) for name in best}
         for name, run in of.items():
             if run is None: continue
-            closed = gap_closed(last(run['curves']['student']), last(of['control']['curves']['control']), run['teacher']) if name == 'student' and of['control'] else None
-            rows.append([str(seed), dict(control='plainly', student='with the teacher')[name], f"{run['rate']:g}", *(f"{run['curves'][name][step]:.4f}" for step in steps),
+            closed = gap_closed(last(run['curves']['student']), last(of['control']['curves']['control']),
+                                run['teacher']) if name == 'student' and of['control'] else None
+            rows.append([str(seed), dict(control='plainly', student='with the teacher')[name], f"{run['rate']:g}",
+                         *(f"{run['curves'][name][step]:.4f}" for step in steps),
                          '' if closed is None else f'{closed:.0%}', f"{run['english']['before']:.3f}", f"{run['english'][name]:.3f}"])
     first = runs[0]
-    ahead = [run['curves']['student'][step] < run['curves']['control'][step] for run in runs for step in steps if run['rate'] == best['student'] == best['control']]
-    return PAGE.format(table=markdown_table(rows), teacher=first['teacher'], before=first['before'], read=f"; as the student can read it: {first['as_read']:.4f}" if first['as_read'] else '',
+    ahead = [run['curves']['student'][step] < run['curves']['control'][step] for run in runs for step in steps
+             if run['rate'] == best['student'] == best['control']]
+    return PAGE.format(table=markdown_table(rows), teacher=first['teacher'], before=first['before'],
+                       read=f"; as the student can read it: {first['as_read']:.4f}" if first['as_read'] else '',
                        minutes=mean([run['seconds'] for run in runs]) / 60, ahead=sum(ahead), of=len(ahead), **results['about'])
 
 
@@ -153,8 +166,10 @@ def main():
         cache_teacher(dict(shared(args, paths), output_dir=str(Path(args.folder) / 'run')))
         teacher, student = args.names or (Path(args.teacher_model).name, Path(args.student_model).name)
         about = dict(
-            teacher_model=teacher, student_model=student, train_bytes=sum(len(json.loads(line)['text'].encode()) for line in open(paths['train'])),
-            windows=args.max_eval_rows, max_length=args.max_length, weights=args.weights, rates=', '.join(f'{rate:g}' for rate in args.rates), machine=f'{platform.machine()}, CPU', when=time.strftime('%B %Y'))
+            teacher_model=teacher, student_model=student,
+            train_bytes=sum(len(json.loads(line)['text'].encode()) for line in open(paths['train'])),
+            windows=args.max_eval_rows, max_length=args.max_length, weights=args.weights,
+            rates=', '.join(f'{rate:g}' for rate in args.rates), machine=f'{platform.machine()}, CPU', when=time.strftime('%B %Y'))
         for seed in args.seeds:
             for rate in args.rates:
                 name = f'seed {seed}, learning rate {rate:g}, {args.max_steps} steps'

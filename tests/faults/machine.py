@@ -56,7 +56,8 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def logged(folder: Path) -> list:
     "What metrics.jsonl says, without what a clock or the machine decides."
-    return [{name: value for name, value in json.loads(line).items() if name not in ('tokens_per_second', 'memory_gb')} for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return [{name: value for name, value in json.loads(line).items() if name not in ('tokens_per_second', 'memory_gb')}
+            for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
 def report(folder: Path) -> dict: return json.loads((folder / 'report.json').read_text())

@@ -38,16 +38,22 @@ def equals(one, other):
     "Weights, numbers and lines of two runs."
     assert same_weights(one, other)
     a, b = report(one), report(other)
-    for name in ('teacher', 'student_before', 'student_after', 'control', 'retention', 'gap_closed', 'steps', 'skipped_steps', 'data'): assert a[name] == b[name], name
+    for name in ('teacher', 'student_before', 'student_after', 'control', 'retention', 'gap_closed', 'steps', 'skipped_steps', 'data'):
+        assert a[name] == b[name], name
     assert a['gap_closed'] is not None
     assert logged(one) == logged(other) and logged(one / 'control') == logged(other / 'control')
-    for name in ('report.md', 'losses.png', 'curriculum.png', 'bits_per_byte.png', 'student/README.md', 'student/config.json', 'student/tokenizer.json'): assert (other / name).stat().st_size, name
+    for name in ('report.md', 'losses.png', 'curriculum.png', 'bits_per_byte.png', 'student/README.md', 'student/config.json',
+                 'student/tokenizer.json'):
+        assert (other / name).stat().st_size, name
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('number, code, place, step', [(signal.SIGTERM, 143, '.', 6), (signal.SIGINT, 130, 'control', 3), (signal.SIGKILL, -9, '.', 9), long(signal.SIGKILL, -9, 'control', 9), long(signal.SIGTERM, 143, 'control', 12),
-                                                       long(signal.SIGINT, 130, '.', 3), long(signal.SIGTERM, 143, '.', 12), long(signal.SIGKILL, -9, '.', 0)])
+@pytest.mark.parametrize('number, code, place, step',
+                         [(signal.SIGTERM, 143, '.', 6), (signal.SIGINT, 130, 'control', 3), (signal.SIGKILL, -9, '.', 9),
+                          long(signal.SIGKILL, -9, 'control', 9), long(signal.SIGTERM, 143, 'control', 12),
+                                                       long(signal.SIGINT, 130, '.', 3), long(signal.SIGTERM, 143, '.', 12),
+                                                       long(signal.SIGKILL, -9, '.', 0)])
 def test_a_signal_costs_nothing(whole, tmp_path, number, code, place, step):
     values, undisturbed = whole
     cut = tmp_path / 'run'
@@ -64,7 +70,8 @@ def test_a_signal_costs_nothing(whole, tmp_path, number, code, place, step):
 def test_a_second_signal_ends_at_once(whole, tmp_path):
     values, undisturbed = whole
     cut = tmp_path / 'run'
-    process = subprocess.Popen(machine.command(dict(values, output_dir=cut, max_steps=100000, control='false')), env=machine.environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(machine.command(dict(values, output_dir=cut, max_steps=100000, control='false')), env=machine.environment(),
+                               stderr=subprocess.PIPE, text=True)
     while steps_in(cut) < 3: assert process.poll() is None
     os.kill(process.pid, signal.SIGSTOP)  # so that both arrive before the step is over
     for number in (signal.SIGINT, signal.SIGTERM): os.kill(process.pid, number)
@@ -100,7 +107,9 @@ def test_a_cell_that_is_interrupted_says_one_sentence_and_goes_on(whole, tmp_pat
 
 # -- a training that is over -------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('lost', ['all of the end', 'report.json', long('report.md'), long('losses.png'), long('student'), 'student/model.safetensors', long('student/README.md'), 'stages.json', long('control/student'), long('metrics.jsonl')])
+@pytest.mark.parametrize('lost', ['all of the end', 'report.json', long('report.md'), long('losses.png'), long('student'),
+                                  'student/model.safetensors', long('student/README.md'), 'stages.json', long('control/student'),
+                                  long('metrics.jsonl')])
 def test_what_is_missing_at_the_end_is_made_again_and_nothing_is_trained_again(whole, tmp_path, lost, monkeypatch):
     values, undisturbed = whole
     folder = tmp_path / 'run'
@@ -111,7 +120,8 @@ def test_what_is_missing_at_the_end_is_made_again_and_nothing_is_trained_again(w
     from kdkit.trainer import DistillationTrainer
     monkeypatch.setattr(DistillationTrainer, 'training_step', lambda *_, **__: pytest.fail('a step was taken'))
     assert again(values, folder)[0] == 0
-    if lost == 'metrics.jsonl': (folder / lost).write_bytes((undisturbed / lost).read_bytes())  # the curves cannot be made again, all else is
+    # the curves cannot be made again, all else is
+    if lost == 'metrics.jsonl': (folder / lost).write_bytes((undisturbed / lost).read_bytes())
     equals(undisturbed, folder)
 
 
@@ -119,17 +129,23 @@ def test_the_gap_is_the_one_between_the_control_and_the_teacher(whole):
     values, folder = whole
     said = report(folder)
     control, student, teacher, before = (said[name]['bits_per_byte'] for name in ('control', 'student_after', 'teacher', 'student_before'))
-    assert said['gap_closed'] == pytest.approx((control - student) / (control - teacher), rel=1e-9) if control > teacher else said['gap_closed'] is None
+    assert said['gap_closed'] == pytest.approx((control - student) / (control - teacher),
+                                               rel=1e-9) if control > teacher else said['gap_closed'] is None
     assert abs(control - before) > 1e-3 * before  # or nothing would tell the two apart
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------
 
-FILES = ('model.safetensors', 'projectors.safetensors', 'optimizer.pt', 'scheduler.pt', 'rng_state.pth', 'trainer_state.json', 'training.json', 'config.json', 'tokenizer.json', 'manifest.json')
+FILES = ('model.safetensors', 'projectors.safetensors', 'optimizer.pt', 'scheduler.pt', 'rng_state.pth', 'trainer_state.json',
+         'training.json', 'config.json', 'tokenizer.json', 'manifest.json')
 
-def table(full): return [(name, damage) for n, name in enumerate(FILES) for m, damage in enumerate(DAMAGES) if full or (n, m) in ((0, 0), (1, 0), (2, 3), (5, 1), (9, 2))]
+def table(full):
+    return [(name, damage) for n, name in enumerate(FILES) for m, damage in enumerate(DAMAGES)
+            if full or (n, m) in ((0, 0), (1, 0), (2, 3), (5, 1), (9, 2))]
 
-@pytest.mark.parametrize('name, damage', [pytest.param(*case, id=f'{case[0]}-{case[1].__name__}', marks=[] if case in table(False) else pytest.mark.long) for case in table(True)])
+@pytest.mark.parametrize('name, damage',
+                         [pytest.param(*case, id=f'{case[0]}-{case[1].__name__}', marks=[] if case in table(False) else pytest.mark.long)
+                          for case in table(True)])
 def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, name, damage):
     values, undisturbed = whole
     folder = tmp_path / 'run'
@@ -223,7 +239,8 @@ def test_hours_that_are_over_end_a_run_like_any_other(whole, tmp_path):
     code, said = again(values, folder)
     assert code == 0
     measured = lambda lines: [line for line in lines if 'losses' in line]
-    assert same_weights(undisturbed, folder) and measured(logged(undisturbed)) == measured(logged(folder)) and report(folder)['gap_closed'] == report(undisturbed)['gap_closed']
+    assert same_weights(undisturbed,
+                        folder) and measured(logged(undisturbed)) == measured(logged(folder)) and report(folder)['gap_closed'] == report(undisturbed)['gap_closed']
 
 
 # -- a disk without room -----------------------------------------------------------------------------------------------
@@ -233,7 +250,8 @@ def small_disk(tmp_path):
     "A file system of a few megabytes: (folder, resize)."
     folder = tmp_path / 'disk'
     folder.mkdir()
-    mount = lambda megabytes, again='': subprocess.run(['mount', '-t', 'tmpfs', '-o', f'{again}size={megabytes * 1024}k', 'tmpfs', folder], capture_output=True).returncode
+    mount = lambda megabytes, again='': subprocess.run(['mount', '-t', 'tmpfs', '-o', f'{again}size={megabytes * 1024}k', 'tmpfs', folder],
+                                                       capture_output=True).returncode
     if os.geteuid() or mount(64): pytest.skip('only root can mount a file system, and not everywhere')
     try: yield folder, lambda megabytes: mount(megabytes, 'remount,')
     finally: subprocess.run(['umount', '-l', folder])
@@ -289,7 +307,8 @@ def test_a_damaged_stream_is_read_again(whole, tmp_path):
     assert code == 0 and 'it is made again' in said and same_weights(tmp_path / 'one', tmp_path / 'two')
 
 
-@pytest.mark.parametrize('name, damage', [('00000.ids.npy', machine.flip), long('00000.log_probs.npy', machine.truncate), long('00000.starts.npy', machine.delete), long('00000.npz', machine.empty),
+@pytest.mark.parametrize('name, damage', [('00000.ids.npy', machine.flip), long('00000.log_probs.npy', machine.truncate),
+                                          long('00000.starts.npy', machine.delete), long('00000.npz', machine.empty),
                                           ('cache.json', machine.truncate), long('began.json', machine.empty)])
 def test_a_damaged_teacher_cache_is_recognised_and_made_again(whole, tmp_path, name, damage):
     values, _ = whole
