@@ -244,7 +244,7 @@ def write_adapter_card(
     base, names = base_of(adapter_dir) or config['student_model'], dict(dataset=public_name(config['dataset']))
     teachers = config['teacher_model'] if isinstance(config['teacher_model'], list) else [config['teacher_model']]
     names['teacher_model'] = ' and '.join(map(public_name, teachers))
-    name, data = public_name(base), report.get('data') or {}
+    name = public_name(base)
     on_hub = [f'base_model: {base}'] * (name == base)
     if names['dataset'] == config['dataset']: on_hub += ['datasets:', f"- {names['dataset'].split('[')[0].split(':')[0]}"]
     tags = ['distillation', 'kdkit', 'lora', 'transformers', *[f'base_model:adapter:{base}'] * (name == base)]

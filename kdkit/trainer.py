@@ -41,7 +41,6 @@ from .interrupts import Clock, Interrupts
 from .metrics import MetricsFile, ProgressLine
 from .models import ModelError, body, output_head, quietly
 from .processes import how_many, is_first, summed, together
-from .progress import say
 from .share import is_cost
 from .dashboard import LiveDashboard, shows_widgets
 from .progress import folder_bytes, say
