@@ -187,8 +187,8 @@ class DistillConfig:
     attn_implementation: str|None = option(None,
                                            "how both models compute attention, by transformers' name for it: sdpa, eager, "
                                            "flash_attention_2, ... (unset: sdpa)")
-    teacher_device: str = option('auto', "where the teacher reads: cuda:1, cuda, cpu (auto: a second GPU that would idle, "
-                                         "else beside the student)")
+    teacher_device: str = option('auto', "where the teacher reads: cuda:1, cuda, cpu, or split, its layers over all GPUs, for one that none "
+                                         "holds alone (auto: a second GPU that would idle, else beside the student)")
     trust_remote_code: bool = option(False, "run a model's own code from the hub")
     cache_dir: str|None = option(None, 'where the hub keeps its downloads')
     lora_r: int|None = option(None, 'rank of the adapters (LoRA): they are trained and the student stays as it is (unset: all '
@@ -249,7 +249,9 @@ class DistillConfig:
             if self.lora_r is None and getattr(self, name) != unset:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, but there are no adapters without lora_r: give "
                                   f"it too, such as lora_r=16.")
-        demand('teacher_device', lambda x: re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', x), 'auto, cpu, cuda or a GPU such as cuda:1')
+        demand('teacher_device', lambda x: re.fullmatch(r'auto|split|cpu|mps|cuda(:\d+)?', x), 'auto, split, cpu, cuda or a GPU such as cuda:1')
+        if self.teacher_device == 'split' and self.uses('attention'):
+            raise ConfigError("teacher_device is 'split', but alpha_attention compares attention on one device: leave one of the two out.")
         for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'):
             demand(name, lambda x: x is None and name == 'learning_rate' or x > 0, 'above 0')
         demand('learning_rate', lambda x: x is None or x <= 100, 'at most 100')

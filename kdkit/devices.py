@@ -210,15 +210,19 @@ def pick_experts(
 
 # %% ../nbs/07_devices.ipynb #116bab19
 def pick_teacher_device(
-    wish: str|None,     # auto, or a device; None: no teacher in memory
+    wish: str|None,     # auto, split, or a device; None: no teacher in memory
     machine: Machine,
-) -> tuple:             # (device as text, why; '': beside the student)
+) -> tuple:             # (device as text, of a split teacher that of its last layers; why; '': beside the student)
     "Where the frozen teacher reads; ValueError for a GPU that is not there."
     student = 'cuda' if machine.gpus else 'cpu'
     if wish in (None, 'auto'):
         alone, other = int(os.environ.get('WORLD_SIZE', 1)) == 1, machine.gpus[1:2]
         if not (wish and alone and other and has_kernels(other[0].capability, machine.arches)): return student, ''
         return 'cuda:1', 'it would idle; the teacher reads there while the student does, and cuda:0 is left to the student'
+    if wish == 'split':
+        if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise ValueError("teacher_device is 'split', but each process has one GPU: leave it out.")
+        if len(machine.gpus) < 2: raise ValueError("teacher_device is 'split', but there is no second GPU: leave it out.")
+        return f'cuda:{len(machine.gpus) - 1}', 'its last layers, and the others on all GPUs, as asked for: few on cuda:0, where the student is'
     index = int(wish.partition(':')[2] or 0)
     if wish.startswith('cuda') and index >= len(machine.gpus):
         there = {0: 'is no GPU', 1: 'is one GPU, cuda:0'}.get(len(machine.gpus), f'are {len(machine.gpus)} GPUs, from cuda:0 on')
@@ -242,6 +246,7 @@ def idle_gpus(
 ) -> tuple:  # (what idles, what to do); ('', '') where nothing does
     "GPUs that no process of this run uses."
     n, used = len(machine.gpus), int(os.environ.get('WORLD_SIZE', 1))
+    if teacher_device == 'split': return '', ''
     if used == 1 and pick_teacher_device(teacher_device, machine)[0] not in ('cpu', 'cuda', 'cuda:0'): used = 2
     if n <= used: return '', ''
     return (f"{used} of {n} GPUs {'is' if used == 1 else 'are'} used",

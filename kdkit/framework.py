@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from accelerate.hooks import remove_hook_from_module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import at_door, load_adapter, merged, ready, save_adapter
@@ -25,7 +26,7 @@ from .curriculum import Curriculum, constant, default_schedules, joint_plan
 from .devices import look, pick_teacher_device, pick_teacher_dtype, same_place
 from .fused import Buffers, Head
 from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
-from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, load_causal_lm, load_options,
+from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, is_split, load_causal_lm, load_options,
                           load_tokenizer, mend_generation, output_head,
                           quietly)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
@@ -116,8 +117,9 @@ class StudentAwareDistillationFramework(nn.Module):
         def model_of(side, given):
             if given is not None: return at_door(given, f'{side}_model')
             bits = getattr(config, f'{side}_quantization')
+            spread = 'balanced_low_0' if side == 'teacher' and config.teacher_device == 'split' else None  # accelerate's: leaves cuda:0 to the student
             return load_causal_lm(getattr(config, f'{side}_model'), dtypes[side], f'{side}_model', bits, config.attn_implementation,
-                                  places[side], **hub[side])
+                                  places[side], spread, **hub[side])
         teacher, student = model_of('teacher', teacher_model), of.student_model if of else model_of('student', student_model)
         mend_generation(student)  # one that was handed over may need it too: the first save would fail
         self.teacher_tokenizer = pair.teacher if pair else teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher'])
@@ -147,8 +149,9 @@ class StudentAwareDistillationFramework(nn.Module):
                                                     config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
         # what was read before its time, and for which terms
-        self._hold(apart=not same_place(place, device), heads={}, ahead=None, asked=[])
-        if self.apart and not is_quantized(teacher.config): teacher.to(place)  # one in few bits was loaded there
+        split = is_split(teacher)
+        self._hold(apart=split or not same_place(place, device), heads={}, ahead=None, asked=[])
+        if self.apart and not split and not is_quantized(teacher.config): teacher.to(place)  # one in few bits was loaded there
         self.to(device)
         self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew,
                                            config.temperature), of.buffers if of else Buffers()
@@ -343,7 +346,7 @@ class StudentAwareDistillationFramework(nn.Module):
         if side == 'student' or not self.apart: return output_head(self.student_model if side == 'student' else self.teacher_model)
         if 'teacher' not in self.heads:
             head = output_head(self.teacher_model)
-            self.heads['teacher'] = Head(copy.deepcopy(head.linear).to(self.device), head.scale, head.cap)
+            self.heads['teacher'] = Head(remove_hook_from_module(copy.deepcopy(head.linear)).to(self.device), head.scale, head.cap)
         return self.heads['teacher']
 
     @torch.no_grad()
@@ -351,7 +354,7 @@ class StudentAwareDistillationFramework(nn.Module):
         batch: dict,  # of the teacher's side
     ) -> Tensor:      # [batch, T, H_t], where the teacher is
         "The teacher reads its own tokens."
-        place = next(self.teacher_model.parameters()).device
+        place = self.teacher_model.get_input_embeddings().weight.device
         ids, mask = (batch[name].to(place, non_blocking=True) for name in ('teacher_input_ids', 'teacher_attention_mask'))
         return body(self.teacher_model)(input_ids=ids, attention_mask=mask, use_cache=False)[0]
 

@@ -7,10 +7,10 @@ __all__ = ['kept_waiting', 'TOKENIZERS', 'WEIGHTS', 'FOREIGN', 'attached', 'Mode
            'hub_error', 'ask_hub', 'holds', 'is_adapter', 'what_it_is', 'read_json', 'damage', 'below', 'among_inputs',
            'kaggle_folder', 'Source', 'weight_bytes', 'find_model', 'find_whole', 'cannot_load', 'without_copy',
            'quietly', 'load_tokenizer', 'load_config', 'read_config', 'loading', 'has_experts', 'load_causal_lm',
-           'need_peft', 'attach_adapter', 'has_adapter', 'unwrapped', 'is_quantized', 'bits_and_bytes', 'try_quantized',
-           'check_quantization', 'count_parameters', 'check_whole', 'check_numbers', 'is_sound', 'what_ends_a_text',
-           'mend_generation', 'kept_generation', 'weights_folder', 'AbsentModel', 'body', 'output_head',
-           'check_causal_lm']
+           'need_peft', 'attach_adapter', 'has_adapter', 'unwrapped', 'is_quantized', 'is_split', 'bits_and_bytes',
+           'try_quantized', 'check_quantization', 'count_parameters', 'check_whole', 'check_numbers', 'is_sound',
+           'what_ends_a_text', 'mend_generation', 'kept_generation', 'weights_folder', 'AbsentModel', 'body',
+           'output_head', 'check_causal_lm']
 
 # %% ../nbs/15_models.ipynb #25ffeed7
 import json
@@ -485,6 +485,7 @@ def load_causal_lm(
     quantization: str|None = None,              # 4bit or 8bit; None: the weights as they are
     attention: str|None = None,                 # attn_implementation of from_pretrained; None: the library's choice
     device: torch.device|str = 'cpu',           # to load it to, of a model whose weights are quantised: such weights do not travel
+    device_map: str|dict|None = None,           # of from_pretrained: which layer lies on which device; None: all on one
     **options,                                  # of from_pretrained: cache_dir, trust_remote_code, revision, subfolder
 ) -> PreTrainedModel:                           # in eval mode; of an adapter its model, with the adapter in its layers
     "A checked causal language model; ModelError if it cannot be loaded, is not whole or does not read from left to right."
@@ -494,6 +495,7 @@ def load_causal_lm(
     how = dict(attn_implementation=attention) if attention else {}
     if quantization: how['quantization_config'] = bits_and_bytes(quantization, dtype)
     if quantization or is_quantized(config): how['device_map'] = {'': str(device)}
+    if device_map: how['device_map'] = device_map
     def load(**more):
         more.update(how)
         if experts: more['experts_implementation'] = experts
@@ -507,6 +509,7 @@ def load_causal_lm(
                 model, said = load(generation_config=settings)
     except Exception as error: raise cannot_load(source, error) from error
     check_whole(model, said, source.what)
+    is_split(model)  # what must be in memory is
     if source.adapter: attach_adapter(model, source)
     check_causal_lm(model, source.what)
     mend_generation(model)
@@ -564,6 +567,16 @@ def is_quantized(
 ) -> bool:
     "Whether its weights are in fewer bits."
     return getattr(config, 'quantization_config', None) is not None
+
+def is_split(
+    model: PreTrainedModel,
+) -> bool:
+    "Whether its layers lie on several devices, as accelerate spreads them; ModelError where what goes in or comes out is not in memory."
+    if len(set((getattr(model, 'hf_device_map', None) or {}).values())) < 2: return False
+    for what, layer in dict(embeddings=model.get_input_embeddings(), head=model.get_output_embeddings()).items():
+        if layer.weight.is_meta:
+            raise ModelError(f"the {what} of this model lie on the disk, not in memory: load it with a device_map that keeps them on a device.")
+    return True
 
 def bits_and_bytes(
     wish: str,           # 4bit or 8bit
@@ -654,7 +667,7 @@ def check_numbers(
     "ModelError for weights that are no numbers."
     head = model.get_output_embeddings()
     for name, part in model.named_parameters():
-        if not part.numel() or part.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64): continue
+        if not part.numel() or part.is_meta or part.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64): continue
         low, high = part.detach().aminmax()  # a NaN comes through, and no second tensor is made
         if high.isfinite() and (low.isfinite() or part is getattr(head, 'bias', None)): continue
         if low.isnan() or part.dtype != torch.float16:

@@ -11,7 +11,7 @@ from kdkit.config import ConfigError, DistillConfig
 from kdkit.devices import Gpu, Machine, idle_gpus, in_short, pick_teacher_device
 from kdkit.doctor import about_device
 from kdkit.evaluation import eval_batches, retention
-from kdkit.models import body, load_causal_lm
+from kdkit.models import ModelError, body, load_causal_lm
 from kdkit.prepare import prepare_text
 from kdkit.run import cache_teacher, make_framework, make_trainer, open_cache
 from pairs import save_pair, save_text
@@ -160,8 +160,8 @@ def machine(n):
 
 @pytest.mark.parametrize('wish, gpus, world, wanted',
                          [('auto', 2, 1, 'cuda:1'), ('auto', 1, 1, 'cuda'), ('auto', 0, 1, 'cpu'), ('auto', 2, 2, 'cuda'),
-                          (None, 2, 1, 'cuda'), ('cpu', 2, 1, 'cpu'),
-                                                       ('cuda:1', 2, 1, 'cuda:1'), ('cuda:0', 2, 1, 'cuda:0')])
+                          (None, 2, 1, 'cuda'), ('cpu', 2, 1, 'cpu'), ('cuda:1', 2, 1, 'cuda:1'), ('cuda:0', 2, 1, 'cuda:0'),
+                          ('split', 2, 1, 'cuda:1')])
 def test_where_the_teacher_reads(monkeypatch, wish, gpus, world, wanted):
     monkeypatch.setenv('WORLD_SIZE', str(world))
     place, why = pick_teacher_device(wish, machine(gpus))
@@ -169,6 +169,36 @@ def test_where_the_teacher_reads(monkeypatch, wish, gpus, world, wanted):
     said = in_short(machine(gpus), teacher_device=wish)
     assert (f'on {place} ({why})' in said) == bool(why) and '\n' not in said
     assert bool(idle_gpus(machine(gpus), wish)[0]) == (gpus > 1 and world == 1 and wanted != 'cuda:1')
+
+
+@pytest.mark.parametrize('gpus, world, says', [(1, 1, 'no second GPU'), (0, 1, 'no second GPU'), (2, 2, 'each process has one GPU')])
+def test_what_cannot_be_split(monkeypatch, gpus, world, says):
+    monkeypatch.setenv('WORLD_SIZE', str(world))
+    with pytest.raises(ValueError, match=says): pick_teacher_device('split', machine(gpus))
+    with pytest.raises(ConfigError, match='alpha_attention'): DistillConfig(teacher_device='split', alpha_attention=.1)
+
+
+@pytest.mark.parametrize('options', [{}, dict(kd_method='span'), dict(alpha_kd=.5, alpha_feature=.5, alpha_layerwise=.5)],
+                         ids=lambda options: '-'.join(map(str, options.values())) or 'default')
+def test_a_teacher_in_several_places_teaches_the_same(dense, tmp_path, options):
+    "Accelerate's own hooks fetch the layers of a real model from where they lie: here two of them on the disk, the others in memory."
+    config = DistillConfig(**dense, max_length=64, output_dir=str(tmp_path / 'run'), eval_fraction=.1, use_curriculum=False, **options)
+    text = prepare_text(config)
+    layers = len(body(load_causal_lm(config.teacher_model)).layers)
+    where = {'model.embed_tokens': 'cpu', 'model.norm': 'cpu', 'model.rotary_emb': 'cpu', 'lm_head': 'cpu',
+             **{f'model.layers.{i}': 'cpu' if i else 'disk' for i in range(layers)}}
+    def load(where): return load_causal_lm(config.teacher_model, device_map=where, offload_folder=str(tmp_path / 'layers')).eval()
+    whole, split = make_framework(config, text), make_framework(config, text, load(where))
+    assert split.apart and next(body(split.teacher_model).layers[0].parameters()).is_meta and not whole.apart
+    batch = whole.collator()([text['train'][i] for i in range(5)])
+    found = []
+    for framework in (whole, split.to('cpu')):
+        output = framework(**framework.complete(batch))
+        output['loss'].backward()
+        found.append((output['loss'].detach(), output['losses'], framework.student_model.get_input_embeddings().weight.grad))
+    torch.testing.assert_close(found[1], found[0])
+    for part, says in (('lm_head', 'head'), ('model.embed_tokens', 'embeddings')):
+        with pytest.raises(ModelError, match=f'the {says} of this model lie on the disk'): load({**where, part: 'disk'})
 
 
 def test_a_second_card_that_cannot_compute_is_not_taken():
@@ -189,4 +219,4 @@ def test_a_card_that_is_not_there_is_a_mistake(dense, tmp_path, capsys):
     options = dict(dense, output_dir=tmp_path / 'run', teacher_device='cuda:5')
     assert main(['train', *(f'--{name}={value}' for name, value in options.items())]) == 2
     assert "teacher_device is 'cuda:5', but there" in capsys.readouterr().err and not (tmp_path / 'run').exists()
-    with pytest.raises(ConfigError, match='auto, cpu, cuda or a GPU'): DistillConfig(teacher_device='gpu1')
+    with pytest.raises(ConfigError, match='auto, split, cpu, cuda or a GPU'): DistillConfig(teacher_device='gpu1')
