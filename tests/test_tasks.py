@@ -251,3 +251,22 @@ def test_each_of_several_teachers_is_measured_by_itself(pair, tasks, tmp_path):
     assert list(scores)[:2] == ['teacher teacher', 'teacher other'] and scores['teacher teacher'] != scores['teacher other']
     same_numbers(scores['teacher other'], own_numbers(tmp_path / 'other', [tasks['read']]))
     assert '| teacher other |' in (tmp_path / 'run/report.md').read_text()
+
+
+def test_measuring_leaves_no_trace(pair, tasks):
+    import random
+
+    import numpy as np
+    import torch
+    from kdkit.config import DistillConfig
+    from kdkit.models import load_causal_lm, load_tokenizer
+    from kdkit.tasks import measure_tasks, open_tasks
+    model, tokenizer = load_causal_lm(pair['student_model']).train(), load_tokenizer(pair['student_model'])
+    tokenizer.pad_token = None
+    model.model.layers[0].eval()
+    def traces(): return (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), [module.training for module in model.modules()], tokenizer.pad_token,
+                          {name: (id(p), p.requires_grad, p.sum().item()) for name, p in model.named_parameters()})
+    [opened] = open_tasks(DistillConfig(eval_tasks=tasks['choose'])).values()
+    before = traces()
+    measure_tasks(model, tokenizer, opened, limit=2)
+    assert traces() == before
