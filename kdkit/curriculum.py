@@ -138,10 +138,11 @@ LOSS_STYLES = dict(  # one colour and dash a loss in all pictures, none of them 
 SHOWN_AS = dict(unaligned='text only')  # where a picture has a plainer word than metrics.jsonl
 
 def label_of(
-    name: str, # of a loss
+    name: str, # of a loss, perhaps one of several teachers'
 ) -> str:
     "What a picture calls a loss."
-    return SHOWN_AS.get(name, name)
+    kind, underline, teacher = name.partition('_')
+    return f"{SHOWN_AS[kind]}{' of ' * len(underline)}{teacher}" if kind in SHOWN_AS else name
 
 # %% ../nbs/04_curriculum.ipynb #c5d09f31
 def plot_curriculum(

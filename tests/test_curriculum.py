@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdkit.curriculum import LOSS_STYLES, Curriculum, cosine, default_schedules, linear, plot_curriculum, step
+from kdkit.curriculum import LOSS_STYLES, Curriculum, cosine, default_schedules, label_of, linear, plot_curriculum, step
 
 ALPHAS = dict(lm=.1, kd=.7, unaligned=.2, feature=.1, attention=.1, layerwise=.05, contrastive=.05)
 
@@ -55,5 +55,6 @@ def test_an_unknown_loss_is_named():
 
 def test_the_plot_shows_every_loss_that_weighs():
     ax = plot_curriculum(Curriculum(dict(ALPHAS, feature=0.), total_steps=100), step=3)
-    assert {text.get_text() for text in ax.get_legend().get_texts()} == set(ALPHAS) - {'feature'}
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == set(map(label_of, ALPHAS)) - {'feature'}
+    assert label_of('unaligned_second') == 'text only of second' and label_of('kd_second') == 'kd_second'
     assert set(LOSS_STYLES) == set(default_schedules())

@@ -129,7 +129,7 @@ def test_a_run_by_the_command_and_what_it_says(three, tmp_path, capsys):
              '--learning_rate=1e-3', '--eval_fraction=.1', '--max_eval_rows=8', '--control=true', f'--output_dir={tmp_path}/run']
     assert main(words) == 0
     said = ' '.join(sum(map(str.split, capsys.readouterr()), []))
-    assert '2 teachers: teacher (70%), second (30%)' in said and 'second: your teacher spends' in said and 'second: the two models can be compared' in said
+    assert '2 teachers: teacher (70%), second (30%)' in said and 'second: held-out text costs' in said and 'second: the two models are compared' in said
     run, report = tmp_path / 'run', read_report(tmp_path / 'run')
     assert list(report['teachers']) == ['teacher', 'second'] and [about['weight'] for about in report['teachers'].values()] == [.7, .3]
     bits = [about['bits_per_byte'] for about in report['teachers'].values()]
