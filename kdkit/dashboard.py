@@ -31,7 +31,7 @@ def weights_move(
     spans = lambda curves: [max(values) - min(values) for values in curves if len(values)]
     planned = spans((plan.get('weights') or {}).values())
     followed = spans(series(metrics, 'weights', name)[1] for name in plan.get('follows') or ())
-    return max(planned, default=0) > 1e-9 or max(followed, default=0) > .01 or any(line.get('multipliers') for line in metrics)
+    return bool(max(planned, default=0) > 1e-9 or max(followed, default=0) > .01) or any(line.get('multipliers') for line in metrics)
 
 # %% ../nbs/44_dashboard.ipynb #b32adbf4
 def draw_scores(metrics, plan, control_metrics, ax):

@@ -169,7 +169,7 @@ def plot_plan(
 ) -> Axes:
     "The weights as planned, and so far those that follow the teacher's lead; without a plan, the weights that each loss really had."
     if not plan.get('weights'): return plot_weights(metrics, ax)
-    seen = names_in(metrics, 'losses')
+    seen = [name for name in names_in(metrics, 'losses') if series(metrics, 'losses', name)[1].any()]
     follow = [name for name in plan.get('follows') or () if name in seen or not seen]  # a loss without a position has a weight for nothing
     ax = plot_curriculum(plan, ax or new_axes(), so_far={name: series(metrics, 'weights', name) for name in follow}, **now)
     ax.get_legend().remove()
