@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LESS', 'REPORT', 'gap_closed', 'verdict', 'markdown_table', 'who_answers', 'summary_table', 'answers_text', 'plain',
-           'png_of', 'write_report', 'public_name', 'write_model_card', 'write_adapter_card', 'read_report',
-           'read_settings', 'comparison_table']
+           'png_of', 'write_report', 'public_name', 'public_teachers', 'dataset_lines', 'write_model_card',
+           'write_adapter_card', 'read_report', 'read_settings', 'comparison_table']
 
 # %% ../nbs/51_report.ipynb #e695d571
 import io
@@ -187,6 +187,20 @@ def public_name(
     return Path(name).name if name.startswith(('.', '/', '~')) or Path(name).exists() else name
 
 # %% ../nbs/51_report.ipynb #9836076b
+def public_teachers(
+    config: dict,  # DistillConfig.to_dict()
+) -> list:
+    "What to call the teachers in public."
+    names = config['teacher_model']
+    return [public_name(name) for name in (names if isinstance(names, list) else [names])]
+
+def dataset_lines(
+    config: dict,  # DistillConfig.to_dict()
+) -> list:         # of the hub's metadata; [] where others do not know the dataset
+    "The dataset, as the hub writes it above a card."
+    name = public_name(config['dataset'])
+    return ['datasets:', f"- {name.split('[')[0].split(':')[0]}"] if name == config['dataset'] else []
+
 # options of a run in less memory
 LESS = ('lora_r', 'lora_alpha', 'lora_dropout', 'lora_target_modules', 'student_dtype', 'student_quantization', 'teacher_quantization')
 
@@ -196,13 +210,10 @@ def write_model_card(
     config: dict,           # DistillConfig.to_dict()
 ) -> Path:                  # of README.md
     "Write README.md with the metadata that the hub reads."
-    several = [public_name(name) for name in config['teacher_model']] if isinstance(config['teacher_model'], list) else []
-    names = {key: public_name(config[key]) for key in ('student_model', 'dataset')}
-    public = {key for key, name in names.items() if name == config[key]}  # others know them too
-    names['teacher_model'] = ' '.join(several) if several else public_name(config['teacher_model'])
-    teachers = ' and '.join(several) if several else names['teacher_model']
-    on_hub = [f'base_model: {config["student_model"]}'] * ('student_model' in public)
-    if 'dataset' in public: on_hub += ['datasets:', f"- {names['dataset'].split('[')[0].split(':')[0]}"]
+    taught_by = public_teachers(config)
+    several, teachers = taught_by[1:] and taught_by, ' and '.join(taught_by)
+    names = dict({key: public_name(config[key]) for key in ('student_model', 'dataset')}, teacher_model=' '.join(taught_by))
+    on_hub = [f"base_model: {config['student_model']}"] * (names['student_model'] == config['student_model']) + dataset_lines(config)
     data = report.get('data') or {}
     same = f"{data['method']} ({data['why']})" if data.get('method') else config['kd_method']
     if several: same = ', '.join(f"{about['method']} with {name}" for name, about in (report.get('teachers') or {}).items()) or same
@@ -241,26 +252,23 @@ def write_adapter_card(
     config: dict,           # DistillConfig.to_dict()
 ) -> Path:                  # of README.md
     "Write README.md with the metadata that the hub reads of an adapter: the model that it belongs to, and PEFT."
-    base, names = base_of(adapter_dir) or config['student_model'], dict(dataset=public_name(config['dataset']))
-    teachers = config['teacher_model'] if isinstance(config['teacher_model'], list) else [config['teacher_model']]
-    names['teacher_model'] = ' and '.join(map(public_name, teachers))
-    name = public_name(base)
-    on_hub = [f'base_model: {base}'] * (name == base)
-    if names['dataset'] == config['dataset']: on_hub += ['datasets:', f"- {names['dataset'].split('[')[0].split(':')[0]}"]
+    base = base_of(adapter_dir) or config['student_model']
+    name, teachers, dataset = public_name(base), ' and '.join(public_teachers(config)), public_name(config['dataset'])
+    on_hub = [f'base_model: {base}'] * (name == base) + dataset_lines(config)
     tags = ['distillation', 'kdkit', 'lora', 'transformers', *[f'base_model:adapter:{base}'] * (name == base)]
     local = '' if name == base else f"  # {name}: a folder that this was trained on; put its place here"
     trained = (report.get('adapters') or 'adapters are trained').partition(';')[0].replace(' are trained', ' were trained', 1)
     parts = ['\n'.join(['---', 'library_name: peft', 'pipeline_tag: text-generation', *on_hub, 'tags:', *(f'- {tag}' for tag in tags),
                         '---']),
-             f"# An adapter for {name}, taught by {names['teacher_model']}",
-             f"This adapter was distilled with kdkit from {names['teacher_model']} on {names['dataset']}: {trained}. "
+             f"# An adapter for {name}, taught by {teachers}",
+             f"This adapter was distilled with kdkit from {teachers} on {dataset}: {trained}. "
              f"It is used with {name}; the folder `student` of the same run holds the two merged into one model.",
              '## Result', summary_table(report), '## Use',
              "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
              f"base = AutoModelForCausalLM.from_pretrained('{name}'){local}\n"
              "model, tokenizer = PeftModel.from_pretrained(base, '.'), AutoTokenizer.from_pretrained('.')\n```",
-             '## Licence', f"It derives from {name}, whose licence holds for it too, and learnt from {names['teacher_model']} and "
-                           f"{names['dataset']}: look at theirs before you share it."]
+             '## Licence', f"It derives from {name}, whose licence holds for it too, and learnt from {teachers} and "
+                           f"{dataset}: look at theirs before you share it."]
     path = Path(adapter_dir, 'README.md')
     write_whole(path, '\n\n'.join(parts) + '\n')
     return path
