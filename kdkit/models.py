@@ -578,12 +578,14 @@ def is_split(
             raise ModelError(f"the {what} of this model lie on the disk, not in memory: load it with a device_map that keeps them on a device.")
     return True
 
+# these would say at import that a faster kernel for CPUs is not installed, and of each layer that its inputs become float16
+for talker in ('backends.cpu.ops', 'autograd._functions'): logging.getLogger(f'bitsandbytes.{talker}').setLevel(logging.ERROR)
+
 def bits_and_bytes(
     wish: str,           # 4bit or 8bit
     dtype: torch.dtype,  # of the products
 ):                       # for from_pretrained
     "How bitsandbytes is asked: for 4 bits the levels of a normal distribution (nf4), whose scales are quantised too."
-    logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)  # it would tell each layer that its inputs become float16
     if wish == '8bit': return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from transformers import set_seed
+from accelerate.utils import set_seed
 from transformers.utils import logging as hf_logging
 
 from .adapters import about_adapters
