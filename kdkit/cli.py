@@ -215,7 +215,10 @@ def write(words: list):
     config, _ = only([f'--{name}={one_value(name, values)}' for name, values in given.items()], WRITE_OPTIONS)
     check_names(config, ('teacher_model', 'dataset'))
     if 'output' not in own: raise ConfigError("--output is missing.")
-    with loading(): from kdkit.sequence import write_dataset
+    with loading():
+        from kdkit.run import quiet_libraries
+        from kdkit.sequence import write_dataset
+    quiet_libraries()
     said = write_dataset(config, own.pop('output'), **own, **({'batch_size': config.batch_size} if 'batch_size' in given else {}))
     left = ', '.join(f'{said[name]:,} {what}' for name, what in (('unfinished', 'that were not over left out'), ('refused', 'prompts refused by the template or too long')) if said[name])
     print(f"{said['answers']:,} answers to {said['prompts']:,} prompts are in {said['path']}{f' ({left})' * bool(left)}; kdkit train "
@@ -243,6 +246,8 @@ def cut_student(words: list):
     with loading():
         from kdkit.make_student import make_student
         from kdkit.models import load_options
+        from kdkit.run import quiet_libraries
+    quiet_libraries()
     made = make_student(own['from'], own['output_dir'], int(own['layers']), own.get('vocab'), **load_options(config, 'teacher'))
     rows = '' if made['one_token'] is None else f", {made['rows']:,} rows ({made['one_token']:.0%} of them one of the teacher's, the others means)"
     print(f"layers {', '.join(map(str, made['kept']))} of {made['of']}{rows}, {made['parameters'] / 1e6:,.1f} M of "

@@ -316,7 +316,8 @@ class Run:
         "The text of both sides, and the framework. Whatever is wrong with names, text or models shows here, before anything is written."
         asked, self.config = self.config, self.as_it_fits()
         config = self.config
-        say(in_short(look(), config.teacher_dtype, None if config.teacher_cache else config.teacher_device))
+        precision = next((name for name in ('bf16', 'fp16') if self.arguments.get(name)), 'fp32' if self.arguments.get('fp16') is False else '')
+        say(in_short(look(), config.teacher_dtype, None if config.teacher_cache else config.teacher_device, precision))
         with in_turn('prepare'): self.text = prepare_text(config)
         self.steps = count_steps(config, len(self.text['train']))
         digest = lambda name: '+'.join(text_digest(one[name]) for one in texts_of(self.text))

@@ -85,6 +85,7 @@ def training_arguments(
         lr_scheduler_type='cosine', weight_decay=0.01, max_grad_norm=1.0, logging_steps=config.logging_steps,
         eval_strategy='steps', eval_steps=eval_steps, save_strategy='steps', save_steps=eval_steps, save_total_limit=2,
         report_to='none', disable_tqdm=True, remove_unused_columns=False, logging_nan_inf_filter=False,
+        use_cpu=bool(overrides.get('bf16')) and not torch.cuda.is_available(),  # of which bf16 has to be told
         dataloader_pin_memory=torch.cuda.is_available(), restore_callback_states_from_checkpoint=True)
     given = {**defaults, **overrides}
     says = lambda name: getattr(given.get(name), 'value', given.get(name))  # an enumeration's word

@@ -78,7 +78,7 @@ def train(args, paths, seed, rate):
     folder = Path(args.folder) / f'seed-{seed}-{rate:g}'
     started = time.time()
     report = distill(dict(shared(args, paths), output_dir=str(folder), control=True, seed=seed, learning_rate=rate,
-                          max_steps=args.max_steps, eval_steps=args.max_steps // 4))
+                          max_steps=args.max_steps, eval_steps=args.eval_steps), bf16=args.bf16)
     runs = dict(student=folder, control=folder / 'control')
     return dict(
         seed=seed, rate=rate, steps=report['steps'], seconds=round(time.time() - started), teacher=report['teacher']['bits_per_byte'],
@@ -157,7 +157,9 @@ def main():
     parser.add_argument('--batch_size', type=int, default=4)
     parser.add_argument('--max_length', type=int, default=256)
     parser.add_argument('--max_eval_rows', type=int, default=32)
+    parser.add_argument('--eval_steps', type=int, default=20)
     parser.add_argument('--teacher_dtype', default='auto')
+    parser.add_argument('--bf16', action='store_true', help='matrix products of training in bfloat16, where the processor has it in hardware')
     parser.add_argument('--page', action='store_true', help='only write the page from results.json')
     args = parser.parse_args()
     if not args.page:
