@@ -178,6 +178,7 @@ def is_claimed(
 def check_folder(
     config: DistillConfig,
     arguments: dict,  # of TrainingArguments, given explicitly
+    over: str = "choose another output_dir, or start over with overwrite",  # what to do about another run
 ) -> list:            # sentences about what changes in a run that goes on
     "RunError if the run's folder holds anything but this run; nothing is written."
     folder, wanted = Path(config.output_dir), run_values(config, arguments)
@@ -188,7 +189,7 @@ def check_folder(
             raise RunError(f"{folder} is not empty and holds no run of kdkit: choose another output_dir.")
         return []
     if config.overwrite or not is_claimed(folder): return []
-    found, over = read_mapping(folder / 'config.yaml'), "choose another output_dir, or start over with overwrite"
+    found = read_mapping(folder / 'config.yaml')
     if found is None: raise RunError(f"{folder / 'config.yaml'} is damaged, so nobody can tell whose run it is: {over}.")
     try: differs, says = what_differs(found, wanted)
     except (TypeError, ValueError, KeyError) as error: raise RunError(f"{folder / 'config.yaml'} holds values of a wrong kind, so nobody can tell whose run it is: {over}.") from error
@@ -272,7 +273,7 @@ def take_over(
     if folder.exists() and source.resolve() == folder.resolve(): return ''
     if is_claimed(folder) and not config.overwrite:
         return f"{folder} holds this run already: it goes on there, and resume_from is not looked at"
-    check_folder(replace_folder(config, source), arguments)
+    check_folder(replace_folder(config, source), arguments, "give the options of that run, or leave resume_from out to begin a new one")
     if (folder / 'config.yaml').exists(): start_over(folder)
     copy_run(source, folder)
     return f"the run in {source} was copied to {folder}: it goes on at step {steps_taken(folder):,}"
