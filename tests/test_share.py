@@ -19,7 +19,7 @@ from kdkit.embedded import embedded_student, embedded_student_tokenizer, embedde
 from kdkit.metrics import read_metrics
 from kdkit.prepare import prepare_text
 from kdkit.run import cache_teacher, distill, make_framework, make_trainer, open_cache
-from kdkit.share import LEAST, MOST, TeacherLead, share_of
+from kdkit.share import FIRST, LEAST, MOST, READS, TeacherLead, first_share, share_of
 from kdkit.trainer import DistillationTrainer
 from pairs import documents
 
@@ -110,17 +110,19 @@ def test_micro_batches_make_no_difference(leading, tmp_path):
 def test_weights_follow_the_lead(leading, tmp_path):
     report = distill(config_of(leading, tmp_path, max_steps=40, eval_steps=10, learning_rate=3e-3))
     weights = weights_of(tmp_path / 'run')
-    first = share_of(report['student_before']['bits_per_byte'] / report['teacher']['bits_per_byte'] - 1)
-    assert weights[0]['kd'] == pytest.approx(first)                                       # known before the first step
+    begin = report['student_before']['bits_per_byte'] / report['teacher']['bits_per_byte'] - 1
+    assert weights[0]['kd'] == pytest.approx(first_share(begin, begin)) and begin < READS # known before the first step
+    assert max(w['kd'] for w in weights[:10]) <= FIRST                                    # until it is measured in training
     assert {round(w['lm'] + w['kd'], 6) for w in weights} == {1.} and all(w['kd'] == w['unaligned'] for w in weights)
-    assert len({w['kd'] for w in weights}) > 3 and max(w['kd'] for w in weights) <= MOST
+    assert len({w['kd'] for w in weights}) > 2 and max(w['kd'] for w in weights) <= MOST
     lines = [line for line in read_metrics(tmp_path / 'run') if 'losses' in line]
     assert all('teacher_lead' in line and {'lm', 'kd', 'unaligned'} <= set(line['losses']) for line in lines)
     ahead = report['teacher']['bits_per_byte']
     held_out = {line['step']: line['eval']['bits_per_byte'] > ahead for line in read_metrics(tmp_path / 'run') if 'eval' in line}
     for before, line in zip(lines, lines[1:]):  # the weights of a step are those that the steps before it left
-        least = LEAST if held_out.get(before['step'] // 10 * 10) and before['step'] >= 10 else 0.
-        if before['step'] % 10: assert line['weights']['kd'] == pytest.approx(max(share_of(before['teacher_lead']), least))
+        least = LEAST if held_out.get(before['step'] // 10 * 10) else 0.
+        now = max(share_of(before['teacher_lead']), least) if before['step'] >= 10 else first_share(before['teacher_lead'], begin)
+        if before['step'] % 10: assert line['weights']['kd'] == pytest.approx(now)
     plan = json.loads((tmp_path / 'run' / 'plan.json').read_text())
     assert plan['follows'] == ['lm', 'kd', 'unaligned'] and not plan['weights']
 
@@ -139,7 +141,7 @@ def test_a_run_that_is_cut_off_goes_on_with_the_same_share(leading, tmp_path, mo
             assert len(weights_of(tmp_path / 'cut' / 'run')) < 14
         distill(config)
     whole, cut = (weights_of(tmp_path / folder / 'run') for folder in ('whole', 'cut'))
-    assert cut == whole and len({w['kd'] for w in whole}) > 3
+    assert cut == whole and len({w['kd'] for w in whole}) > 1
     one, other = (load_file(tmp_path / folder / 'run' / 'student' / 'model.safetensors') for folder in ('whole', 'cut'))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -175,7 +177,7 @@ def test_a_teacher_that_is_overtaken_lets_go(tmp_path, capsys):
                                    learning_rate=1e-3, max_eval_rows=24, logging_steps=1, seed=0))
     weights, bits = weights_of(tmp_path / 'run'), {name: report[name]['bits_per_byte'] for name in ('teacher', 'student_before', 'student_after')}
     assert bits['student_after'] < bits['teacher'] < bits['student_before']
-    assert weights[0]['kd'] > .3 and weights[-1] == dict(lm=1., kd=0., unaligned=0.)  # what a run without a teacher weighs
+    assert weights[0]['kd'] == FIRST and weights[-1] == dict(lm=1., kd=0., unaligned=0.)  # what a run without a teacher weighs
     assert 'from here on it learns from the text alone' in ''.join(capsys.readouterr())
 
 
