@@ -149,7 +149,7 @@ def only(
 
 # %% ../nbs/62_cli.ipynb #814ca6a6
 def evaluate(words: list):
-    "measure a student, and what it keeps of a teacher"
+    "measure a student, and how far it agrees with a teacher"
     config, given = only(words, EVAL_OPTIONS)
     check_names(config, ('student_model',) if config.eval_tasks else ('student_model', 'dataset'))
     with loading(): from kdkit.run import evaluate_run
@@ -183,7 +183,7 @@ def compare(words: list):
 
 # %% ../nbs/62_cli.ipynb #0eb7cd8a
 def cache_teacher(words: list):
-    "write down what the teacher says, to train without it"
+    "save the teacher's predictions for the training text, to train later without it in memory"
     config, _ = read_options(words)
     check_names(config, ('teacher_model', 'student_model', 'dataset', 'teacher_cache'))
     with loading(): from kdkit.run import cache_teacher

@@ -121,7 +121,7 @@ class DistillConfig:
     early_stopping: bool = option(False, 'stop when held-out text gets no better, and keep the best student')
     patience: int = option(20, 'evaluations without improvement before stopping')
     min_delta: float = option(0.01, 'nats per token that count as improvement')
-    early_stopping_warmup: int = option(1000, 'optimizer steps during which nothing stops')
+    early_stopping_warmup: int = option(1000, 'optimizer steps before early stopping may end the run')
     max_hours: float|None = option(None,
         'end the run like any other before so many hours are over, from the call on, on Kaggle from the start of the session (unset: '
         'no limit, on Kaggle 11.5)', group='ending early and going on')
@@ -131,13 +131,13 @@ class DistillConfig:
         'optimizer steps between evaluations and checkpoints (unset: 20 a run)', group='measuring and logging')
     max_eval_rows: int = option(512, 'windows that are evaluated at most')
     logging_steps: int = option(10, 'optimizer steps between lines of metrics.jsonl')
-    eval_tasks: str|None = option(None, 'what others measure by: tasks of lm-eval with commas between them, such as arc_easy,hellaswag, '
+    eval_tasks: str|None = option(None, 'standard benchmarks to measure by: tasks of lm-eval with commas between them, such as arc_easy,hellaswag, '
                                         'or .yaml files of your own')
     eval_limit: int|None = option(None, 'examples of each task at most, for a quick look (unset: all)')
     push_to_hub: str|None = option(None, 'repo of the hub that the student goes to when the run is over: OWNER/NAME, or nothing behind '
                                          "it for the folder's name under your own; private unless hub_private_repo false is given")
     drawing_share: float = option(0.005, "share of a run's time that the live view may take to draw, after two minutes of a picture every 5 s")
-    recipe: str = option('default', "loss weights: 'default', or 'seed' for those of the old system", group='losses and their weights')
+    recipe: str = option('default', "loss weights: 'default', or 'seed', all losses together with fixed weights", group='losses and their weights')
     alpha_lm: float|None = option(None,
         "weight of the cross-entropy with the text, at every position (unset, here and below: the recipe's; by default 1 "
         "less the teacher's share)")

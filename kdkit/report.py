@@ -112,7 +112,7 @@ def summary_table(
         several = {name: name for name in scores if name.startswith('teacher ')}
         if tasks := task_table(scores, {**several, **labels}): parts.append(markdown_table(tasks))
     if retention:
-        kinds = dict(kl_nats=('KL from the teacher, nats', '.3f'), top1_agreement=("says what the teacher says", '.1%'),
+        kinds = dict(kl_nats=('KL from the teacher, nats', '.3f'), top1_agreement=('same first choice as the teacher', '.1%'),
                      top5_agreement=("teacher's choice among its first five", '.1%'))
         rows = [['knowledge retention', *retention]]
         rows += [[label, *(_number((retention[when] or {}).get(key), form) for when in retention)] for key, (label, form) in kinds.items()]
@@ -314,7 +314,7 @@ def comparison_table(
                                ('control, bits per byte', '.3f', 'control', 'bits_per_byte'),
                                ('teacher, bits per byte', '.3f', 'teacher', 'bits_per_byte'), ('gap closed', '.0%', 'gap_closed'),
                                ('KL from the teacher, nats', '.3f', 'retention', 'after', 'kl_nats'),
-                               ('says what the teacher says', '.1%', 'retention', 'after', 'top1_agreement'),
+                               ('same first choice as the teacher', '.1%', 'retention', 'after', 'top1_agreement'),
                                ('optimizer steps', ',', 'steps'), ('seconds', ',.0f', 'seconds')):
         rows.append([label, *(_number(value(report, *keys), form) for report in reports)])
     scores = [(report.get('tasks') or {}).get('student_after') or {} for report in reports]

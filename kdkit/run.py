@@ -568,7 +568,7 @@ class Run:
         side: str,  # teacher, student_before, student_after, control
         framework: StudentAwareDistillationFramework,
     ):
-        "What others measure by. Each number is kept at once; what fails here costs nothing but itself."
+        "Standard benchmarks. Each number is kept at once; what fails here costs nothing but itself."
         which = self.teacher_sides().index(side) if side.startswith('teacher') else 0
         for name in self.tasks_left(side):
             began = time.time()

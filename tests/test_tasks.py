@@ -1,4 +1,4 @@
-"What others measure by: the numbers of a run are those of lm-eval's own command line, each is made once, and a task that fails costs nothing but itself."
+"Standard benchmarks: the numbers of a run are those of lm-eval's own command line, each is made once, and a task that fails costs nothing but itself."
 import json
 import os
 import subprocess
