@@ -35,7 +35,8 @@ from .make_student import for_layers, kept_layers
 from .models import ModelError, body, count_parameters, has_experts, load_config, load_options, load_tokenizer, quietly
 from .options import settings
 from .progress import in_words
-from .run import make_framework, make_trainer
+from .run import make_trainer
+from .setup import make_framework
 from .prepare import prepare_text
 from .vocab import same_tokenizer
 

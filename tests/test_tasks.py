@@ -135,15 +135,15 @@ def test_each_number_is_made_once(pair, tasks, tmp_path, capfd):
 
 
 def test_a_run_that_is_cut_off_between_two_tasks_goes_on_there(pair, tasks, tmp_path, capfd, monkeypatch):
-    import kdkit.run
-    names, measured, real = [tasks['choose'], tasks['read']], [], kdkit.run.measure_tasks
+    import kdkit.scores
+    names, measured, real = [tasks['choose'], tasks['read']], [], kdkit.scores.measure_tasks
     def killed(*args, **options):
         if len(measured) == 3: raise KeyboardInterrupt
         measured.append(1)
         return real(*args, **options)
-    monkeypatch.setattr(kdkit.run, 'measure_tasks', killed)
+    monkeypatch.setattr(kdkit.scores, 'measure_tasks', killed)
     assert main(words_of(pair, tmp_path / 'run', eval_tasks=','.join(names))) == 130
-    monkeypatch.setattr(kdkit.run, 'measure_tasks', real)
+    monkeypatch.setattr(kdkit.scores, 'measure_tasks', real)
     capfd.readouterr()
     assert main(words_of(pair, tmp_path / 'run', eval_tasks=','.join(names))) == 0
     again = [line.split(' by ')[0] for line in capfd.readouterr().err.splitlines() if ' by /' in line]
