@@ -132,13 +132,16 @@ class DistillConfig:
         'optimizer steps between evaluations and checkpoints (unset: 20 a run)', group='measuring and logging')
     max_eval_rows: int = option(512, 'windows that are evaluated at most')
     logging_steps: int = option(10, 'optimizer steps between lines of metrics.jsonl')
-    eval_tasks: str|None = option(None, 'standard benchmarks to measure by: tasks of lm-eval with commas between them, such as arc_easy,hellaswag, '
-                                        'or .yaml files of your own')
+    eval_tasks: str|None = option(None,
+        'standard benchmarks to measure by: tasks of lm-eval with commas between them, such as arc_easy,hellaswag, or .yaml files of '
+        'your own')
     eval_limit: int|None = option(None, 'examples of each task at most, for a quick look (unset: all)')
     push_to_hub: str|None = option(None, 'repo of the hub that the student goes to when the run is over: OWNER/NAME, or nothing behind '
                                          "it for the folder's name under your own; private unless hub_private_repo false is given")
-    drawing_share: float = option(0.005, "share of a run's time that the live view may take to draw, after two minutes of a picture every 5 s")
-    recipe: str = option('default', "loss weights: 'default', or 'seed', all losses together with fixed weights", group='losses and their weights')
+    drawing_share: float = option(0.005,
+        "share of a run's time that the live view may take to draw, after two minutes of a picture every 5 s")
+    recipe: str = option('default', "loss weights: 'default', or 'seed', all losses together with fixed weights",
+                         group='losses and their weights')
     alpha_lm: float|None = option(None,
         "weight of the cross-entropy with the text, at every position (unset, here and below: the recipe's; by default 1 "
         "less the teacher's share)")
@@ -188,7 +191,8 @@ class DistillConfig:
     attn_implementation: str|None = option(None,
                                            "how both models compute attention, by transformers' name for it: sdpa, eager, "
                                            "flash_attention_2, ... (unset: sdpa)")
-    teacher_device: str = option('auto', "where the teacher reads: cuda:1, cuda, cpu, or split, its layers over all GPUs, for one that none "
+    teacher_device: str = option('auto',
+                                 "where the teacher reads: cuda:1, cuda, cpu, or split, its layers over all GPUs, for one that none "
                                          "holds alone (auto: a second GPU that would idle, else beside the student)")
     trust_remote_code: bool = option(False, "run a model's own code from the hub")
     cache_dir: str|None = option(None, 'where the hub keeps its downloads')
@@ -200,7 +204,8 @@ class DistillConfig:
                                       'what gets adapters: all-linear (every linear layer but the head), or names of layers with commas '
                                       'between them, such as q_proj,v_proj')
     teacher_cache: str|list[str]|None = option(None,
-        "folder written by kdkit cache-teacher: trains without a teacher in memory; of several teachers one each", group="a teacher's answers, written down once")
+        "folder written by kdkit cache-teacher: trains without a teacher in memory; of several teachers one each",
+        group="a teacher's answers, written down once")
     cache_top_k: int = option(16, 'likeliest teacher tokens that kdkit cache-teacher keeps at a position')
     cache_samples: int = option(16, 'further teacher tokens that it draws at random, each for an equal part of the remaining probability')
 
@@ -252,7 +257,8 @@ class DistillConfig:
         why: str,    # with {name} and {only}
     ):
         for name, value in only.items():
-            if getattr(self, name) != value: raise ConfigError(f"{name} is {getattr(self, name)!r}, but {why.format(name=name, only=repr(value))}.")
+            if getattr(self, name) != value:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but {why.format(name=name, only=repr(value))}.")
 
     def check_kinds(self):
         "What holds for every text and every number."
@@ -301,7 +307,8 @@ class DistillConfig:
             self.demand(name, lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
         for name in ('teacher_quantization', 'student_quantization'):
             self.demand(name, lambda x: x in (None, *QUANTIZATIONS), ' or '.join(QUANTIZATIONS))
-        self.demand('teacher_device', lambda x: re.fullmatch(r'auto|split|cpu|mps|cuda(:\d+)?', x), 'auto, split, cpu, cuda or a GPU such as cuda:1')
+        self.demand('teacher_device', lambda x: re.fullmatch(r'auto|split|cpu|mps|cuda(:\d+)?', x),
+                    'auto, split, cpu, cuda or a GPU such as cuda:1')
         if self.teacher_device == 'split' and self.uses('attention'):
             raise ConfigError("teacher_device is 'split', but alpha_attention compares attention on one device: leave one of the two out.")
         self.demand_least(1, 'lora_r')
@@ -344,7 +351,8 @@ class DistillConfig:
         self.demand_least(1, 'cache_top_k')
         self.demand_least(0, 'cache_samples')
         if not self.teacher_cache: return
-        self.demand_only(dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0.),
+        self.demand_only(dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0.,
+                              alpha_contrastive=0.),
                          'a teacher_cache holds only what {name}={only} needs')
         if self.kd_method not in ('auto', 'span', *KD_MAPS):
             raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds a part of it: "
@@ -352,7 +360,8 @@ class DistillConfig:
 
     def check_benchmarks(self):
         "Tasks of lm-eval."
-        self.demand('eval_tasks', lambda x: x is None or any(name.strip() for name in x.split(',')), 'names of tasks with commas between them')
+        self.demand('eval_tasks', lambda x: x is None or any(name.strip() for name in x.split(',')),
+                    'names of tasks with commas between them')
         self.demand_least(1, 'eval_limit')
         if self.eval_limit and not self.eval_tasks:
             raise ConfigError(f"eval_limit is {self.eval_limit}, but there are no eval_tasks: give both, or neither.")
@@ -368,23 +377,24 @@ class DistillConfig:
                 raise ConfigError(f"teacher_weights has {len(weights)} numbers for the {len(names)} names of teacher_model: give one each.")
         folders = [] if caches is None else caches if isinstance(caches, list) else [caches]
         if folders and len(folders) != len(names) and self.teacher_model:
-            raise ConfigError(f"teacher_cache names {len(folders)} folders for the {len(names)} teachers of teacher_model: give one each, in "
-                              f"the same order.")
+            raise ConfigError(f"teacher_cache names {len(folders)} folders for the {len(names)} teachers of teacher_model: give one "
+                              f"each, in the same order.")
         if len(names) == 1: return
         for name, given in dict(teacher_model=names, teacher_cache=folders).items():
             same = [str(Path(one).expanduser()) for one in given]
             if '' in given: raise ConfigError(f"{name} holds an empty name: leave it out.")
             if twice := next((one for i, one in enumerate(given) if same[i] in same[:i]), None):
-                raise ConfigError(f"{name} names {twice!r} twice: " + ('name it once, and give it the sum of the weights.' if name == 'teacher_model'
-                                                                       else 'each teacher has a cache of its own.'))
+                raise ConfigError(f"{name} names {twice!r} twice: "
+                                  + ('name it once, and give it the sum of the weights.' if name == 'teacher_model'
+                                     else 'each teacher has a cache of its own.'))
         for name in ('teacher_revision', 'teacher_subfolder'):
             if getattr(self, name):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, and there are {len(names)} teachers, so that nobody knows whose it is: "
-                                  f"give folders instead of names on the hub.")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, and there are {len(names)} teachers, so that nobody knows whose "
+                                  f"it is: give folders instead of names on the hub.")
         for name in ('feature', 'attention', 'layerwise', 'contrastive'):
             if self.uses(name):
-                raise ConfigError(f"alpha_{name} is {getattr(self, f'alpha_{name}')}, but this loss looks inside one teacher, and there are "
-                                  f"{len(names)}: leave it out, or name one teacher.")
+                raise ConfigError(f"alpha_{name} is {getattr(self, f'alpha_{name}')}, but this loss looks inside one teacher, and there "
+                                  f"are {len(names)}: leave it out, or name one teacher.")
 
     @property
     def teachers(self) -> list:
@@ -414,7 +424,8 @@ class DistillConfig:
         what: str,  # that has no use for more
     ):
         "ConfigError where there are several."
-        if len(self.teachers) > 1: raise ConfigError(f"{what} takes one teacher, but teacher_model names {len(self.teachers)}: {', '.join(self.teachers)}.")
+        if len(self.teachers) > 1:
+            raise ConfigError(f"{what} takes one teacher, but teacher_model names {len(self.teachers)}: {', '.join(self.teachers)}.")
         return self
 
     def of_teacher(self,
@@ -515,7 +526,8 @@ def read_config_file(
     if path.stat().st_size > 2**20:
         raise ConfigError(f"config file {str(path)!r} has {path.stat().st_size:,} bytes: it is no file of options.")
     try: values = yaml.load(path.read_text(encoding='utf-8'), no_aliases())
-    except (yaml.YAMLError, ValueError, RecursionError) as error: raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config file {str(path)!r} holds a {type(values).__name__}, but it must map option names to values.")
     return values

@@ -85,7 +85,8 @@ def who_answers(
     answers,  # names of models, and perhaps prompt
 ) -> list:    # teachers first
     "Whose answers there are, in the order in which they are shown."
-    return [name for name in answers if name.startswith('teacher')] + [name for name in ('student_before', 'student_after') if name in answers]
+    return ([name for name in answers if name.startswith('teacher')]
+            + [name for name in ('student_before', 'student_after') if name in answers])
 
 # %% ../nbs/51_report.ipynb #ed50b9d0
 def summary_table(
@@ -106,10 +107,12 @@ def summary_table(
     parts, retention = [markdown_table(rows)] * (len(rows) > 1), report.get('retention') or {}
     if teachers := report.get('teachers'):
         columns = dict(weight=('weight', '.2f'), bits_per_byte=('bits per byte', '.3f'), as_read=('as the student reads it', '.3f'),
-                       coverage=('compared at', '.0%'), lead=('ahead in the end', '.1%'), share=('its share then', '.2f'), parameters=('parameters', ','))
+                       coverage=('compared at', '.0%'), lead=('ahead in the end', '.1%'), share=('its share then', '.2f'),
+                       parameters=('parameters', ','))
         columns = {key: how for key, how in columns.items() if any(key in about for about in teachers.values())}
         parts.append(markdown_table([['teacher', *(label for label, _ in columns.values())],
-                                     *([name, *(_number(about.get(key), form) for key, (_, form) in columns.items())] for name, about in teachers.items())]))
+                                     *([name, *(_number(about.get(key), form) for key, (_, form) in columns.items())]
+                                       for name, about in teachers.items())]))
     if scores := report.get('tasks'):
         several = {name: name for name in scores if name.startswith('teacher ')}
         if tasks := task_table(scores, {**several, **labels}): parts.append(markdown_table(tasks))
@@ -136,7 +139,8 @@ def answers_text(
     "A few answers, one model under the other."
     labels = dict(student_before='student before', student_after='student after')
     cut = lambda text: (' '.join(text.split())[:most] or '(nothing)').replace('|', '\\|').replace('<', '&lt;')
-    return '\n\n'.join(f"**{cut(answer['prompt'])}**\n\n" + '\n'.join(f"- {labels.get(name, name)}: {cut(answer[name])}" for name in who_answers(answer)) for answer in answers)
+    said = lambda answer: '\n'.join(f"- {labels.get(name, name)}: {cut(answer[name])}" for name in who_answers(answer))
+    return '\n\n'.join(f"**{cut(answer['prompt'])}**\n\n{said(answer)}" for answer in answers)
 
 # %% ../nbs/51_report.ipynb #395492e0
 def plain(
@@ -159,7 +163,7 @@ def png_of(figure) -> bytes:
 # %% ../nbs/51_report.ipynb #a8d9037f
 def write_report(
     run_dir: str|Path,                  # holds metrics.jsonl, and control/metrics.jsonl if there is a control
-    report: dict,                       # teacher, student_before, student_after, control, retention, gap_closed, data, versions, seed, device, dtype, seconds
+    report: dict,                       # scores of all models, retention, gap_closed, data, versions, seed, device, dtype, seconds
     curriculum: Curriculum|dict|None = None, # the plan to draw, or what makes it; None: the weights that were logged
 ) -> Path:                              # of report.md
     "Write report.json, report.md and the pictures losses.png, curriculum.png and bits_per_byte.png."
@@ -226,7 +230,8 @@ def command_again(
     config: dict,  # DistillConfig.to_dict()
 ) -> str:
     "The command that trains such a student, with public names."
-    names = dict(teacher_model=public_teachers(config), student_model=[public_name(config['student_model'])], dataset=[public_name(config['dataset'])])
+    names = dict(teacher_model=public_teachers(config), student_model=[public_name(config['student_model'])],
+                 dataset=[public_name(config['dataset'])])
     words = {k: shlex.join(v) for k, v in names.items()} | options_again(report, config)
     return 'kdkit train' + ''.join(f' --{k} {v}' for k, v in words.items() if v is not None)
 
@@ -236,7 +241,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained('.'), AutoTokenizer.from_pretrained('.')
 {more}```"""
-CHAT = """prompt = tokenizer.apply_chat_template([dict(role='user', content='Hello!')], add_generation_prompt=True, return_tensors='pt', return_dict=True)
+CHAT = """question = [dict(role='user', content='Hello!')]
+prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors='pt', return_dict=True)
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0, prompt['input_ids'].shape[1]:], skip_special_tokens=True))
 """
 
@@ -246,7 +252,8 @@ def card_head(
     tags: list,
 ) -> str:
     "The metadata that the hub reads."
-    return '\n'.join(['---', f'library_name: {library}', 'pipeline_tag: text-generation', *on_hub, 'tags:', *(f'- {tag}' for tag in tags), '---'])
+    return '\n'.join(['---', f'library_name: {library}', 'pipeline_tag: text-generation', *on_hub, 'tags:',
+                      *(f'- {tag}' for tag in tags), '---'])
 
 def adapters_in(
     report: dict,  # as in report.json
@@ -283,7 +290,8 @@ def write_model_card(
              '## Result', summary_table(report),
              '## Use', USE.format(more=CHAT if (report.get('data') or {}).get('chat') else ''),
              '## Again', f'```bash\n{command_again(report, config)}\n```', versions,
-             '## Licence', f'The weights derive from {student}, whose licence holds for them too. The licences of {teachers} and of {dataset} '
+             '## Licence',
+             f'The weights derive from {student}, whose licence holds for them too. The licences of {teachers} and of {dataset} '
                            f'may say more about models that were trained with them: look before you share this one.']
     path = Path(student_dir, 'README.md')
     write_whole(path, '\n\n'.join(parts) + '\n')
@@ -330,7 +338,8 @@ def read_report(
     path = Path(folder, 'report.json')
     if not path.is_file(): raise ValueError(f"{folder} holds no report.json: name the folder of a finished run.")
     try: report = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error: raise ValueError(f"{path} is damaged ({error}): run the same command again, it makes the report anew.") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): run the same command again, it makes the report anew.") from error
     if not isinstance(report, dict):
         raise ValueError(f"{path} holds a {type(report).__name__} and no report: run the same command again, it makes the report anew.")
     return sift(report, REPORT)

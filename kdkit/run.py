@@ -33,12 +33,13 @@ from .progress import say, watched
 from .push import check_push, is_private, later, make_repo, push_student, why_not
 from .report import gap_closed, read_report, write_adapter_card, write_model_card, write_report
 from .scores import SIDE_NAMES, as_read, ask, evaluate_run, of_side, side_by_side, tasks_of
-from .setup import about_teachers, count_steps, leads_of, make_framework, plain_text_only, quiet_libraries, teachers_in, texts_of, versions
+from .setup import (about_teachers, count_steps, leads_of, make_framework, plain_text_only, quiet_libraries, teachers_in, texts_of,
+                         versions)
 from .share import worth_distilling
 from .tasks import check_tasks, open_tasks, task_names
 from .windows import JointRows
-from .trainer import (DistillationTrainer, DoesNotFit, check_arguments, give_memory_back, is_out_of_memory, last_complete_checkpoint, load_student,
-                           pick_learning_rate, smaller_batches, training_arguments, ways_to_fit)
+from .trainer import (DistillationTrainer, DoesNotFit, check_arguments, give_memory_back, is_out_of_memory, last_complete_checkpoint,
+                           load_student, pick_learning_rate, smaller_batches, training_arguments, ways_to_fit)
 
 _all_ = ['cache_teacher', 'evaluate_run']  # whole calls beside distill: they are looked for here
 
@@ -147,7 +148,8 @@ class Run:
     def as_it_fits(self) -> DistillConfig:
         "The run's config, in the micro-batches that its memory had room for when it was begun."
         config, fits = self.config, self.stages.marks.get('paired', {}).get('fits')
-        if config.overwrite or not fits or fits[0] >= config.batch_size or fits[0] * fits[1] != config.batch_size * config.gradient_accumulation_steps: return config
+        in_a_step = config.batch_size * config.gradient_accumulation_steps
+        if config.overwrite or not fits or fits[0] >= config.batch_size or fits[0] * fits[1] != in_a_step: return config
         say(f"micro-batches of {fits[0]} windows, {fits[1]} to an optimizer step, as this run's memory had room for when it was begun")
         return replace(config, batch_size=fits[0], gradient_accumulation_steps=fits[1])
 
@@ -181,7 +183,8 @@ class Run:
     ) -> list:  # of each teacher (its bits per byte, the student's)
         "What was measured is what each teacher's share begins with."
         measured = self.stages['measured']
-        bits = [(one['bits_per_byte'], measured['student_before']['bits_per_byte']) for one in measured.get('teachers') or [measured['teacher']]]
+        before = measured['student_before']['bits_per_byte']
+        bits = [(one['bits_per_byte'], before) for one in measured.get('teachers') or [measured['teacher']]]
         for lesson, both in zip(framework.lessons, bits): lesson.curriculum.lead.begin(*both)
         return bits
 
@@ -190,7 +193,8 @@ class Run:
     ) -> dict:   # as of `measure`, retention_before, as_read, answers
         "One of several teachers before anything is learnt."
         lesson, text, cache = self.framework.lessons[i], texts_of(self.text)[i], self.caches[i] if self.caches else None
-        if cache: return dict(cache.about['score'], retention_before=None, as_read=cache.about.get('as_read'), answers=cache.about.get('answers'))
+        if cache:
+            return dict(cache.about['score'], retention_before=None, as_read=cache.about.get('as_read'), answers=cache.about.get('answers'))
         batches, label = eval_batches(text['held_out'], lesson, self.config.batch_size), self.framework.labels[i]
         return dict(measure(lesson, watched(f'measuring {label}', batches), 'teacher'),
                     retention_before=retention(lesson, watched(f'comparing with {label}', batches)), as_read=as_read(lesson, text),
@@ -200,7 +204,8 @@ class Run:
         "What the student keeps of its teacher now."
         if self.caches: return None
         if not self.framework.further: return retention(self.framework, watched('comparing the two', self.batches))
-        return [retention(lesson, watched(f'comparing with {lesson.curriculum.teacher}', eval_batches(text['held_out'], lesson, self.config.batch_size)))
+        return [retention(lesson, watched(f'comparing with {lesson.curriculum.teacher}',
+                                          eval_batches(text['held_out'], lesson, self.config.batch_size)))
                 for lesson, text in zip(self.framework.lessons, texts_of(self.text))]
 
     def measure(self):
@@ -234,8 +239,10 @@ class Run:
 
     def measure_one(self) -> dict:  # of the mark
         cache = self.caches[0] if self.caches else None
-        return dict(teacher=cache.about['score'] if cache else measure(self.framework, watched('measuring the teacher', self.batches), 'teacher'),
-                    student_before=measure(self.framework, watched('measuring the student', self.batches)), retention_before=self.retentions(),
+        return dict(teacher=cache.about['score'] if cache
+                    else measure(self.framework, watched('measuring the teacher', self.batches), 'teacher'),
+                    student_before=measure(self.framework, watched('measuring the student', self.batches)),
+                    retention_before=self.retentions(),
                     as_read=cache.about.get('as_read') if cache else as_read(self.framework, self.text),
                     answers=dict(teacher=cache.about.get('answers') if cache else ask(self.framework, self.text, 'teacher'),
                                  student_before=ask(self.framework, self.text)))
@@ -258,8 +265,9 @@ class Run:
         mark = self.stages.marks.get(name, {})
         as_long = mark.get('asked') == self.asked if self.steps is None else mark.get('of') == self.steps
         whole = mark.get('ended') in ('done', 'stopped') and as_long and mark.get('files')
-        return bool(whole) and not differs(self.student_dir(name),
-                                           mark['files']) and not differs(self.student_dir(name).with_name('adapter'), mark.get('adapter') or {})
+        if not whole: return False
+        student = self.student_dir(name)
+        return not differs(student, mark['files']) and not differs(student.with_name('adapter'), mark.get('adapter') or {})
 
     def student_dir(self, name): return self.folder / ('control/student' if name == 'control' else 'student')
 
@@ -389,7 +397,8 @@ class Run:
     ) -> list:                  # of names
         "Tasks that a model was not measured by yet."
         if side is None:
-            sides = 'student_before', 'student_after', *['control'] * self.config.control, *(self.teacher_sides() if not self.config.teacher_cache else ())
+            sides = ('student_before', 'student_after', *['control'] * self.config.control,
+                     *(self.teacher_sides() if not self.config.teacher_cache else ()))
             return [name for one in sides for name in self.tasks_left(one)]
         found = self.tasks_found(side)
         return [name for name in task_names(self.config.eval_tasks) if name not in found or found[name]['limit'] != self.config.eval_limit]
@@ -431,7 +440,8 @@ class Run:
 
     def task_scores(self) -> dict:  # model -> task -> numbers
         "What is measured so far."
-        sides = {side: self.tasks_found(side) for side in (*self.teacher_sides(), 'student_before', 'student_after', *['control'] * self.config.control)}
+        sides = {side: self.tasks_found(side)
+                 for side in (*self.teacher_sides(), 'student_before', 'student_after', *['control'] * self.config.control)}
         return {side: {task: numbers for mark in found.values() for task, numbers in mark['found'].items()}
                 for side, found in sides.items() if found}
 
@@ -562,7 +572,8 @@ def distill(
                 raise DoesNotFit(f"reading held-out text does not fit into memory ({' '.join(str(error).split())[:200]}). Give "
                                  f"{ways_to_fit(config.batch_size, config.gradient_accumulation_steps)}.") from error
             if isinstance(error, NoRoom) or not is_full(error, config.output_dir): raise
-            raise NoRoom(f"the disk of {config.output_dir} is full: make room and run it again, it goes on from its last checkpoint.") from error
+            raise NoRoom(f"the disk of {config.output_dir} is full: make room and run it again, it goes on from its last "
+                         f"checkpoint.") from error
 
 # %% ../nbs/52_run.ipynb #b27c4c8e
 DEMO_STEPS = 2000  # optimizer steps of 256 tokens, for student and control each

@@ -71,7 +71,7 @@ def as_read(
     framework: StudentAwareDistillationFramework,
     text: dict,        # of prepare_text
     windows: int = 32, # of the held-out text, at most
-) -> dict|None:        # of `teacher_as_read`, and windows, how many were read; None where no token-level target is taught, and for conversations
+) -> dict|None:        # of `teacher_as_read`, and windows read; None without a token-level target, and for conversations
     "How much of the teacher reaches the student, from a few windows."
     if text['chat'] is not None or framework.vocab_map.crossings is None or not (framework.knowledge and framework.config.asks_ends):
         return None

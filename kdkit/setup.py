@@ -37,7 +37,8 @@ def plain_text_only(
     config: DistillConfig,
 ) -> DistillConfig:
     "The same run without a teacher's losses."
-    return replace(config, alpha_lm=1., **{f'alpha_{name}': 0. for name in ('kd', 'unaligned', 'feature', 'attention', 'layerwise', 'contrastive')})
+    return replace(config, alpha_lm=1.,
+                   **{f'alpha_{name}': 0. for name in ('kd', 'unaligned', 'feature', 'attention', 'layerwise', 'contrastive')})
 
 # %% ../nbs/47_setup.ipynb #52sevra1
 def texts_of(
@@ -57,7 +58,8 @@ def make_framework(
     texts = texts_of(text)[:len(config.teachers)]
     each = lambda name: [one[name] for one in texts] if len(texts) > 1 else text[name]
     method = config.kd_method if len(texts) > 1 else text['method']  # of several, the maps say it
-    framework = StudentAwareDistillationFramework(replace(config, kd_method=method), teacher, None, vocab_map=each('vocab_map'), pair=each('pair'))
+    framework = StudentAwareDistillationFramework(replace(config, kd_method=method), teacher, None, vocab_map=each('vocab_map'),
+                                                  pair=each('pair'))
     for lesson, one in zip(framework.lessons, texts):
         if one['chat']: lesson.converse(one['chat'])
     return framework
