@@ -1,10 +1,11 @@
 """What a step from a teacher cache costs, over a step of plain training on the same windows.
 
-    python benchmarks/cached_step.py                # a student of 1 M parameters, and one with SmolLM-135M's body: some minutes on two CPU cores
+    python benchmarks/cached_step.py                # a student of 1 M parameters, and one with SmolLM-135M's body: some minutes on two CPU
+    cores
     python benchmarks/cached_step.py --turns 5      # more turns, a steadier median
 
-Both read the embedded pair's text: the first with the embedded student's tokenizer, the other with one of 16,384 entries that is trained on the text. Each turn
-trains both ways, one after the other in this process, and the ratio is that of a turn; what is printed is the median.
+Both read the embedded pair's text: the first with the embedded student's tokenizer, the other with one of 16,384 entries that is trained on
+the text. Each turn trains both ways, one after the other in this process, and the ratio is that of a turn; what is printed is the median.
 """
 import argparse
 import sys

@@ -1,4 +1,5 @@
-"""How fast conversations are paired: CPU seconds of the two tokenizers alone (their templates rendered, their tokens made), beside those of pairing, which does both and finds every content in both.
+"""How fast conversations are paired: CPU seconds of the two tokenizers alone (their templates rendered, their tokens made), beside those of
+pairing, which does both and finds every content in both.
 
 python benchmarks/conversations.py STUDENT TEACHER [n]   # folders or ids of two models; n conversations, made of docstrings
 """

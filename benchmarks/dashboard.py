@@ -2,8 +2,8 @@
 
     python benchmarks/dashboard.py [--steps 300] [--turns 4]
 
-Two figures: the ratio of wall times, which on a busy machine scatters by more than the cost itself, and the share of the training time that was spent inside the
-view's own calls (signs, drawing, clicks), which does not.
+Two figures: the ratio of wall times, which on a busy machine scatters by more than the cost itself, and the share of the training time that
+was spent inside the view's own calls (signs, drawing, clicks), which does not.
 """
 import argparse
 import tempfile

@@ -1,10 +1,11 @@
-"""Proof on a GPU, in one command: a T4 made out of whatever card is there, 50 steps in fp16 beside the same 50 in fp32, and the memory at its fullest, measured and planned.
+"""Proof on a GPU, in one command: a T4 made out of whatever card is there, 50 steps in fp16 beside the same 50 in fp32, and the memory at
+its fullest, measured and planned.
 
     python benchmarks/gpu.py            # the README's pair at its full shapes, random weights: what fits a T4 and stays finite
     python benchmarks/gpu.py --embedded # the pair that comes with kdkit, which learns: fp16 must learn what fp32 learns
 
-A T4 is emulated by its memory (14.6 of the card's GB) and its kernels (no flash and no cuDNN attention, no TF32); its speed is not. Needs no network.
-"""
+A T4 is emulated by its memory (14.6 of the card's GB) and its kernels (no flash and no cuDNN attention, no TF32); its speed is not. Needs
+no network. """
 import argparse
 import json
 import math

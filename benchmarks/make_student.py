@@ -1,4 +1,5 @@
-"""What a student that is cut out of its teacher is worth against a random one of its shape: the embedded teacher, the demo's text and the other tokenizer.
+"""What a student that is cut out of its teacher is worth against a random one of its shape: the embedded teacher, the demo's text and the
+other tokenizer.
 
     python benchmarks/make_student.py             # 300 steps of 2 windows of 128 tokens, 2 and 3 of the teacher's 5 layers
     python benchmarks/make_student.py --steps 1000 --layers 3

@@ -3,8 +3,8 @@
     python benchmarks/memory.py            # Qwen -> GPT-2
     python benchmarks/memory.py --same     # one tokenizer
 
-Memory is how far the process grew over what it held before (peak resident size on a CPU, peak allocated on a GPU). `bare` is cross-entropy over all logits at once, with the teacher's head
-besides, whose logits are thrown away.
+Memory is how far the process grew over what it held before (peak resident size on a CPU, peak allocated on a GPU). `bare` is cross-entropy
+over all logits at once, with the teacher's head besides, whose logits are thrown away.
 """
 import json
 import os

@@ -1,7 +1,7 @@
 """Random models of chosen shapes behind real tokenizers, text that is on every machine, and how ways of doing the same are compared.
 
-A machine that does other things too makes seconds worthless. So all ways take turns in one process, a turn gives the ratio of each to the first in the time that
-the *process* had (CPU seconds; on a GPU, seconds until the device is done), and the median of the turns is printed.
+A machine that does other things too makes seconds worthless. So all ways take turns in one process, a turn gives the ratio of each to the
+first in the time that the *process* had (CPU seconds; on a GPU, seconds until the device is done), and the median of the turns is printed.
 """
 import argparse
 import importlib.metadata

@@ -1,11 +1,12 @@
 """What happens before the first step: CPU seconds of every phase, in a fresh process for every row.
 
-    python benchmarks/startup.py                                 # Qwen -> GPT-2, 300 kB of text, small random models with the true vocabularies
+    python benchmarks/startup.py                                 # Qwen -> GPT-2, 300 kB of text, small random models with the true
+    vocabularies
     python benchmarks/startup.py --teacher-tokenizer FOLDER …    # tokenizers from disk
 
-`plain` is what nobody can do without: transformers and its Trainer are imported, both tokenizers and both models loaded, the text is tokenized by both, and both models make a step of one window.
-`first` is kdkit with nothing on the disk, `new text` another text for the same pair of tokenizers, `again` the same command once more.
-"""
+`plain` is what nobody can do without: transformers and its Trainer are imported, both tokenizers and both models loaded, the text is
+tokenized by both, and both models make a step of one window. `first` is kdkit with nothing on the disk, `new text` another text for the
+same pair of tokenizers, `again` the same command once more. """
 import json
 import os
 import subprocess

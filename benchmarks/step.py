@@ -4,9 +4,9 @@
     python benchmarks/step.py --same                          # one tokenizer
     python benchmarks/step.py --teacher-tokenizer FOLDER …    # tokenizers from disk
 
-`bare` is the floor: the teacher reads the batch, the student reads it, cross-entropy, backward, AdamW. `readable` is kdkit's own slow way, which lets autograd go back through
-slices that are computed twice. With one tokenizer, others are measured where they are installed (pip install trl liger-kernel): TRL's loss of GKD at the forward KL, and Liger's chunked loss.
-"""
+`bare` is the floor: the teacher reads the batch, the student reads it, cross-entropy, backward, AdamW. `readable` is kdkit's own slow way,
+which lets autograd go back through slices that are computed twice. With one tokenizer, others are measured where they are installed (pip
+install trl liger-kernel): TRL's loss of GKD at the forward KL, and Liger's chunked loss. """
 import torch
 from transformers import get_scheduler  # noqa: F401  (imports what every way needs before the clock starts)
 

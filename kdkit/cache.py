@@ -192,7 +192,7 @@ def write_cache(
     pad_id: int = 0,       # the teacher's
     vocab_map: VocabMap|None = None,    # with a tree, also ask inside the teacher's tokens and of tokens that cross
     opens: Tensor|None = None,          # [teacher vocabulary] bool, tokens that begin a new word; None: every one does
-    shard_rows: int|None = None, # rows in a file; unset: a 64th of them, in whole batches, so that little is asked again where it is cut off
+    shard_rows: int|None = None, # rows in a file; unset: a 64th of them, in whole batches: little is asked twice
     progress=lambda done, total: None,  # called with the rows done so far, and how many there are
 ) -> Path:                 # the folder
     "Ask the teacher about every row, or go on where that was cut off; CacheError if the folder holds answers to something else."
@@ -242,7 +242,8 @@ class TeacherCache:
     def __init__(self, folder: str|Path):
         self.folder = Path(folder)
         if not (self.folder / 'cache.json').exists():
-            why = 'is not finished: run kdkit cache-teacher again, it goes on' if (self.folder / 'began.json').exists() else 'holds no teacher cache: write one with kdkit cache-teacher'
+            why = ('is not finished: run kdkit cache-teacher again, it goes on' if (self.folder / 'began.json').exists()
+                   else 'holds no teacher cache: write one with kdkit cache-teacher')
             raise CacheError(f"{folder} {why}.")
         self.about, self.shards = read_json(self.folder / 'cache.json'), {}
         if not {'form', 'n_rows', 'shard_rows', 'rows', 'name'} <= set(self.about):
@@ -258,7 +259,7 @@ class TeacherCache:
         teacher: str,   # the teacher's name in the config
         inside: Continuations|None = None,  # of the run's vocabulary map, if it asks inside tokens
         held_out: Dataset|None = None,      # of pair_dataset, to be measured on
-        known: dict = {},                   # what is known of that teacher here: weights, of `files_digest`, commit, and quantization, where it is asked for
+        known: dict = {},                   # of that teacher here: weights, of `files_digest`, commit, and quantization, if asked for
     ):
         "CacheError unless it was written for these rows, this teacher and this map's tree, and its teacher measured on this held-out text."
         side = 'pair' if inside else 'teacher'
@@ -291,9 +292,12 @@ class TeacherCache:
             self.shards[index] = {name: np.load(self.folder / f'{index:05}.{name}.npy', mmap_mode='r') for name in DTYPES}
         return self.shards[index]
 
+    # teacher_said: ids, then log-probabilities, after each of the teacher's tokens; teacher_inside: the same inside them, and the
+    # log-odds that the token goes on; teacher_crossing: the same where a token of the student's crosses; teacher_tokens: nats of
+    # each token, and whether a new word follows
     def read(self,
         row: int,
-        name: str,      # teacher_said: ids, then log-probabilities, after each of the teacher's tokens; teacher_inside: the same inside them, and the log-odds that the token goes on; teacher_crossing: the same where a token of the student's crosses; teacher_tokens: nats of each token, and whether a new word follows
+        name: str,      # teacher_said, teacher_inside, teacher_crossing or teacher_tokens
     ) -> np.ndarray:    # [teacher tokens or positions inside them, 2 kept, 2 kept + 1 or 2] fp32
         "What was said about a row."
         index, at = divmod(row, self.about['shard_rows'])

@@ -70,7 +70,8 @@ def check_names(
     "ConfigError for a missing name, a path that is not there, or an output folder that is a file."
     missing = [name for name in needed if not getattr(config, name)]
     if missing: raise ConfigError(f"{', '.join('--' + name for name in missing)} {'is' if len(missing) == 1 else 'are'} missing.")
-    named = [('teacher_model', name) for name in config.teachers] + [(name, getattr(config, name)) for name in ('student_model', 'dataset', 'eval_dataset')]
+    named = ([('teacher_model', name) for name in config.teachers]
+             + [(name, getattr(config, name)) for name in ('student_model', 'dataset', 'eval_dataset')])
     for name, value in named:
         value = value or ''
         path = value.partition('[')[0] if 'dataset' in name and not Path(value).exists() else value  # a split or slice may stand behind
@@ -149,7 +150,7 @@ def only(
 
 # %% ../nbs/62_cli.ipynb #814ca6a6
 def evaluate(words: list):
-    "measure a student, and what it keeps of a teacher"
+    "measure a student, and how far it agrees with a teacher"
     config, given = only(words, EVAL_OPTIONS)
     check_names(config, ('student_model',) if config.eval_tasks else ('student_model', 'dataset'))
     with loading(): from kdkit.run import evaluate_run
@@ -183,7 +184,7 @@ def compare(words: list):
 
 # %% ../nbs/62_cli.ipynb #0eb7cd8a
 def cache_teacher(words: list):
-    "write down what the teacher says, to train without it"
+    "save the teacher's predictions for the training text, to train later without it in memory"
     config, _ = read_options(words)
     check_names(config, ('teacher_model', 'student_model', 'dataset', 'teacher_cache'))
     with loading(): from kdkit.run import cache_teacher
@@ -220,7 +221,8 @@ def write(words: list):
         from kdkit.sequence import write_dataset
     quiet_libraries()
     said = write_dataset(config, own.pop('output'), **own, **({'batch_size': config.batch_size} if 'batch_size' in given else {}))
-    left = ', '.join(f'{said[name]:,} {what}' for name, what in (('unfinished', 'that were not over left out'), ('refused', 'prompts refused by the template or too long')) if said[name])
+    left = ', '.join(f'{said[name]:,} {what}' for name, what in (('unfinished', 'that were not over left out'),
+                                                                 ('refused', 'prompts refused by the template or too long')) if said[name])
     print(f"{said['answers']:,} answers to {said['prompts']:,} prompts are in {said['path']}{f' ({left})' * bool(left)}; kdkit train "
           f"--dataset {said['path']} learns from them.")
 
@@ -249,7 +251,8 @@ def cut_student(words: list):
         from kdkit.run import quiet_libraries
     quiet_libraries()
     made = make_student(own['from'], own['output_dir'], int(own['layers']), own.get('vocab'), **load_options(config, 'teacher'))
-    rows = '' if made['one_token'] is None else f", {made['rows']:,} rows ({made['one_token']:.0%} of them one of the teacher's, the others means)"
+    rows = ('' if made['one_token'] is None
+            else f", {made['rows']:,} rows ({made['one_token']:.0%} of them one of the teacher's, the others means)")
     print(f"layers {', '.join(map(str, made['kept']))} of {made['of']}{rows}, {made['parameters'] / 1e6:,.1f} M of "
           f"{made['teacher_parameters'] / 1e6:,.1f} M parameters: "
           f"the student is in {own['output_dir']}; kdkit train --student_model {own['output_dir']} --teacher_model "
@@ -297,15 +300,22 @@ COMMANDS = {'doctor': doctor, 'demo': demo, 'train': train, 'eval': evaluate, 'c
             'kaggle': kaggle, 'write': write, 'make-student': cut_student, 'plan': plan}
 
 # %% ../nbs/62_cli.ipynb #4df92035
-USAGE = {'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR '
-                          '[--cache_top_k N] [--cache_samples N] [--option value ...]'} | dict(kaggle='kdkit kaggle push [--user NAME] [--title TITLE] [--dataset OWNER/NAME ...] [--model OWNER/MODEL/FRAMEWORK/VARIATION/VERSION ...]', doctor='kdkit doctor [config.yaml or recipe] [--output_dir DIR] [--option value ...]', demo='kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
-             train='kdkit train [config.yaml or recipe] --teacher_model NAME [NAME ...] --student_model NAME --dataset NAME [--option value ...]',
-             eval='kdkit eval --student_model NAME [--dataset NAME] [--eval_tasks TASK,TASK] [--teacher_model NAME] [--option value ...]',
-             compare='kdkit compare RUN RUN [RUN ...]',
-             plan='kdkit plan [config.yaml or recipe] --teacher_model NAME --student_model NAME [--gb N] [--measure N] [--option value ...]',
-             **{'make-student': 'kdkit make-student --from TEACHER --layers N --output_dir DIR [--vocab TOKENIZER] [--option value ...]'},
-             write='kdkit write --teacher_model NAME --dataset NAME --output FILE.jsonl [--answers N] [--temperature T] '
-                   '[--new_tokens N] [--option value ...]')
+USAGE = {
+    'doctor': 'kdkit doctor [config.yaml or recipe] [--output_dir DIR] [--option value ...]',
+    'demo': 'kdkit demo [--output_dir DIR] [--max_steps N] [--option value ...]',
+    'train': 'kdkit train [config.yaml or recipe] --teacher_model NAME [NAME ...] --student_model NAME --dataset NAME '
+             '[--option value ...]',
+    'eval': 'kdkit eval --student_model NAME [--dataset NAME] [--eval_tasks TASK,TASK] [--teacher_model NAME] [--option value ...]',
+    'compare': 'kdkit compare RUN RUN [RUN ...]',
+    'cache-teacher': 'kdkit cache-teacher [config.yaml] --teacher_model NAME --student_model NAME --dataset NAME --teacher_cache DIR '
+                     '[--cache_top_k N] [--cache_samples N] [--option value ...]',
+    'kaggle': 'kdkit kaggle push [--user NAME] [--title TITLE] [--dataset OWNER/NAME ...] '
+              '[--model OWNER/MODEL/FRAMEWORK/VARIATION/VERSION ...]',
+    'plan': 'kdkit plan [config.yaml or recipe] --teacher_model NAME --student_model NAME [--gb N] [--measure N] '
+            '[--option value ...]',
+    'make-student': 'kdkit make-student --from TEACHER --layers N --output_dir DIR [--vocab TOKENIZER] [--option value ...]',
+    'write': 'kdkit write --teacher_model NAME --dataset NAME --output FILE.jsonl [--answers N] [--temperature T] '
+             '[--new_tokens N] [--option value ...]'}
 
 # %% ../nbs/62_cli.ipynb #09d0d16a
 def option_lines(

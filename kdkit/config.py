@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
@@ -121,7 +122,7 @@ class DistillConfig:
     early_stopping: bool = option(False, 'stop when held-out text gets no better, and keep the best student')
     patience: int = option(20, 'evaluations without improvement before stopping')
     min_delta: float = option(0.01, 'nats per token that count as improvement')
-    early_stopping_warmup: int = option(1000, 'optimizer steps during which nothing stops')
+    early_stopping_warmup: int = option(1000, 'optimizer steps before early stopping may end the run')
     max_hours: float|None = option(None,
         'end the run like any other before so many hours are over, from the call on, on Kaggle from the start of the session (unset: '
         'no limit, on Kaggle 11.5)', group='ending early and going on')
@@ -131,13 +132,16 @@ class DistillConfig:
         'optimizer steps between evaluations and checkpoints (unset: 20 a run)', group='measuring and logging')
     max_eval_rows: int = option(512, 'windows that are evaluated at most')
     logging_steps: int = option(10, 'optimizer steps between lines of metrics.jsonl')
-    eval_tasks: str|None = option(None, 'what others measure by: tasks of lm-eval with commas between them, such as arc_easy,hellaswag, '
-                                        'or .yaml files of your own')
+    eval_tasks: str|None = option(None,
+        'standard benchmarks to measure by: tasks of lm-eval with commas between them, such as arc_easy,hellaswag, or .yaml files of '
+        'your own')
     eval_limit: int|None = option(None, 'examples of each task at most, for a quick look (unset: all)')
     push_to_hub: str|None = option(None, 'repo of the hub that the student goes to when the run is over: OWNER/NAME, or nothing behind '
                                          "it for the folder's name under your own; private unless hub_private_repo false is given")
-    drawing_share: float = option(0.005, "share of a run's time that the live view may take to draw, after two minutes of a picture every 5 s")
-    recipe: str = option('default', "loss weights: 'default', or 'seed' for those of the old system", group='losses and their weights')
+    drawing_share: float = option(0.005,
+        "share of a run's time that the live view may take to draw, after two minutes of a picture every 5 s")
+    recipe: str = option('default', "loss weights: 'default', or 'seed', all losses together with fixed weights",
+                         group='losses and their weights')
     alpha_lm: float|None = option(None,
         "weight of the cross-entropy with the text, at every position (unset, here and below: the recipe's; by default 1 "
         "less the teacher's share)")
@@ -187,7 +191,8 @@ class DistillConfig:
     attn_implementation: str|None = option(None,
                                            "how both models compute attention, by transformers' name for it: sdpa, eager, "
                                            "flash_attention_2, ... (unset: sdpa)")
-    teacher_device: str = option('auto', "where the teacher reads: cuda:1, cuda, cpu, or split, its layers over all GPUs, for one that none "
+    teacher_device: str = option('auto',
+                                 "where the teacher reads: cuda:1, cuda, cpu, or split, its layers over all GPUs, for one that none "
                                          "holds alone (auto: a second GPU that would idle, else beside the student)")
     trust_remote_code: bool = option(False, "run a model's own code from the hub")
     cache_dir: str|None = option(None, 'where the hub keeps its downloads')
@@ -199,7 +204,8 @@ class DistillConfig:
                                       'what gets adapters: all-linear (every linear layer but the head), or names of layers with commas '
                                       'between them, such as q_proj,v_proj')
     teacher_cache: str|list[str]|None = option(None,
-        "folder written by kdkit cache-teacher: trains without a teacher in memory; of several teachers one each", group="a teacher's answers, written down once")
+        "folder written by kdkit cache-teacher: trains without a teacher in memory; of several teachers one each",
+        group="a teacher's answers, written down once")
     cache_top_k: int = option(16, 'likeliest teacher tokens that kdkit cache-teacher keeps at a position')
     cache_samples: int = option(16, 'further teacher tokens that it draws at random, each for an equal part of the remaining probability')
 
@@ -216,95 +222,149 @@ class DistillConfig:
 
     def check(self):
         "ConfigError for the first value that cannot be."
-        def demand(name, holds, rule):
-            value = getattr(self, name)
-            number = not isinstance(value, float) or math.isfinite(value)
-            if not (number and holds(value)): raise ConfigError(f"{name} is {value!r}, but it must be {rule}.")
+        self.check_kinds()
+        self.check_losses()
+        self.check_comparison()
+        self.check_models()
+        self.check_training()
+        self.check_text()
+        self.check_teachers()
+        self.check_cache()
+        self.check_benchmarks()
+
+    def demand(self,
+        name: str,        # of a field
+        holds: Callable,  # value -> whether it can be
+        rule: str,        # in words
+    ):
+        "ConfigError where the rule does not hold, or a number is not finite."
+        value = getattr(self, name)
+        number = not isinstance(value, float) or math.isfinite(value)
+        if not (number and holds(value)): raise ConfigError(f"{name} is {value!r}, but it must be {rule}.")
+
+    def demand_one_of(self, known, *names):
+        for name in names: self.demand(name, lambda x: x in known, 'one of ' + ', '.join(known))
+
+    def demand_least(self, least, *names):
+        for name in names: self.demand(name, lambda x: x is None or x >= least, f'{least} or more')
+
+    def demand_temperature(self, name):
+        self.demand(name, lambda x: x > 0, 'above 0')
+        self.demand(name, lambda x: x <= 1000, 'at most 1000')
+
+    def demand_only(self,
+        only: dict,  # field -> the one value that it may have
+        why: str,    # with {name} and {only}
+    ):
+        for name, value in only.items():
+            if getattr(self, name) != value:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but {why.format(name=name, only=repr(value))}.")
+
+    def check_kinds(self):
+        "What holds for every text and every number."
         for f in fields(self):
             texts = value if isinstance(value := getattr(self, f.name), list) else [value]
             if any(isinstance(text, str) for text in texts):
-                demand(f.name, lambda x: not any('\0' in text for text in texts), 'text without a NUL character')
-        demand('output_dir', lambda x: x.strip(), 'the name of a folder')
+                self.demand(f.name, lambda x: not any('\0' in text for text in texts), 'text without a NUL character')
+        self.demand('output_dir', lambda x: x.strip(), 'the name of a folder')
         for f in fields(self):
-            if isinstance(getattr(self, f.name), int): demand(f.name, lambda x: x < 2**32, 'below 2**32')
+            if isinstance(getattr(self, f.name), int): self.demand(f.name, lambda x: x < 2**32, 'below 2**32')
+
+    def check_losses(self):
+        "Weights, schedules and what single losses are set by."
         for name in RECIPES['default']:
-            demand(f'alpha_{name}', lambda x: x is None or 0 <= x <= 1e6, 'a weight of 0 or more, up to a million')
-        demand('kd_method', lambda x: x in KD_METHODS, 'one of ' + ', '.join(KD_METHODS))
-        demand('balance', lambda x: x in BALANCES, 'one of ' + ', '.join(BALANCES))
-        demand('aware_by', lambda x: x in AWARE_BY, 'one of ' + ', '.join(AWARE_BY))
-        demand('aware_share', lambda x: 0 < x <= 1, 'above 0 and at most 1')
-        if self.student_aware and self.kd_method == 'span':
-            raise ConfigError("student_aware chooses positions, and kd_method 'span' compares stretches: choose one of the two.")
-        demand('divergence', lambda x: x in DIVERGENCES, 'one of ' + ', '.join(DIVERGENCES))
-        demand('teacher_dtype', lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
-        demand('student_dtype', lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
-        for name in ('teacher_quantization', 'student_quantization'):
-            demand(name, lambda x: x in (None, *QUANTIZATIONS), ' or '.join(QUANTIZATIONS))
-        demand('lora_r', lambda x: x is None or x >= 1, '1 or more')
-        demand('lora_alpha', lambda x: x is None or x > 0, 'above 0')
-        demand('lora_dropout', lambda x: 0 <= x < 1, 'at least 0 and below 1')
-        demand('lora_target_modules', lambda x: all(name.strip() for name in x.split(',')),
-               "all-linear, or names of layers with commas between them")
-        for name, unset in dict(lora_alpha=None, lora_dropout=0., lora_target_modules='all-linear').items():
-            if self.lora_r is None and getattr(self, name) != unset:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, but there are no adapters without lora_r: give "
-                                  f"it too, such as lora_r=16.")
-        demand('teacher_device', lambda x: re.fullmatch(r'auto|split|cpu|mps|cuda(:\d+)?', x), 'auto, split, cpu, cuda or a GPU such as cuda:1')
-        if self.teacher_device == 'split' and self.uses('attention'):
-            raise ConfigError("teacher_device is 'split', but alpha_attention compares attention on one device: leave one of the two out.")
-        for name in ('temperature', 'contrastive_temperature', 'learning_rate', 'num_epochs'):
-            demand(name, lambda x: x is None and name == 'learning_rate' or x > 0, 'above 0')
-        demand('learning_rate', lambda x: x is None or x <= 100, 'at most 100')
-        for name in ('temperature', 'contrastive_temperature'): demand(name, lambda x: x <= 1000, 'at most 1000')
-        demand('num_epochs', lambda x: x <= 1e6, 'at most a million')
+            self.demand(f'alpha_{name}', lambda x: x is None or 0 <= x <= 1e6, 'a weight of 0 or more, up to a million')
+        self.demand_one_of(BALANCES, 'balance')
         if not any(map(self.uses, RECIPES['default'])):
             raise ConfigError("every alpha is 0, so there is nothing to learn: give at least one loss a weight.")
-        demand('drawing_share', lambda x: 0 < x <= 1, 'above 0 and at most 1')
-        demand('span_likely', lambda x: 0 <= x < 1, 'at least 0 and below 1')
-        demand('beta', lambda x: 0 <= x <= 1, 'between 0 and 1')
-        demand('skew', lambda x: 0 <= x < 1, 'at least 0 and below 1')
-        demand('eval_fraction', lambda x: 0 < x < 1, 'between 0 and 1')
-        for name in ('batch_size', 'gradient_accumulation_steps', 'logging_steps', 'max_eval_rows', 'patience', 'cache_top_k'):
-            demand(name, lambda x: x >= 1, '1 or more')
-        for name in ('max_length', 'contrastive_segments'): demand(name, lambda x: x >= 2, '2 or more')
-        demand('teacher_max_length', lambda x: x is None or x >= 2, '2 or more')
-        for name in ('warmup_steps', 'early_stopping_warmup', 'min_delta', 'cache_samples'):
-            demand(name, lambda x: x is None or x >= 0, '0 or more')
-        demand('documents_by', lambda x: x in DOCUMENT_FORMS, 'one of ' + ', '.join(DOCUMENT_FORMS))
-        demand('format', lambda x: x in ('auto', 'text', *CHAT_FORMS), 'one of ' + ', '.join(('auto', 'text', *CHAT_FORMS)))
-        demand('train_on', lambda x: x in ('answers', 'all'), 'answers or all')
-        demand('long_conversations', lambda x: x in ('cut', 'leave_out'), 'cut or leave_out')
-        for name in ('max_documents', 'num_proc'): demand(name, lambda x: x is None or x >= 1, '1 or more')
-        demand('num_proc', lambda x: x is None or x <= 1024, 'at most 1024')
+        self.demand_temperature('contrastive_temperature')
+        self.demand_least(2, 'contrastive_segments')
+        self.demand_least(1, 'total_steps')
         if self.uses('contrastive') and self.contrastive_segments > self.max_length:
             raise ConfigError(f"contrastive_segments is {self.contrastive_segments} and max_length {self.max_length}, so that most "
                               f"segments would be empty: lower contrastive_segments.")
+
+    def check_comparison(self):
+        "How teacher and student are compared."
+        self.demand_one_of(KD_METHODS, 'kd_method')
+        self.demand_one_of(DIVERGENCES, 'divergence')
+        self.demand_one_of(AWARE_BY, 'aware_by')
+        self.demand('aware_share', lambda x: 0 < x <= 1, 'above 0 and at most 1')
+        if self.student_aware and self.kd_method == 'span':
+            raise ConfigError("student_aware chooses positions, and kd_method 'span' compares stretches: choose one of the two.")
+        self.demand_temperature('temperature')
+        self.demand('beta', lambda x: 0 <= x <= 1, 'between 0 and 1')
+        for name in ('skew', 'span_likely'): self.demand(name, lambda x: 0 <= x < 1, 'at least 0 and below 1')
+        if not self.soft_ends: return
+        self.demand_only(dict(inside_tokens=True, divergence='forward_kl', temperature=1.), 'soft_ends needs {name}={only}')
+        if self.kd_method not in ('auto', *KD_MAPS):
+            raise ConfigError(f"soft_ends needs a kd_method that maps one vocabulary to the other, and {self.kd_method!r} does not: choose "
+                              f"auto, or one of {', '.join(KD_MAPS)}.")
+
+    def check_models(self):
+        "Precision, place and adapters."
+        for name in ('teacher_dtype', 'student_dtype'):
+            self.demand(name, lambda x: x in ('auto', 'float32', 'float16', 'bfloat16'), 'auto, float32, float16 or bfloat16')
+        for name in ('teacher_quantization', 'student_quantization'):
+            self.demand(name, lambda x: x in (None, *QUANTIZATIONS), ' or '.join(QUANTIZATIONS))
+        self.demand('teacher_device', lambda x: re.fullmatch(r'auto|split|cpu|mps|cuda(:\d+)?', x),
+                    'auto, split, cpu, cuda or a GPU such as cuda:1')
+        if self.teacher_device == 'split' and self.uses('attention'):
+            raise ConfigError("teacher_device is 'split', but alpha_attention compares attention on one device: leave one of the two out.")
+        self.demand_least(1, 'lora_r')
+        self.demand('lora_alpha', lambda x: x is None or x > 0, 'above 0')
+        self.demand('lora_dropout', lambda x: 0 <= x < 1, 'at least 0 and below 1')
+        self.demand('lora_target_modules', lambda x: all(name.strip() for name in x.split(',')),
+                    "all-linear, or names of layers with commas between them")
+        if self.lora_r is None:
+            self.demand_only(dict(lora_alpha=None, lora_dropout=0., lora_target_modules='all-linear'),
+                             'there are no adapters without lora_r: give it too, such as lora_r=16')
+
+    def check_training(self):
+        "Steps, batches and hours."
+        self.demand('learning_rate', lambda x: x is None or x > 0, 'above 0')
+        self.demand('learning_rate', lambda x: x is None or x <= 100, 'at most 100')
+        self.demand('num_epochs', lambda x: x > 0, 'above 0')
+        self.demand('num_epochs', lambda x: x <= 1e6, 'at most a million')
+        self.demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
+        self.demand_least(1, 'batch_size', 'gradient_accumulation_steps', 'logging_steps', 'eval_steps', 'max_eval_rows', 'patience')
+        self.demand_least(0, 'warmup_steps', 'early_stopping_warmup', 'min_delta')
+        self.demand('drawing_share', lambda x: 0 < x <= 1, 'above 0 and at most 1')
+        self.demand('max_hours', lambda x: x is None or x > 0, 'above 0')
+        self.demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
+
+    def check_text(self):
+        "Windows, documents and conversations."
+        self.demand_least(2, 'max_length', 'teacher_max_length')
+        self.demand('eval_fraction', lambda x: 0 < x < 1, 'between 0 and 1')
+        self.demand_one_of(DOCUMENT_FORMS, 'documents_by')
+        self.demand_one_of(('auto', 'text', *CHAT_FORMS), 'format')
+        self.demand('train_on', lambda x: x in ('answers', 'all'), 'answers or all')
+        self.demand('long_conversations', lambda x: x in ('cut', 'leave_out'), 'cut or leave_out')
+        self.demand_least(1, 'max_documents', 'num_proc')
+        self.demand('num_proc', lambda x: x is None or x <= 1024, 'at most 1024')
         if self.streaming and self.max_steps < 1:
             raise ConfigError("streaming reads as much as max_steps need, and max_steps is not given: how long a stream is, nobody knows.")
-        for name in ('eval_steps', 'total_steps'): demand(name, lambda x: x is None or x >= 1, '1 or more')
-        self.check_teachers()
-        if self.teacher_cache:
-            for name, only in dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0.,
-                                   alpha_contrastive=0.).items():
-                if getattr(self, name) != only:
-                    raise ConfigError(f"{name} is {getattr(self, name)!r}, but a teacher_cache holds only what {name}={only!r} needs.")
-            if self.kd_method not in ('auto', 'span', *KD_MAPS):
-                raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds a part of it: "
-                                  f"choose a vocabulary map, span, or auto.")
-        if self.soft_ends:
-            for name, only in dict(inside_tokens=True, divergence='forward_kl', temperature=1.).items():
-                if getattr(self, name) != only:
-                    raise ConfigError(f"{name} is {getattr(self, name)!r}, but soft_ends needs {name}={only!r}.")
-            if self.kd_method not in ('auto', *KD_MAPS):
-                raise ConfigError(f"soft_ends needs a kd_method that maps one vocabulary to the other, and {self.kd_method!r} does not: choose "
-                                  f"auto, or one of {', '.join(KD_MAPS)}.")
-        demand('eval_tasks', lambda x: x is None or any(name.strip() for name in x.split(',')), 'names of tasks with commas between them')
-        demand('eval_limit', lambda x: x is None or x >= 1, '1 or more')
+
+    def check_cache(self):
+        "A teacher's answers on the disk are a part of what a teacher in memory can say."
+        self.demand_least(1, 'cache_top_k')
+        self.demand_least(0, 'cache_samples')
+        if not self.teacher_cache: return
+        self.demand_only(dict(divergence='forward_kl', temperature=1., alpha_feature=0., alpha_attention=0., alpha_layerwise=0.,
+                              alpha_contrastive=0.),
+                         'a teacher_cache holds only what {name}={only} needs')
+        if self.kd_method not in ('auto', 'span', *KD_MAPS):
+            raise ConfigError(f"kd_method {self.kd_method!r} needs a whole distribution, and a teacher_cache holds a part of it: "
+                              f"choose a vocabulary map, span, or auto.")
+
+    def check_benchmarks(self):
+        "Tasks of lm-eval."
+        self.demand('eval_tasks', lambda x: x is None or any(name.strip() for name in x.split(',')),
+                    'names of tasks with commas between them')
+        self.demand_least(1, 'eval_limit')
         if self.eval_limit and not self.eval_tasks:
             raise ConfigError(f"eval_limit is {self.eval_limit}, but there are no eval_tasks: give both, or neither.")
-        demand('max_hours', lambda x: x is None or x > 0, 'above 0')
-        demand('seed', lambda x: 0 <= x < 2**32, 'between 0 and 2**32 - 1')
-        demand('max_steps', lambda x: x == -1 or x >= 1, '1 or more, or -1 for num_epochs to decide')
 
     def check_teachers(self):
         "ConfigError where the names, weights and caches of teachers do not fit together."
@@ -317,23 +377,24 @@ class DistillConfig:
                 raise ConfigError(f"teacher_weights has {len(weights)} numbers for the {len(names)} names of teacher_model: give one each.")
         folders = [] if caches is None else caches if isinstance(caches, list) else [caches]
         if folders and len(folders) != len(names) and self.teacher_model:
-            raise ConfigError(f"teacher_cache names {len(folders)} folders for the {len(names)} teachers of teacher_model: give one each, in "
-                              f"the same order.")
+            raise ConfigError(f"teacher_cache names {len(folders)} folders for the {len(names)} teachers of teacher_model: give one "
+                              f"each, in the same order.")
         if len(names) == 1: return
         for name, given in dict(teacher_model=names, teacher_cache=folders).items():
             same = [str(Path(one).expanduser()) for one in given]
             if '' in given: raise ConfigError(f"{name} holds an empty name: leave it out.")
             if twice := next((one for i, one in enumerate(given) if same[i] in same[:i]), None):
-                raise ConfigError(f"{name} names {twice!r} twice: " + ('name it once, and give it the sum of the weights.' if name == 'teacher_model'
-                                                                       else 'each teacher has a cache of its own.'))
+                raise ConfigError(f"{name} names {twice!r} twice: "
+                                  + ('name it once, and give it the sum of the weights.' if name == 'teacher_model'
+                                     else 'each teacher has a cache of its own.'))
         for name in ('teacher_revision', 'teacher_subfolder'):
             if getattr(self, name):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, and there are {len(names)} teachers, so that nobody knows whose it is: "
-                                  f"give folders instead of names on the hub.")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, and there are {len(names)} teachers, so that nobody knows whose "
+                                  f"it is: give folders instead of names on the hub.")
         for name in ('feature', 'attention', 'layerwise', 'contrastive'):
             if self.uses(name):
-                raise ConfigError(f"alpha_{name} is {getattr(self, f'alpha_{name}')}, but this loss looks inside one teacher, and there are "
-                                  f"{len(names)}: leave it out, or name one teacher.")
+                raise ConfigError(f"alpha_{name} is {getattr(self, f'alpha_{name}')}, but this loss looks inside one teacher, and there "
+                                  f"are {len(names)}: leave it out, or name one teacher.")
 
     @property
     def teachers(self) -> list:
@@ -363,7 +424,8 @@ class DistillConfig:
         what: str,  # that has no use for more
     ):
         "ConfigError where there are several."
-        if len(self.teachers) > 1: raise ConfigError(f"{what} takes one teacher, but teacher_model names {len(self.teachers)}: {', '.join(self.teachers)}.")
+        if len(self.teachers) > 1:
+            raise ConfigError(f"{what} takes one teacher, but teacher_model names {len(self.teachers)}: {', '.join(self.teachers)}.")
         return self
 
     def of_teacher(self,
@@ -464,7 +526,8 @@ def read_config_file(
     if path.stat().st_size > 2**20:
         raise ConfigError(f"config file {str(path)!r} has {path.stat().st_size:,} bytes: it is no file of options.")
     try: values = yaml.load(path.read_text(encoding='utf-8'), no_aliases())
-    except (yaml.YAMLError, ValueError, RecursionError) as error: raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"config file {str(path)!r} is not YAML or JSON: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config file {str(path)!r} holds a {type(values).__name__}, but it must map option names to values.")
     return values

@@ -95,7 +95,8 @@ class Curriculum:
     ) -> float:      # alpha times factor, times what a person made of it
         "Weight of a loss at that step; where it follows the teacher's lead, as far as that is known now."
         if name not in self.alphas: raise KeyError(f"no loss is called {name!r}: choose one of {', '.join(self.alphas)}.")
-        return self.alpha(name) * self.factor(step / self.total_steps if self.total_steps else 0., name) * self.multipliers.get(self.named(name), 1.)
+        progress = step / self.total_steps if self.total_steps else 0.
+        return self.alpha(name) * self.factor(progress, name) * self.multipliers.get(self.named(name), 1.)
 
     @property
     def follows(self) -> list:  # names of losses

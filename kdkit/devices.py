@@ -176,7 +176,7 @@ def pick_autocast(
 ) -> tuple:           # ('fp16', 'bf16' or 'fp32', why)
     "In which precision a student's matrix products are made; its parameters are fp32 in any case."
     if wish: return wish, 'asked for' + TOO_SLOW * (gpu is None and wish == 'bf16' and cpu_lacks('bfloat16'))
-    if gpu is None: return 'fp32', 'a CPU is no faster in fp16' if cpu_lacks('bfloat16') else 'with bf16 this CPU may be two or three times as fast'
+    if gpu is None: return 'fp32', 'a CPU is no faster in fp16' if cpu_lacks('bfloat16') else 'bf16 may be twice as fast here'
     if gpu.capability >= (7, 0): return 'fp16', 'its tensor cores compute in it'
     if gpu.capability in ((5, 3), (6, 0), (6, 2)): return 'fp16', 'it computes twice as fast in it, without tensor cores'
     return 'fp16', 'it takes half the memory; this card computes no faster in it'

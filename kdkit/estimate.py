@@ -36,7 +36,8 @@ def in_a_sentence(
     parts: dict,  # name -> seconds
 ) -> str:
     "One estimate for all of it."
-    return f"about {in_words(sum(parts.values()))} left in all: " + ', '.join(f'{name} {in_words(seconds)}' for name, seconds in parts.items())
+    return (f"about {in_words(sum(parts.values()))} left in all: "
+            + ', '.join(f'{name} {in_words(seconds)}' for name, seconds in parts.items()))
 
 # %% ../nbs/33_estimate.ipynb #bbf61bc1
 @torch.no_grad()
@@ -71,7 +72,7 @@ class Estimate(TrainerCallback):
         after: int = 20,              # optimizer steps
         warm_up: int = 3,             # of them that do not count
         clock=time.perf_counter,
-        view=None,                    # the live view, which shows the time itself: it hears how long what follows takes, and nothing is printed
+        view=None,                    # the live view, which shows the time itself: it hears what follows, and nothing is printed
     ):
         self.trainer, self.control, self.after, self.warm_up, self.clock, self.view = trainer, control, after, warm_up, clock, view
         self.ends = []

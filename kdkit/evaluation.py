@@ -33,7 +33,8 @@ def scored_labels(
 ) -> torch.Tensor:           # [batch, tokens], -100 where nothing is scored
     "The tokens that count: all of a text but its end, and of conversations what is learnt."
     prefix = '' if side == 'student' else 'teacher_'
-    labels = batch[f'{prefix}labels'] if f'{prefix}labels' in batch else batch[f'{prefix}input_ids'].masked_fill(batch[f'{prefix}attention_mask'] == 0, -100)
+    labels = (batch[f'{prefix}labels'] if f'{prefix}labels' in batch
+              else batch[f'{prefix}input_ids'].masked_fill(batch[f'{prefix}attention_mask'] == 0, -100))
     labels = labels.to(device)
     ends = [] if end_id is None else [end_id] if isinstance(end_id, int) else [*end_id]
     return labels.masked_fill(torch.isin(labels, torch.tensor(ends, device=device, dtype=labels.dtype)), -100)
@@ -152,7 +153,7 @@ def teacher_as_read(
     framework: StudentAwareDistillationFramework,  # with a map that has a tree; its teacher is asked
     batches: Iterable,                             # collated batches
     least: float = 1e-6,                           # probability that counts where less is said
-) -> dict:                                         # bits_per_byte as the student can read it, teacher_bits_per_byte, unread: share of the tokens of which nothing is said
+) -> dict:                                         # bits_per_byte as the student can read it, teacher_bits_per_byte, unread (a share)
     "Bits per byte of the text under what the student is taught, beside the teacher's own."
     training, device, nats, tokens = framework.training, framework.device, torch.zeros(3, dtype=torch.float64, device=framework.device), 0
     framework.eval()
@@ -279,7 +280,8 @@ def next_token_probs(
     classes, tokenizer = framework.vocab_map.to(framework.device), framework.student_tokenizer
     student = last(framework.student_model, tokenizer, classes.student_log_probs)
     teacher = last(framework.teacher_model, framework.teacher_tokenizer, classes.teacher_log_probs)
-    pieces = tokenizer.batch_decode([[i] for i in range(min(len(tokenizer), framework.student_model.get_output_embeddings().weight.shape[0]))])
+    pieces = tokenizer.batch_decode([[i]
+                                     for i in range(min(len(tokenizer), framework.student_model.get_output_embeddings().weight.shape[0]))])
     labels = [''] * len(student)
     for piece, index in zip(pieces, classes.student_class(torch.arange(len(pieces))).tolist()):
         if not labels[index] or len(piece) < len(labels[index]): labels[index] = piece  # the shortest names the class

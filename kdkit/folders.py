@@ -27,7 +27,8 @@ from .progress import say
 ONLY_HOW = ('output_dir', 'cache_dir', 'num_proc', 'teacher_device', 'max_hours', 'resume_from', 'overwrite', 'control', 'logging_steps',
             'eval_tasks', 'eval_limit', 'push_to_hub', 'drawing_share',
             'trust_remote_code',  # options of DistillConfig
-            'report_to', 'run_name', 'project', 'hub_private_repo', 'disable_tqdm', 'gradient_checkpointing', 'gradient_checkpointing_kwargs',
+            'report_to', 'run_name', 'project', 'hub_private_repo', 'disable_tqdm', 'gradient_checkpointing',
+            'gradient_checkpointing_kwargs',
             'skip_memory_metrics', 'ddp_timeout',  # and of TrainingArguments
             'torch_empty_cache_steps', 'per_device_eval_batch_size', 'include_num_input_tokens_seen', 'include_tokens_per_second')
 ONLY_HOW_PREFIXES = 'log_', 'logging_', 'save_', 'dataloader_', 'trackio_'
@@ -192,7 +193,8 @@ def check_folder(
     found = read_mapping(folder / 'config.yaml')
     if found is None: raise RunError(f"{folder / 'config.yaml'} is damaged, so nobody can tell whose run it is: {over}.")
     try: differs, says = what_differs(found, wanted)
-    except (TypeError, ValueError, KeyError) as error: raise RunError(f"{folder / 'config.yaml'} holds values of a wrong kind, so nobody can tell whose run it is: {over}.") from error
+    except (TypeError, ValueError, KeyError) as error:
+        raise RunError(f"{folder / 'config.yaml'} holds values of a wrong kind, so nobody can tell whose run it is: {over}.") from error
     if differs: raise RunError(f"{folder} already holds another run (it differs in {', '.join(differs)}): {over}.")
     if 0 < config.max_steps < (taken := steps_taken(folder)):
         raise RunError(f"{folder} holds a run that has taken {taken:,} optimizer steps, more than "
@@ -226,8 +228,8 @@ def find_run(
                    if is_claimed(path.parent))
     if len(found) == 1: return found[0]
     some = ', '.join(map(str, found[:4]))
-    raise RunError(f"resume_from {str(name)!r} holds "
-                   f"{f'{len(found)} runs ({some}): name one of them' if found else 'no run of kdkit (no config.yaml): name the folder of the earlier run'}.")
+    if found: raise RunError(f"resume_from {str(name)!r} holds {len(found)} runs ({some}): name one of them.")
+    raise RunError(f"resume_from {str(name)!r} holds no run of kdkit (no config.yaml): name the folder of the earlier run.")
 
 # %% ../nbs/31_folders.ipynb #fcc29f6e
 def copy_run(
@@ -246,7 +248,8 @@ def copy_run(
             best = Path((read_mapping(newest / 'trainer_state.json') or {}).get('best_model_checkpoint') or '') if newest else Path()
             names = {newest.name, best.name} if newest else set()
             for entry in (source / place).iterdir():
-                if entry.name == 'control' or entry.name.startswith('.') or entry.name.startswith('checkpoint-') and entry.name not in names: continue
+                left_out = entry.name.startswith('checkpoint-') and entry.name not in names
+                if entry.name == 'control' or entry.name.startswith('.') or left_out: continue
                 to = aside / place / entry.name
                 if entry.is_dir():
                     shutil.copytree(entry, to, copy_function=shutil.copyfile)  # not its permissions: nothing may be written there

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fused import Buffers, Classes, Head, Pull, entries_of, entries_pull, found_pull, fused_loss, head_logits, in_classes, merged, pull_of, softened
+from .fused import (Buffers, Classes, Head, entries_of, entries_pull, found_pull, fused_loss, head_logits, in_classes, merged,
+                         pull_of, softened)
 from .crossings import Crossed, expected_classes, expected_tokens, split_kl
 from .losses import known_kl
 from .terms import Nats, against_teacher
@@ -65,7 +66,8 @@ class Lists:
     ):                        # Lists
         "The lists of a tree with nodes that a text needs besides."
         added, both = Lists(replace(tree, **more), vocab_map), copy(self)
-        both.tree, both.group, both.classes = tree, torch.cat([self.group, len(self.classes) + added.group]), torch.cat([self.classes, added.classes])
+        both.tree, both.group, both.classes = (tree, torch.cat([self.group, len(self.classes) + added.group]),
+                                               torch.cat([self.classes, added.classes]))
         both.start = torch.cat([self.start, self.start[-1] + added.start[1:]])
         return both
 
@@ -74,7 +76,7 @@ class Lists:
         spot: Tensor,    # [n], which of these was said before
         node: Tensor,    # [n], above 0
     ) -> tuple:          # (row [m], class [m], probability [m], log-odds [n])
-        "As `Continuations.answers`, but as entries: the probability of each class that may follow, and whether the token goes on rather than ends."
+        "As `Continuations.answers`, but as entries: the probability of each class that may follow, and whether the token goes on."
         row, entry = entries_of(self.tree.start, node)
         kept, whole = logits.view(-1)[spot[row] * logits.shape[1] + self.tree.tokens[entry]], self.tree.whole[node]
         highest = kept.new_zeros(len(node)).scatter_reduce(0, row, kept, 'amax', include_self=False)
@@ -226,7 +228,7 @@ class Reading(Teaching):
         came: Tensor,  # [n]
         ids: Tensor,   # [n, k] student tokens
     ) -> tuple:        # (classes [n, k], Classes)
-        "Student tokens as classes, where each token that came has left its own; they stand after all others, the token and what is left of its class."
+        "Student tokens as classes, where each token that came has left its own; it and what is left of its class stand after all others."
         kept, classes = self.vocab_map.student_class(ids), self.columns.classes
         some = (came >= 0).nonzero()[:, 0]
         if classes is None or not len(some): return kept, classes
@@ -269,7 +271,7 @@ def fused_heads(
     head: Head,                      # the student's
     states: Tensor,                  # [batch, S, H_s]
     labels: Tensor,                  # [batch, S], -100 is not predicted
-    factors: tuple,                  # of the cross-entropy where the comparison covers, of that elsewhere, and of the comparison; 0-dim or float
+    factors: tuple,                  # of the cross-entropy where compared, of that elsewhere, and of the comparison; 0-dim or float
     teaching: Teaching|None = None,  # None: cross-entropy only
     covered: Tensor|None = None,     # [batch, S] bool, labelled positions that are compared
     chunk: int = 512,                # positions whose logits exist at a time

@@ -40,7 +40,8 @@ class MetricsFile(TrainerCallback):
 # %% ../nbs/41_metrics.ipynb #51f70002
 NUMBER, TEXT = 'a number', 'a text'
 NUMBERS = {'*': NUMBER}  # any name -> a number
-LINE = dict(step=NUMBER, progress=NUMBER, loss=NUMBER, losses=NUMBERS, weights=NUMBERS, eval=NUMBERS, multipliers=NUMBERS, teacher_leads=NUMBERS, lr=NUMBER,
+LINE = dict(step=NUMBER, progress=NUMBER, loss=NUMBER, losses=NUMBERS, weights=NUMBERS, eval=NUMBERS, multipliers=NUMBERS,
+            teacher_leads=NUMBERS, lr=NUMBER,
             grad_norm=NUMBER, tokens_per_second=NUMBER, memory_gb=NUMBER,
             skipped_steps=NUMBER, loss_scale=NUMBER)  # of metrics.jsonl
 
@@ -174,7 +175,8 @@ GLOSSARY = {  # key of metrics.jsonl -> (meaning, unit)
     'loss': ('what is minimised: the weighted sum of all losses; null where no step since the last line was finite', 'nats'),
     'losses.lm': ("cross-entropy of the text's next tokens", 'nats per student token'),
     'losses.kd': ("divergence of the student's distribution from the teacher's, where the two can be compared", 'nats per position'),
-    'losses.unaligned': ('cross-entropy of the text at positions without such a comparison; *text only* in pictures', 'nats per student token'),
+    'losses.unaligned': ('cross-entropy of the text at positions without such a comparison; *text only* in pictures',
+                         'nats per student token'),
     'losses.feature': ('1 - cosine of the last hidden states, the teacher\'s projected', '0 to 2'),
     'losses.attention': ('divergence of attention maps', 'nats per row'),
     'losses.layerwise': ('1 - cosine of hidden states between layers', '0 to 2'),

@@ -575,7 +575,8 @@ def is_split(
     if len(set((getattr(model, 'hf_device_map', None) or {}).values())) < 2: return False
     for what, layer in dict(embeddings=model.get_input_embeddings(), head=model.get_output_embeddings()).items():
         if layer.weight.is_meta:
-            raise ModelError(f"the {what} of this model lie on the disk, not in memory: load it with a device_map that keeps them on a device.")
+            raise ModelError(f"the {what} of this model lie on the disk, not in memory: load it with a device_map that keeps them on a "
+                             f"device.")
     return True
 
 # these would say at import that a faster kernel for CPUs is not installed, and of each layer that its inputs become float16

@@ -35,7 +35,8 @@ from .make_student import for_layers, kept_layers
 from .models import ModelError, body, count_parameters, has_experts, load_config, load_options, load_tokenizer, quietly
 from .options import settings
 from .progress import in_words
-from .run import make_framework, make_trainer
+from .run import make_trainer
+from .setup import make_framework
 from .prepare import prepare_text
 from .vocab import same_tokenizer
 
@@ -153,7 +154,7 @@ def reading(
     learns: bool,
     checkpointing: bool = False,
 ) -> Reading:
-    "What a model's body takes while it reads; of a deep one from its first, middle and last layers, since all others take as much as one of these."
+    "What a model's body takes while it reads; of a deep one its first, middle and last layers tell it, as all others are like these."
     how = batch, tokens, dtype, half, learns, checkpointing
     key = json.dumps(config.to_dict(), default=str, sort_keys=True), *how
     if key in _known: return _known[key]
@@ -299,7 +300,8 @@ def plan_memory(
     "Memory by part, and at each moment of a step."
     on = lambda name: bool(arguments.get(name))
     half, b = gpu and arguments.get('fp16') is not False, config.batch_size
-    there, apart = not config.teacher_cache, config.teacher_device not in ('auto', 'cuda', 'cuda:0', 'mps') and (gpu or config.teacher_device != 'cpu')
+    there, apart = (not config.teacher_cache,
+                    config.teacher_device not in ('auto', 'cuda', 'cuda:0', 'mps') and (gpu or config.teacher_device != 'cpu'))
     theirs = 4 if config.teacher_dtype == 'float32' or config.teacher_dtype == 'auto' and not gpu else 2
     dtype = torch.float32 if theirs == 4 else torch.float16
     teachers = teacher if isinstance(teacher, list) else [teacher]
@@ -313,7 +315,8 @@ def plan_memory(
     gradients, head = 4 * learning, 0 if config.lora_r else 4 * student.rows * student.hidden
     head = len(teachers) * head + (len(teachers) - 1) * 4 * b * tokens * student.hidden  # each lesson's pull at the head, and at the states
     mine = 2 if config.lora_r and config.student_dtype in ('float16', 'bfloat16') else 4
-    heads, left = map(max, zip(*(heads_bytes(b * tokens, student, one if there else None, said, half, gpu) for one, said in zip(teachers, texts))))
+    heads, left = map(max, zip(*(heads_bytes(b * tokens, student, one if there else None, said, half, gpu)
+                                 for one, said in zip(teachers, texts))))
     pairs = dict(layerwise=4, feature=1, contrastive=1, attention=1)
     taps = sum(n * b * (long[0] * teachers[0].hidden * theirs + 4 * tokens * student.hidden * 4) for name, n in pairs.items()
                if config.uses(name)) if there else 0
@@ -325,7 +328,8 @@ def plan_memory(
     if apart and there:  # a copy of its head, and its states
         weights, read = [theirs * one.rows * one.hidden for one in teachers], replace(read, forward=read.states)
     named = config.labels_of(len(teachers)) if len(teachers) > 1 else ['']
-    parts = {**{f'teacher {label}'.strip(): size for label, size in zip(named, weights)}, 'student': weight_bytes(student, mine, config.student_quantization) + 4 * learning * bool(config.lora_r),
+    parts = {**{f'teacher {label}'.strip(): size for label, size in zip(named, weights)},
+             'student': weight_bytes(student, mine, config.student_quantization) + 4 * learning * bool(config.lora_r),
              'optimizer': moments, 'gradients': gradients, 'activations': learnt.kept,
              "the teacher's reading": read.forward, 'heads': heads, 'taps': taps, 'bridges': bridge}
     base = sum(weights) + parts['student'] + moments + bridge
@@ -360,10 +364,13 @@ def choices(
     if not arguments.get('gradient_checkpointing'): tried['--gradient_checkpointing'] = config, dict(arguments, gradient_checkpointing=True)
     if config.batch_size > 1:
         half, twice = config.batch_size // 2, config.gradient_accumulation_steps * 2
-        tried[f'--batch_size {half} --gradient_accumulation_steps {twice}'] = replace(config, batch_size=half, gradient_accumulation_steps=twice), arguments
-    if not config.teacher_cache and config.divergence == 'forward_kl' and config.temperature == 1 and not any(config.uses(name) for name in ('feature', 'attention', 'layerwise', 'contrastive')):
+        smaller = replace(config, batch_size=half, gradient_accumulation_steps=twice)
+        tried[f'--batch_size {half} --gradient_accumulation_steps {twice}'] = smaller, arguments
+    between_layers = any(config.uses(name) for name in ('feature', 'attention', 'layerwise', 'contrastive'))
+    if not config.teacher_cache and config.divergence == 'forward_kl' and config.temperature == 1 and not between_layers:
         written = [f'…{i}' for i in range(len(config.teachers))]
-        tried['kdkit cache-teacher first, then --teacher_cache'] = replace(config, teacher_cache=written if len(written) > 1 else '…'), arguments
+        tried['kdkit cache-teacher first, then --teacher_cache'] = (replace(config, teacher_cache=written if len(written) > 1 else '…'),
+                                                                    arguments)
     if not config.teacher_cache and config.teacher_device == 'auto':
         tried['--teacher_device cuda:1, where there is a second GPU'] = replace(config, teacher_device='cuda:1'), arguments
     if not config.teacher_cache and not config.teacher_quantization:
@@ -404,7 +411,8 @@ def planned(
     plan = plan_memory(config, *pair, arguments, gpu, text)
     helps = {what: plan_memory(other, *pair, more, gpu, text).peak for what, (other, more) in choices(config, arguments).items()}
     windows = config.batch_size * config.gradient_accumulation_steps
-    teachers = dict(teacher=pair[1]) if isinstance(pair[1], Side) else {f'teacher {label}': one for label, one in zip(config.labels_of(len(pair[1])), pair[1])}
+    teachers = (dict(teacher=pair[1]) if isinstance(pair[1], Side)
+                else {f'teacher {label}': one for label, one in zip(config.labels_of(len(pair[1])), pair[1])})
     steps = config.max_steps if config.max_steps > 0 else None
     return dict(device='GPU' if gpu else 'CPU', limit=limit, parts=plan.parts, moments=plan.moments, peak=plan.peak, fullest=plan.fullest,
                 fits=plan.peak <= limit, batch=config.batch_size,

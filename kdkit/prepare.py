@@ -30,8 +30,8 @@ from .pair import keep_pair, open_pair
 from .terms import map_of
 from .templates import ChatSide, TemplateError, control_texts, template_of
 from .vocab import TokenPair
-from .windows import (ConversationMaker, WindowMaker, alignment_summary, control_ids, inconsistent_tokens, pair_enough, place_shares, side_names,
-                      with_teacher)
+from .windows import (ConversationMaker, WindowMaker, alignment_summary, control_ids, inconsistent_tokens, pair_enough,
+                           place_shares, side_names, with_teacher)
 
 # %% ../nbs/24_prepare.ipynb #9effaae1
 class RunError(ValueError):
@@ -178,7 +178,9 @@ def pick_method(
     if 'identity' in consistency: return 'identity', 'both models have the same tokenizer'
     if 'token_level' in consistency: return 'token_level', "each of the student's tokens gets a probability of its own"
     best = max(('combined', 'first_token', 'common_prefix'), key=consistency.get)  # of equals, the first
-    return best, f"for {consistency[best]:.1%} of the text's tokens it puts the student's and the teacher's into one class, which no other map does more often"
+    return (best,
+            f"for {consistency[best]:.1%} of the text's tokens it puts the student's and the teacher's into one class, which no other "
+            f"map does more often")
 
 # %% ../nbs/24_prepare.ipynb #e1ac738e
 def chat_sides(
@@ -224,7 +226,8 @@ def about_conversations(
 ) -> list:         # of sentences
     "What became of some conversations."
     if not counts.get('conversations'):
-        reasons = '; '.join(f"{n:,} {why}" for why, n in Counter({why: n for why, n in counts.items() if why.startswith('left out')}).most_common(3))
+        reasons = '; '.join(f"{n:,} {why}"
+                            for why, n in Counter({why: n for why, n in counts.items() if why.startswith('left out')}).most_common(3))
         raise DataError(f"none of the {what} can be used{f': {reasons}' * bool(reasons)}. A window must hold a whole exchange (max_length, "
                         f"teacher_max_length), and both templates must take the roles in their order.")
     said = [f"{n:,} {why}" for why, n in sorted(counts.items()) if why.startswith(('left out', 'cut'))]
@@ -273,7 +276,8 @@ def prompts_of(
         prompt = dict(talk, messages=talk['messages'][:first])
         prompt.pop('answers_from', None)
         try:
-            fits = first and all(len(sides[side].prompt_ids(prompt['messages'], prompt.get('tools'))) <= limits[side] // 2 for side in sides)
+            fits = (first
+                    and all(len(sides[side].prompt_ids(prompt['messages'], prompt.get('tools'))) <= limits[side] // 2 for side in sides))
         except TemplateError: fits = False
         if fits: prompts.append(prompt)
         if len(prompts) == most: break
@@ -301,7 +305,7 @@ def choose_map(
 def prepare_text(
     config: DistillConfig,
     train: bool = True,  # False: all of the dataset is measured, and nothing is trained on
-) -> dict:               # train, held_out: paired datasets; pair and map; summary; method and why; further: the same for every teacher but the first
+) -> dict:               # train, held_out: paired datasets; pair and map; summary; method and why; further: of the other teachers
     "Load tokenizers and text, pair all sides, and choose the vocabulary maps; what was chosen is said."
     if not config.dataset: raise RunError("dataset is not given: name a hub dataset, a file or a folder.")
     if train: check_trained(config)
@@ -376,7 +380,7 @@ def about_text(
     worst = ', '.join(f"{shown_token(pair, 'student')} where the teacher has {shown_token(pair, 'teacher')} ({pair['times']} times)"
                       for pair in summary['inconsistent'][:3])
     if share is not None and share < enough:
-        says.append(f"WARNING: at {1 - share:.1%} of these positions the student's next token and the teacher's are in different classes of "
-                    f"{method}. There the teacher's distribution is about another token than the student's: {worst}. "
+        says.append(f"WARNING: at {1 - share:.1%} of these positions the student's next token and the teacher's are in different classes "
+                    f"of {method}. There the teacher's distribution is about another token than the student's: {worst}. "
                     f"mask_inconsistent=True trains on the text alone there.")
     return says

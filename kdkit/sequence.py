@@ -186,7 +186,8 @@ def write_dataset(
                          max_documents=config.max_documents,
                          documents_by=config.documents_by, format='prompts' if config.format == 'auto' else config.format)
     say(f'to answer: {corpus}')
-    prompts = [json.loads(text) for text in corpus.text['text']] if corpus.chat else [dict(messages=[dict(role='user', content=text)]) for text in corpus.text['text']]
+    prompts = ([json.loads(text) for text in corpus.text['text']]
+               if corpus.chat else [dict(messages=[dict(role='user', content=text)]) for text in corpus.text['text']])
     tokenizer = load_tokenizer(config.teacher_model, 'teacher_model', **load_options(config, 'teacher'))
     side, refused, kept = ChatSide(tokenizer, template_of(tokenizer)[0], config.teacher_system_prompt or ''), 0, []
     teacher = load_writer(config)

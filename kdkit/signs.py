@@ -348,7 +348,8 @@ def signs_html(
 ) -> str:
     "All signs as a list of names and values."
     def one(sign):
-        return f'<div><span style="opacity:.7">{html.escape(sign.name)}</span> <b style="font-weight:600">{html.escape(sign.value)}</b></div>'
+        value = f'<b style="font-weight:600">{html.escape(sign.value)}</b>'
+        return f'<div><span style="opacity:.7">{html.escape(sign.name)}</span> {value}</div>'
     return f'<div style="display:flex;flex-wrap:wrap;gap:4px 24px;line-height:1.5">{"".join(map(one, signs))}</div>'
 
 # %% ../nbs/43_signs.ipynb #b27f1168

@@ -22,7 +22,8 @@ from .align import token_bytes
 from .config import KD_MAPS
 from .crossings import Chain, Crossed, crossing_kl, find_crossings
 from .fused import entries_of
-from .losses import at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, known_kl, projected_kl, span_likelihood, uld, widen
+from .losses import (at_temperature, chunked, cosine_distance, divergence, hybrid_matching, kept_kl, known_kl, projected_kl,
+                          span_likelihood, uld, widen)
 from .capture import span_attention
 from .projectors import (AttentionTransferModule, ContrastiveDistillationLoss, FeatureProjector, LayerwiseDistillationLoss,
                               pool_segments)
@@ -62,9 +63,9 @@ def comparison(
     beta: float = 0.5,                 # of jsd
     skew: float = 0.1,                 # of skewed_kl
     temperature: float = 1.0,          # divides both models' logits
-    soft_ends: bool = False,           # whether the teacher's token ends is what the teacher says, not what the text did; for the forward KL of classes
+    soft_ends: bool = False,           # where a token ends is the teacher's word, not the text's; for the forward KL of classes
 ) -> Callable:                         # (student_logits [n, V_s], teacher_logits [n, V_t], node [n], earlier, chain) -> [n] nats
-    "How logits are compared; node is that of `Continuations.find`, earlier() are the teacher's logits one position before, where it is below 0, and chain is a `Chain` or left out."
+    "How logits are compared; node: of `Continuations.find`; earlier(): the teacher's logits one position before; chain: a `Chain` or none."
     if method == 'uld': return at_temperature(lambda s, t, *where: uld(s, t), temperature)
     if method in ('hybrid', 'p_kl'):
         measure = dict(hybrid=hybrid_matching, p_kl=projected_kl)[method]
@@ -127,7 +128,7 @@ def against_teacher(
 # %% ../nbs/17_terms.ipynb #5e2d07ab
 def cached_answers(
     said: Tensor,         # [batch, T, 2 k], ids and, after them, log-probabilities
-    inside: Tensor|None,  # [batch, I, 2 k + 1], the same of student tokens, and the log-odds that the teacher's token goes on; in order, where node is not 0
+    inside: Tensor|None,  # [batch, I, 2 k + 1], of student tokens, and the log-odds that the teacher's token goes on
     crossing: Tensor|None,# [batch, C, 2 k], the same where a token crosses, of the student's tokens; in order
     partner: Tensor,      # [batch, S]
     node: Tensor,         # [batch, S]
@@ -165,7 +166,8 @@ def cached_comparison(
         if not soft_ends: return compared
         ended, crosses = (some.nonzero()[:, 0] for some in (node < 0, came >= 0))
         if len(ended):
-            compared = compared.index_copy(0, ended, measure(ended, *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
+            compared = compared.index_copy(0, ended,
+                                           measure(ended, *(torch.cat(both, -1)[ended] for both in ((there, kept), (follows, ends)))))
         if not len(crosses): return compared
         return compared.index_copy(0, crosses, crossing(classes, student_log_probs, crosses, came[crosses],
                                                         *answers[crosses, 4 * k + 1:].split(k, -1)))
@@ -253,7 +255,8 @@ def read_heads(
         nats = F.nll_loss(log_probs, following[row, at], reduction='none')
         parts = nats[:0], nats[:0]
         if n:
-            parts = compare(log_probs[:n], row[:n], at[:n]), torch.special.entr(log_probs[:n].detach().exp()).sum(-1) if entropy else nats[:0]
+            parts = (compare(log_probs[:n], row[:n], at[:n]),
+                     torch.special.entr(log_probs[:n].detach().exp()).sum(-1) if entropy else nats[:0])
         return nats, *(F.pad(part, (0, len(nats) - len(part))) for part in parts)
     nats, compared, doubt = chunked(read, *(torch.cat(both) for both in zip(here, there)), chunk=chunk)
     n = len(here[0])
@@ -453,7 +456,8 @@ class SpanTerm(Term):
             keep = keep & (at_positions(signals.new_word, there) >= self.likely)
             order = (~keep).int().argsort(dim=1, stable=True)  # boundaries that stay first
             keep, here, there = (x.gather(1, order) for x in (keep, here, there))
-        nats = torch.zeros_like(signals.nats.rest_mask, dtype=signals.nats.rest.dtype).masked_scatter(signals.nats.rest_mask, signals.nats.rest)
+        nats = torch.zeros_like(signals.nats.rest_mask,
+                                dtype=signals.nats.rest.dtype).masked_scatter(signals.nats.rest_mask, signals.nats.rest)
         student = span_nats(F.pad(nats[:, :-1], (1, 0)), here)  # predicted at i, spent at i + 1
         teacher = span_nats(signals.teacher_nats, there)
         spans = keep[:, 1:] & keep[:, :-1]
@@ -486,7 +490,8 @@ class AttentionTerm(Term):
         def compare(student, teacher, transfer, some):
             maps = (span_attention(rows_at, positions, some) for rows_at, positions in zip((student, teacher), places))
             return transfer(*maps)[aligned[:, some]].sum()
-        columns = len(aligned) * sum(states.shape[1] * heads for states, heads in zip((signals.student_states, signals.teacher_states), self.transfer[0].mixing_logits.shape))
+        columns = len(aligned) * sum(states.shape[1] * heads for states, heads in zip((signals.student_states, signals.teacher_states),
+                                                                                      self.transfer[0].mixing_logits.shape))
         n = max(1, self.numbers // columns)
         blocks = [slice(start, start + n) for start in range(0, aligned.shape[1], n)]
         # a block's maps are gone before the next

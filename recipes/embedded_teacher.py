@@ -2,10 +2,10 @@
 
     python recipes/embedded_teacher.py
 
-One CPU core is enough. The learning rate follows the clock, so the run ends annealed whatever the machine manages in that time, and a faster machine
-makes a better language model. That is not the same as a better teacher: one that has read its text twice knows it by heart, is too sure of it, and has nothing
-to add to the text when a student reads the same. Cut off, it goes on from its last checkpoint (every five minutes) when started again. It ends with the teacher in half precision,
-measured as it was saved, and its model card.
+One CPU core is enough. The learning rate follows the clock, so the run ends annealed whatever the machine manages in that time, and a
+faster machine makes a better language model. That is not the same as a better teacher: one that has read its text twice knows it by heart,
+is too sure of it, and has nothing to add to the text when a student reads the same. Cut off, it goes on from its last checkpoint (every
+five minutes) when started again. It ends with the teacher in half precision, measured as it was saved, and its model card.
 """
 import argparse
 import importlib.metadata
@@ -61,8 +61,10 @@ def encode(tokenizer, texts):
 def make_teacher(end, vocab_size):
     "A Qwen3-MoE of 5.5 million parameters with 8,192 tokens: 5 layers, 4 experts each, 2 of them at work on a token."
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(
-        vocab_size=vocab_size, hidden_size=256, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=64, intermediate_size=512,
-        moe_intermediate_size=160, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, tie_word_embeddings=True, max_position_embeddings=512,
+        vocab_size=vocab_size, hidden_size=256, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+        intermediate_size=512,
+        moe_intermediate_size=160, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, tie_word_embeddings=True,
+        max_position_embeddings=512,
         router_aux_loss_coef=0.003,  # light: enough to keep every expert at work
         rope_theta=10000.0, bos_token_id=end, eos_token_id=end, pad_token_id=end))
 
@@ -125,7 +127,8 @@ def batches(documents, end):
 
 @torch.no_grad()
 def bits_per_byte(model, tokenizer, texts, window=WINDOW, known_lines=frozenset()):
-    "Of text tokens, documents apart, each window behind a start token; the end of a document is not text. Known lines are read, not scored."
+    """Of text tokens, documents apart, each window behind a start token; the end of a document is not text. Known lines are read, not
+    scored."""
     nats = n_bytes = 0
     for text, encoding in zip(texts, tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)):
         scored = []  # for each character
@@ -159,7 +162,8 @@ def expert_shares(model, tokenizer, texts):
 
 
 def measure(out, texts, train_texts):
-    "What the saved files can do: bits per byte in single and half precision, in windows of two lengths, on new lines only, and the least used expert."
+    """What the saved files can do: bits per byte in single and half precision, in windows of two lengths, on new lines only, and the least
+    used expert."""
     tokenizer = AutoTokenizer.from_pretrained(out / 'teacher')
     model = AutoModelForCausalLM.from_pretrained(out / 'teacher', dtype=torch.float32).eval()
     found = dict(parameters=model.num_parameters(), held_out_documents=len(texts), held_out_bytes=sum(len(t.encode()) for t in texts),
@@ -229,9 +233,11 @@ def write_card(out, corpus, training, found):
     "The teacher's README.md."
     train = [d['text'] for d in corpus if not d['held_out']]
     names = [f'the standard library of Python {v}' if p == 'stdlib' else f'{p} {v}' for p in PACKAGES if (v := installed(p))]
-    card = CARD.format(packages=', '.join(names[:-1]) + ' and ' + names[-1], train_documents=len(train), train_megabytes=sum(len(t.encode()) for t in train) / 1e6,
+    card = CARD.format(packages=', '.join(names[:-1]) + ' and ' + names[-1], train_documents=len(train),
+                       train_megabytes=sum(len(t.encode()) for t in train) / 1e6,
                        window=WINDOW, batch=BATCH, decay=DECAY, minutes=training['seconds'] / 60, steps=training['steps'],
-                       tokens_millions=training['tokens'] / 1e6, epochs=training['tokens'] / training['corpus_tokens'], threads=training['threads'],
+                       tokens_millions=training['tokens'] / 1e6, epochs=training['tokens'] / training['corpus_tokens'],
+                       threads=training['threads'],
                        plural='s' * (training['threads'] > 1), python=training['python'], versions=training['versions'], **found)
     (out / 'teacher' / 'README.md').write_text(card, encoding='utf-8')
 
@@ -262,7 +268,8 @@ def train(model, optimizers, stream, tokenizer, held_out, args, state):
         state |= dict(steps=state['steps'] + 1, tokens=state['tokens'] + ids.numel(), seconds=state['seconds'] + now - last)
         last = now
         if state['steps'] % 10 == 0:
-            print(f"{state['steps']} {state['seconds']:.0f}s {state['tokens'] / 1e6:.2f}M tokens, loss {output.loss.item():.3f}", flush=True)
+            print(f"{state['steps']} {state['seconds']:.0f}s {state['tokens'] / 1e6:.2f}M tokens, loss {output.loss.item():.3f}",
+                  flush=True)
         if state['seconds'] > next_save or state['seconds'] >= budget:
             torch.save(dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], state=state), checkpoint)
             save_teacher(model, args.out)
@@ -283,9 +290,12 @@ def save_teacher(model, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--minutes', type=float, default=8, help='of training, checkpoints and measuring not counted')
-    parser.add_argument('--out', type=Path, default=package_folder('kdkit') / 'embedded_pair', help='where teacher/ and student_tokenizer/ go')
-    parser.add_argument('--work', type=Path, default=Path('runs/embedded_teacher'), help='checkpoint and tokenizers of a run; delete it to start anew')
-    parser.add_argument('--tokenizer', type=Path, help='folder of a tokenizer for another teacher, without a card; unset: both tokenizers are made anew')
+    parser.add_argument('--out', type=Path, default=package_folder('kdkit') / 'embedded_pair',
+                        help='where teacher/ and student_tokenizer/ go')
+    parser.add_argument('--work', type=Path, default=Path('runs/embedded_teacher'),
+                        help='checkpoint and tokenizers of a run; delete it to start anew')
+    parser.add_argument('--tokenizer', type=Path,
+                        help='folder of a tokenizer for another teacher, without a card; unset: both tokenizers are made anew')
     parser.add_argument('--apart', action='store_true', help="leave out the documents that the demo's students read; wants --tokenizer")
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--save_minutes', type=float, default=5, help='between checkpoints')
@@ -319,8 +329,9 @@ def main():
             for _ in range(state['steps']): next(stream)
         state = train(model, optimizers, stream, tokenizer, held_out, args, state)
         save_teacher(model, args.out)
-        log.write_text(json.dumps(state | dict(corpus_tokens=sum(map(len, documents)), threads=args.threads, python=platform.python_version(),
-                                               versions=', '.join(f'{p} {installed(p)}' for p in ('torch', 'transformers', 'tokenizers')))))
+        log.write_text(json.dumps(state
+                                  | dict(corpus_tokens=sum(map(len, documents)), threads=args.threads, python=platform.python_version(),
+                                         versions=', '.join(f'{p} {installed(p)}' for p in ('torch', 'transformers', 'tokenizers')))))
     found = measure(args.out, held_out, texts)
     if not args.tokenizer: write_card(args.out, corpus, json.loads(log.read_text()), found)
     print(json.dumps(found, indent=1))

@@ -1,4 +1,5 @@
-"""Ask about known vulnerabilities of the installed versions, and say of how many anything was learnt: pip-audit calls it a success where it knew no package at all.
+"""Ask about known vulnerabilities of the installed versions, and say of how many anything was learnt: pip-audit calls it a success where it
+knew no package at all.
 
 python scripts/audit.py pins.txt pip-audit   # requirements as of pip freeze, and the program
 """
@@ -15,7 +16,8 @@ def plain(name): return re.sub('[-_.]+', '-', name).lower()  # one of the spelli
 
 
 def public(pins):
-    "The versions under which they were published: a build of its own (+cpu) has no advisories. And names of what is no version of an index."
+    """The versions under which they were published: a build of its own (+cpu) has no advisories. And names of what is no version of an
+    index."""
     lines = [line.split('#')[0].strip() for line in pins.splitlines()]
     return [line.split('+')[0] for line in lines if '==' in line], [line.split(' @ ')[0].removeprefix('-e ') for line in lines
                                                                     if line and '==' not in line]

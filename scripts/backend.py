@@ -1,7 +1,7 @@
 """Makes kdkit's wheel from settings.ini with the standard library alone.
 
-pip asks it, as pyproject.toml says (PEP 517 and 660), and `python scripts/backend.py FOLDER` writes the wheel. Nothing is fetched and nothing
-is written beside the sources: it works without a network, and from a folder that is read-only.
+pip asks it, as pyproject.toml says (PEP 517 and 660), and `python scripts/backend.py FOLDER` writes the wheel. Nothing is fetched and
+nothing is written beside the sources: it works without a network, and from a folder that is read-only.
 """
 import base64
 import hashlib
@@ -87,7 +87,8 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
-    "A line on the search path, and no import hook: a regular package further down the path comes before a folder of the same name above it."
+    """A line on the search path, and no import hook: a regular package further down the path comes before a folder of the same name above
+    it."""
     return write_wheel(wheel_directory, {f'__editable__.{NAME}.pth': f'{ROOT}\n'.encode()} | info_files())
 
 

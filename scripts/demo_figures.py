@@ -1,4 +1,5 @@
-"""The demo's figures in the README, from the folder of a demo that has run: `kdkit demo; python scripts/demo_figures.py runs/demo; make export`."""
+"""The demo's figures in the README, from the folder of a demo that has run: `kdkit demo; python scripts/demo_figures.py runs/demo; make
+export`."""
 import json
 import re
 import shutil

@@ -173,7 +173,8 @@ def misses(name, text, most=40):
 
 
 def forgotten(tokenizer, text, form, ids, ends, lost, most=12):
-    "Tokens without an end, although what they and those before them write is just what one beginning of the text reads as, and the rest reads the same by itself."
+    """Tokens without an end, although what they and those before them write is just what one beginning of the text reads as, and the rest
+    reads the same by itself."""
     if form == 'taken': return []
     open_ = [i for i, end in enumerate(ends) if end < 0 and not (lost and lost[0] <= i)][:most]
     if not open_: return []

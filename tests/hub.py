@@ -281,7 +281,8 @@ class Hub:
         if verb == 'preupload':
             self.may_write(repo, request.token)
             mode = lambda file: 'lfs' if Path(file['path']).suffix in LARGE or file['size'] > 10_000_000 else 'regular'
-            return dict(files=[dict(path=file['path'], uploadMode=mode(file), shouldIgnore=False, oid=files[file['path']].etag if file['path'] in files else None)
+            return dict(files=[dict(path=file['path'], uploadMode=mode(file), shouldIgnore=False, oid=files[file['path']].etag
+                                    if file['path'] in files else None)
                                for file in request.json()['files']])
         if verb == 'commit': return self.push(request, repo, revision)
         if verb == 'commits': return [dict(id=sha, title='A commit', message='', date=DATE, authors=[])]
@@ -307,14 +308,17 @@ class Hub:
         "A new repo, with the file that every new repo has."
         asked, user = request.json(), self.users.get(request.token)
         if not user: raise Refused(401, 'Invalid username or password.')
-        repo = Repo('datasets' if asked.get('type') == 'dataset' else 'models', f"{asked.get('organization') or user['name']}/{asked['name']}",
+        repo = Repo('datasets' if asked.get('type') == 'dataset' else 'models',
+                    f"{asked.get('organization') or user['name']}/{asked['name']}",
                     private=asked.get('visibility') == 'private' or bool(asked.get('private')))
         self.may_write(repo, request.token)
         url = f"{self.url}/{'datasets/' if repo.kind == 'datasets' else ''}{repo.id}"
         self.tokens[request.token].add(repo.id)
         if (repo.kind, repo.id) in self.repos: raise Refused(409, 'You already created this model repo', url=url)
         self.repos[repo.kind, repo.id] = repo
-        self.new_commit(repo, 'main', {'.gitattributes': self.kept(''.join(f'*{suffix} filter=lfs diff=lfs merge=lfs -text\n' for suffix in LARGE).encode(), False)})
+        self.new_commit(repo, 'main',
+                        {'.gitattributes': self.kept(''.join(f'*{suffix} filter=lfs diff=lfs merge=lfs -text\n'
+                                                             for suffix in LARGE).encode(), False)})
         return dict(url=url, name=repo.id, id=repo.id)
 
     def kept(self, data, lfs):
@@ -324,7 +328,8 @@ class Hub:
         return File(self.store / sha256, len(data), hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest(), sha256, lfs)
 
     def new_commit(self, repo, revision, files):
-        sha = hashlib.sha1(json.dumps([repo.kind, repo.id, len(repo.commits), [(path, file.oid) for path, file in files.items()]]).encode()).hexdigest()
+        sha = hashlib.sha1(json.dumps([repo.kind, repo.id, len(repo.commits),
+                                       [(path, file.oid) for path, file in files.items()]]).encode()).hexdigest()
         repo.commits[sha], repo.refs[revision] = files, sha
         return sha
 
@@ -339,7 +344,8 @@ class Hub:
         def answer(one):
             if (self.store / one['oid']).exists(): return one  # it is here already
             verify = f"{self.url}/{repo.id}.git/info/lfs/objects/verify"
-            return dict(one, authenticated=True, actions=dict(upload=dict(href=f"{self.cdn}/lfs/{one['oid']}?Signature=abc", header={}), verify=dict(href=verify, header={})))
+            return dict(one, authenticated=True, actions=dict(upload=dict(href=f"{self.cdn}/lfs/{one['oid']}?Signature=abc", header={}),
+                                                              verify=dict(href=verify, header={})))
         return dict(transfer='basic', objects=[answer(one) for one in asked['objects']])
 
     def receive(self, oid, data):
@@ -357,7 +363,8 @@ class Hub:
             value = line['value']
             if line['key'] == 'file': files[value['path']] = self.kept(base64.b64decode(value['content']), False)
             elif line['key'] == 'lfsFile':
-                if not (self.store / value['oid']).exists(): raise Refused(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
+                if not (self.store / value['oid']).exists():
+                    raise Refused(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
                 files[value['path']] = self.kept((self.store / value['oid']).read_bytes(), True)
             elif line['key'] == 'deletedFile': del files[value['path']]
             else: raise Refused(400, f"unknown operation {line['key']}")
@@ -443,10 +450,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self):
         hub, url = self.hub, urlsplit(self.path)
-        posted = self.read_chunks() if 'chunked' in self.headers.get('Transfer-Encoding', '') else self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        posted = (self.read_chunks() if 'chunked' in self.headers.get('Transfer-Encoding', '')
+                  else self.rfile.read(int(self.headers.get('Content-Length') or 0)))
         body = parse_qs(posted.decode()) if 'form' in self.headers.get('Content-Type', '') else {}
         kept = {name: self.headers[name] for name in HEADERS if name in self.headers}
-        request = self.request_seen = Request(self.command, unquote(url.path), parse_qs(url.query), kept, self.headers.get('Host', ''), data=posted)
+        request = self.request_seen = Request(self.command, unquote(url.path), parse_qs(url.query), kept,
+                                              self.headers.get('Host', ''), data=posted)
         words = [unquote(word) for word in url.path.strip('/').split('/')]
         with hub.lock:
             hub.requests.append(request)

@@ -1,7 +1,8 @@
-"""What a training takes at its fullest, in a process of its own: python tests/memory_of_a_run.py '{"teacher_model": ..., "arguments": {...}}' prints a line of JSON.
+"""What a training takes at its fullest, in a process of its own: python tests/memory_of_a_run.py '{"teacher_model": ..., "arguments":
+{...}}' prints a line of JSON.
 
-Everything that is imported late, or made once a process, is there before counting begins: a training of two steps with miniatures goes first.
-"""
+Everything that is imported late, or made once a process, is there before counting begins: a training of two steps with miniatures goes
+first. """
 import gc
 import json
 import os

@@ -128,7 +128,8 @@ def test_a_run_as_a_user_types_it(pair, tmp_path, capsys):
     assert main(['train', *(f'--{k}={v}' for k, v in values.items())]) == 0
     report = json.loads((run / 'report.json').read_text())
     said = capsys.readouterr().err
-    assert 'adapters of rank 8 at 14 layers of the student are trained' in said and 'float32' in report['adapters'] and 'adapters of rank 8' in (run / 'report.md').read_text()
+    assert ('adapters of rank 8 at 14 layers of the student are trained' in said and 'float32' in report['adapters']
+            and 'adapters of rank 8' in (run / 'report.md').read_text())
     assert '--lora_r 8' in (run / 'student/README.md').read_text()
     for folder in (run, run / 'control'):
         assert {'adapter_model.safetensors', 'adapter_config.json',
@@ -212,7 +213,8 @@ def test_a_folder_of_peft_teaches_and_is_taught_further(pair, adapter, tmp_path)
     plain = evaluate_run(pair['teacher_model'], pair['dataset'],
                          max_length=64)['student_after'], evaluate_run(str(tmp_path / 'teacher'), pair['dataset'],
                                                                        max_length=64)['student_after']
-    assert plain[0]['bits_per_byte'] != plain[1]['bits_per_byte'] and plain[0]['parameters'] == plain[1]['parameters'] == report['teacher']['parameters']
+    assert (plain[0]['bits_per_byte'] != plain[1]['bits_per_byte']
+            and plain[0]['parameters'] == plain[1]['parameters'] == report['teacher']['parameters'])
     said = json.loads((tmp_path / 'run/adapter/adapter_config.json').read_text())
     assert said['r'] == 3 and said['base_model_name_or_path'] == pair['student_model']
     first, last = load_file(f'{adapter}/adapter_model.safetensors'), load_file(tmp_path / 'run/adapter/adapter_model.safetensors')

@@ -35,7 +35,8 @@ def brute_ends(name, text, ids, table):
             if head + tail == normal(name, text): prefixes[head.encode()] = len(text[:k].encode())
         for k in range(len(text)):  # bytes inside characters that stay
             if len(text[k].encode()) > 1 and normal(name,
-                                                    text[k]) == text[k] and (n := prefixes.get(normal(name, text[:k]).encode())) is not None:
+                                                    text[k]) == text[k] and (n := prefixes.get(normal(name,
+                                                                                                      text[:k]).encode())) is not None:
                 if n + len(text[k].encode()) in prefixes.values():
                     for m in range(1, len(text[k].encode())): prefixes[normal(name, text[:k]).encode() + text[k].encode()[:m]] = n + m
     ends, written = [], b''

@@ -51,7 +51,8 @@ def test_inside_tokens_and_soft_ends_by_brute_force(pair, method):
     vocab_map = replace(framework.vocab_map, crossings=None)
     spelt = [*map(tuple, teacher_spellings(TokenPair(framework.student_tokenizer, framework.teacher_tokenizer,
                                                      *(m.config.vocab_size for m in (framework.student_model, framework.teacher_model)))))]
-    to_class, coarse = framework.vocab_map.student_class(torch.arange(framework.student_model.config.vocab_size)), framework.vocab_map.n_classes
+    to_class, coarse = (framework.vocab_map.student_class(torch.arange(framework.student_model.config.vocab_size)),
+                        framework.vocab_map.n_classes)
     def classes(weights):
         return torch.zeros(coarse, dtype=torch.float64).index_add(0, to_class[torch.tensor([*weights])], torch.stack([*weights.values()]))
     def goes_on(probs, path):
@@ -73,7 +74,8 @@ def test_inside_tokens_and_soft_ends_by_brute_force(pair, method):
             teacher = framework.teacher_model(input_ids=batch['teacher_input_ids']).logits[0].double()
         at_boundary, probs = framework.vocab_map.teacher_log_probs(teacher).exp(), teacher.softmax(-1)
         pairs, last, wanted, count = dict(zip(batch['student_positions'][0].tolist(),
-                                              batch['teacher_positions'][0].tolist())), None, dict(soft=0., hard=0.), dict(ended=0, within=0)
+                                              batch['teacher_positions'][0].tolist())), None, dict(soft=0.,
+                                                                                                   hard=0.), dict(ended=0, within=0)
         def kl(target, j, known=slice(None)):
             parts = [(target[known], student[j].exp()[known])]
             if not isinstance(known, slice):
@@ -90,7 +92,8 @@ def test_inside_tokens_and_soft_ends_by_brute_force(pair, method):
                 if batch['labels'][0, j + 1:][:1].ne(-100).all() and j + 1 < len(ids):
                     wanted['soft'], wanted['hard'] = wanted['soft'] + kl(here, j), wanted['hard'] + kl(target, j)
             elif last and len(path) <= 8 and len(spelt[teacher_ids[last[1]
-                                                                   + 1]]) > len(path) and spelt[teacher_ids[last[1] + 1]][:len(path)] == path and batch['labels'][0, j + 1:][:1].ne(-100).all() and j + 1 < len(ids):
+                                                                   + 1]]) > len(path) and spelt[teacher_ids[last[1]
+                                                                                                            + 1]][:len(path)] == path and batch['labels'][0, j + 1:][:1].ne(-100).all() and j + 1 < len(ids):
                 after, on, ends = goes_on(probs[last[1]], path)
                 here, known = classes(after), classes({token: torch.ones((), dtype=torch.float64) for token in after}) > 0
                 count['within'] += 1
@@ -198,4 +201,5 @@ def test_the_summary_counts_what_is_compared(pair):
     tokens = (batch['labels'] != -100).sum().item()
     assert (batch['partner'] >= 0).sum().item() == pytest.approx((more['summary']['coverage'] + more['summary']['inside_tokens']) * tokens,
                                                                  abs=.5)
-    assert text['summary']['inside_tokens'] == 0 and "inside a token of the teacher's" in about_text(more)[0] and 'inside' not in about_text(text)[0]
+    assert (text['summary']['inside_tokens'] == 0 and "inside a token of the teacher's" in about_text(more)[0]
+            and 'inside' not in about_text(text)[0])

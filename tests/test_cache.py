@@ -1,4 +1,4 @@
-"A teacher that was written down says what the teacher says, to the right students only."
+"A teacher's answers that were written down are the teacher's own, and only the right students get them."
 import json
 from dataclasses import replace
 

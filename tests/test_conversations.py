@@ -115,7 +115,8 @@ def test_a_long_conversation_is_cut_between_turns(tmp_path, student, teacher):
     assert len(cut) > 3 and all(len(row['input_ids']) <= 300 and len(row['teacher_input_ids']) <= 400 for row in cut)
     for side in ('', 'teacher_'): assert sorted(sum((learnt(row, side) for row in cut), [])[1:]) == sorted(learnt(whole, side))
     counts = make.counts()
-    assert counts['cut between turns'] >= 1 and counts['conversations'] == len(cut) and not any(name.startswith('left out') for name in counts)
+    assert (counts['cut between turns'] >= 1 and counts['conversations'] == len(cut)
+            and not any(name.startswith('left out') for name in counts))
     leave = maker(student, teacher, max_length=300, teacher_max_length=400, pack=False, long_conversations='leave_out')
     assert len(windows(leave, [long, TALKS['plain']], tmp_path)) == 1 and leave.counts()['left out: too long for a window'] == 1
 
@@ -147,7 +148,8 @@ def framework_for(student, teacher, **options):
     return framework
 
 def test_every_end_of_an_answer_is_an_end():
-    "gpt-oss ends its last answer otherwise than earlier ones: neither is scored as text, the other side's end stands for both, and generation stops at the one that a model writes."
+    """gpt-oss ends its last answer otherwise than earlier ones: neither is scored as text, the other side's end stands for both, and
+    generation stops at the one that a model writes."""
     tokenizers = dict(student=chat_tokenizer('harmony'), teacher=chat_tokenizer('chatml'))
     last, earlier = tokenizers['student'].convert_tokens_to_ids(['<|return|>', '<|end|>'])
     theirs = tokenizers['teacher'].convert_tokens_to_ids('<|im_end|>')
@@ -180,7 +182,8 @@ def test_one_tokenizer_and_template_is_the_plain_masked_kl(tmp_path):
 
 @pytest.mark.parametrize('other', ['smollm2', 'zephyr', 'phi4', 'llama3'])
 def test_one_model_behind_two_templates_has_nothing_to_learn(tmp_path, other):
-    "A model that expects the same everywhere, each side with its own end of turn in the place of the other's: the losses are zero at every place, and the teacher is asked at many."
+    """A model that expects the same everywhere, each side with its own end of turn in the place of the other's: the losses are zero at
+    every place, and the teacher is asked at many."""
     from transformers import PreTrainedTokenizerFast
     mine, theirs = chat_tokenizer('chatml'), PreTrainedTokenizerFast(tokenizer_object=chat_tokenizer('chatml').backend_tokenizer,
                                                                      eos_token='<|endoftext|>', bos_token='<s>')
@@ -219,7 +222,8 @@ def test_a_masked_token_has_no_gradient_anywhere(tmp_path, student, teacher):
     hook.remove()
     learnt_here = F.pad(batch['labels'][:, 1:] != -100, (0, 1))
     size = seen[0].grad.abs().sum(-1)
-    assert size[~learnt_here].max() == 0 and (size[learnt_here] > 0).all() and set(said['losses']) == {'lm', 'kd', 'unaligned', 'feature', 'attention', 'layerwise', 'contrastive'}
+    assert (size[~learnt_here].max() == 0 and (size[learnt_here] > 0).all()
+            and set(said['losses']) == {'lm', 'kd', 'unaligned', 'feature', 'attention', 'layerwise', 'contrastive'})
 
 @pytest.mark.parametrize('student, teacher', [('chatml', 'gemma3'), ('mistral', 'llama3'), ('smollm2', 'harmony'), ('harmony', 'glm4')])
 def test_batches_change_nothing(tmp_path, student, teacher):
@@ -278,7 +282,8 @@ RUN = dict(max_length=200, batch_size=4, max_steps=3, eval_steps=2, max_eval_row
 def test_a_run_with_conversations(chat_pair, tmp_path, capsys):
     assert main(['train', *words({**chat_pair, **RUN, 'output_dir': tmp_path / 'run'}), '--control']) == 0
     said = capsys.readouterr()
-    assert '<|im_start|>user' in said.err + said.out and "reads conversations in its own template, where <|eot_id|> ends a turn" in said.err + said.out
+    assert ('<|im_start|>user' in said.err + said.out
+            and "reads conversations in its own template, where <|eot_id|> ends a turn" in said.err + said.out)
     assert 'held-out answers' in said.out and 'ended by itself' in said.out
     report = json.loads((tmp_path / 'run/report.json').read_text())
     assert set(report['answer_lengths']) == {'teacher', 'student_before',
@@ -287,8 +292,10 @@ def test_a_run_with_conversations(chat_pair, tmp_path, capsys):
     assert report['retention']['after']['positions'] > 0 and '## Answers' in (tmp_path / 'run/report.md').read_text()
     assert 'apply_chat_template' in (tmp_path / 'run/student/README.md').read_text()
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / 'run/student'), AutoTokenizer.from_pretrained(tmp_path / 'run/student')
-    assert tokenizer.convert_tokens_to_ids('<|im_end|>') in model.generation_config.eos_token_id and tokenizer.chat_template == TEMPLATES['chatml']
+    model, tokenizer = (AutoModelForCausalLM.from_pretrained(tmp_path / 'run/student'),
+                        AutoTokenizer.from_pretrained(tmp_path / 'run/student'))
+    assert (tokenizer.convert_tokens_to_ids('<|im_end|>') in model.generation_config.eos_token_id
+            and tokenizer.chat_template == TEMPLATES['chatml'])
     assert main(['eval', '--student_model', str(tmp_path / 'run/student'), '--teacher_model', chat_pair['teacher_model'], '--dataset',
                  chat_pair['dataset'], '--max_length', '200']) == 0
     assert 'held-out answers' in capsys.readouterr().out

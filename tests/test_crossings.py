@@ -61,7 +61,8 @@ def prefix_free_teacher():
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.sampled_from(STUDENTS), st.integers(0, 10**6))
 def test_over_a_whole_text_nothing_is_lost_and_nothing_gained(tokens, student, seed):
-    "Where every text has one spelling in the teacher's tokens, what the student is taught of the text's tokens multiplies to what the teacher gives the text."
+    """Where every text has one spelling in the teacher's tokens, what the student is taught of the text's tokens multiplies to what the
+    teacher gives the text."""
     teacher, student, words = prefix_free_teacher(), toy(*student), PREFIX_FREE[0]
     text = ''.join(words[i] for i in tokens)
     tables = [token_bytes(t) for t in (student, teacher)]

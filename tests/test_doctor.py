@@ -107,7 +107,8 @@ def test_each_process_looks_at_its_own_gpu(monkeypatch):
     assert look().gpu.name == A100[0]
 
 def test_kernels_run_on_newer_cards_of_the_same_kind():
-    "CUDA's rule: a binary on its major version from its minor on, an intermediate on everything newer, a special one (a) on its card, a family's (f) on its major version."
+    """CUDA's rule: a binary on its major version from its minor on, an intermediate on everything newer, a special one (a) on its card, a
+    family's (f) on its major version."""
     cases = {'sm_80': [(8, 0), (8, 6), (8, 9)], 'sm_86': [(8, 6), (8, 9)],
              'compute_75': [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)],
              'sm_90a': [(9, 0)], 'sm_100f': [(10, 0), (10, 3)]}

@@ -1,4 +1,5 @@
-"The door: some four hundred bad inputs by table. Each is refused in one line with exit code 2, before a weight is loaded, and leaves nothing behind."
+"""The door: some four hundred bad inputs by table. Each is refused in one line with exit code 2, before a weight is loaded, and leaves
+nothing behind."""
 import contextlib
 import io
 import json

@@ -1,4 +1,5 @@
-"Losses at the edges of what a float can be: a probability of exactly 0, logits at the ends of fp16, one event, nothing to look at, states of length 0. Value and gradient are finite, and right against float64."
+"""Losses at the edges of what a float can be: a probability of exactly 0, logits at the ends of fp16, one event, nothing to look at, states
+of length 0. Value and gradient are finite, and right against float64."""
 import math
 
 import pytest

@@ -1,4 +1,5 @@
-"Laws whose breach shows nowhere else. Each of them was broken once by a change of one line that every other test let pass; tests/mutants.py makes such changes."
+"""Laws whose breach shows nowhere else. Each of them was broken once by a change of one line that every other test let pass;
+tests/mutants.py makes such changes."""
 import json
 import math
 import os
@@ -59,7 +60,8 @@ def test_inconsistent_positions_are_left_to_the_text_when_asked(pair):
     compared = (every >= 0).nonzero().tolist()
     wanted = [[row, at] for row, at in compared
               if plain.vocab_map.student_class(batch['input_ids'][row,
-                                                                  at + 1][None]) == plain.vocab_map.teacher_class(batch['teacher_input_ids'][row, every[row, at] + 1][None])]
+                                                                  at
+                                                                  + 1][None]) == plain.vocab_map.teacher_class(batch['teacher_input_ids'][row, every[row, at] + 1][None])]
     assert (kept >= 0).nonzero().tolist() == wanted and 0 < len(wanted) < len(compared)
 
 

@@ -1,4 +1,5 @@
-"Models by their Kaggle handles: attached as inputs, asked for through Kaggle's own library inside a session and outside of one, and what is said when that fails."
+"""Models by their Kaggle handles: attached as inputs, asked for through Kaggle's own library inside a session and outside of one, and what
+is said when that fails."""
 import json
 import re
 import shutil

@@ -47,7 +47,8 @@ def all_of(pair):
     for method in KD_MAPS[1:]:
         for ends in (None, (), [(pair.student.eos_token_id, pair.teacher.eos_token_id), (5, 3)]):
             m = map_of(pair.with_ends(ends), method)
-            found[method, repr(ends)] = m.name, m.n_classes, m.student_index, m.teacher_index, m.first, m.inside, m.crossings.student_bytes, m.crossings.teacher_bytes, m.crossings.first
+            found[method, repr(ends)] = (m.name, m.n_classes, m.student_index, m.teacher_index, m.first, m.inside,
+                                         m.crossings.student_bytes, m.crossings.teacher_bytes, m.crossings.first)
     return found
 
 
@@ -185,5 +186,6 @@ def test_a_run_is_the_same_from_the_disk_and_nothing_is_spelt_again(tmp_path, mo
     assert all(reports[0][key] == reports[1][key] for key in ('student_after', 'data', 'teacher', 'retention'))
     for file in tmp_path.glob('cache/kdkit/pair-*/tables.safetensors'): change(file)
     distill(dict(config, output_dir=str(tmp_path / 'mended')))
-    assert len(spelt) == 2 and (tmp_path / 'made/student/model.safetensors').read_bytes() == (tmp_path / 'mended/student/model.safetensors').read_bytes()
+    assert (len(spelt) == 2
+            and (tmp_path / 'made/student/model.safetensors').read_bytes() == (tmp_path / 'mended/student/model.safetensors').read_bytes())
     assert prepare_text(DistillConfig(**config))['pair'].stored is not None and len(spelt) == 2

@@ -145,11 +145,13 @@ def test_an_audit_that_knew_no_package_is_none():
                                                                            vulns=[dict(id='PYSEC-2019-132', fix_versions=['1.24.2'],
                                                                                        aliases=[])])
     lines, code = audit().verdict([unknown])
-    assert code == 1 and lines[-1].startswith('NOTHING WAS AUDITED') and '0 of 1 packages were audited' in lines[-2] and 'requests' in lines[0]
+    assert (code == 1 and lines[-1].startswith('NOTHING WAS AUDITED') and '0 of 1 packages were audited' in lines[-2]
+            and 'requests' in lines[0])
     lines, code = audit().verdict([unknown, clean, unknown], ['own', 'some-thing'])
     assert code == 0 and lines == ['nothing is known about 2: own, requests', '1 of 3 packages were audited, 0 known vulnerabilities']
     lines, code = audit().verdict([clean, faulty])
-    assert code == 1 and lines[0] == 'urllib3 1.24: PYSEC-2019-132, mended in 1.24.2' and lines[-1] == '2 of 2 packages were audited, 1 known vulnerabilities'
+    assert (code == 1 and lines[0] == 'urllib3 1.24: PYSEC-2019-132, mended in 1.24.2'
+            and lines[-1] == '2 of 2 packages were audited, 1 known vulnerabilities')
     assert audit().verdict([])[1] == 1
 
 

@@ -1,4 +1,5 @@
-"A student that goes to the hub: asked for before anything is loaded, pushed by the libraries' own code to a local server, and loaded from there."
+"""A student that goes to the hub: asked for before anything is loaded, pushed by the libraries' own code to a local server, and loaded from
+there."""
 import json
 import os
 import shlex
@@ -10,7 +11,8 @@ import pytest
 from hub import Hub
 from safetensors.torch import load_file
 
-OPTIONS = dict(max_length=64, max_steps=4, eval_steps=2, batch_size=4, learning_rate=1e-2, eval_fraction=.1, max_eval_rows=8, use_cpu='true')
+OPTIONS = dict(max_length=64, max_steps=4, eval_steps=2, batch_size=4, learning_rate=1e-2, eval_fraction=.1, max_eval_rows=8,
+               use_cpu='true')
 BIN = Path(sys.executable).parent
 
 
@@ -26,16 +28,21 @@ def cache(tmp_path): return tmp_path / 'hf'
 def train(hub, cache, values, folder, token='hf_mine', offline=False, alone=False, **options):
     "Run `kdkit train` as a user of this hub: (exit code, what stood on the screen)."
     words = [f'--{name}={value}' for name, value in {**values, **OPTIONS, 'output_dir': folder, **options}.items()]
-    done = subprocess.run([sys.executable, '-m', 'kdkit.cli', 'train', *words, *['--push_to_hub'] * alone], env=hub.environ(cache, token=token, offline=offline), capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, '-m', 'kdkit.cli', 'train', *words, *['--push_to_hub'] * alone],
+                          env=hub.environ(cache, token=token, offline=offline), capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
 
 
 def loaded(hub, tmp_path, code, token='hf_mine'):
     "What a fresh machine gets from the hub."
-    with hub.python(tmp_path / 'fresh', 'from transformers import AutoModelForCausalLM, AutoTokenizer\nfrom huggingface_hub import HfApi, ModelCard', token=token) as python: return python.run(code).check().value
+    with hub.python(tmp_path / 'fresh',
+                    'from transformers import AutoModelForCausalLM, AutoTokenizer\nfrom huggingface_hub import HfApi, ModelCard',
+                    token=token) as python:
+        return python.run(code).check().value
 
 
-def weights_of(name): return f'{{name: value.double().sum().item() for name, value in AutoModelForCausalLM.from_pretrained({name!r}).state_dict().items()}}'
+def weights_of(name):
+    return f'{{name: value.double().sum().item() for name, value in AutoModelForCausalLM.from_pretrained({name!r}).state_dict().items()}}'
 
 
 def test_a_student_is_pushed_and_loads_from_there(hub, cache, pair, tmp_path):
@@ -45,15 +52,18 @@ def test_a_student_is_pushed_and_loads_from_there(hub, cache, pair, tmp_path):
     repo = hub.repos['models', 'me/small']
     assert repo.private and len(repo.commits) == 2
     assert loaded(hub, tmp_path, weights_of('me/small')) == loaded(hub, tmp_path, weights_of(str(tmp_path / 'run/student')))
-    assert loaded(hub, tmp_path, 'AutoTokenizer.from_pretrained("me/small").tokenize("a string")') == loaded(hub, tmp_path, f'AutoTokenizer.from_pretrained({str(tmp_path / "run/student")!r}).tokenize("a string")')
+    assert loaded(hub, tmp_path, 'AutoTokenizer.from_pretrained("me/small").tokenize("a string")') == loaded(hub, tmp_path,
+                                                                                                             f'AutoTokenizer.from_pretrained({str(tmp_path / "run/student")!r}).tokenize("a string")')
     card = loaded(hub, tmp_path, 'card = ModelCard.load("me/small")\n[card.data.library_name, card.text]')
     assert {request.status for request in hub.seen("validate-yaml")} == {200}  # the library asked, before it sent anything
     assert card[0] == 'transformers' and "AutoModelForCausalLM.from_pretrained('me/small')" in card[1] and str(tmp_path) not in card[1]
     files = repo.commits[repo.refs['main']]
-    assert {'config.json', 'model.safetensors', 'tokenizer.json', 'README.md'} <= set(files) and files['model.safetensors'].lfs and not files['config.json'].lfs
+    assert ({'config.json', 'model.safetensors', 'tokenizer.json', 'README.md'} <= set(files) and files['model.safetensors'].lfs
+            and not files['config.json'].lfs)
     # no token was kept, and no file names this machine's folders
     kept = [path for path in (tmp_path / 'run').rglob('*') if path.is_file()] + [file.path for file in files.values()]
-    assert not any(b'hf_mine' in path.read_bytes() for path in kept) and not any(str(tmp_path).encode() in file.path.read_bytes() for file in files.values())
+    assert (not any(b'hf_mine' in path.read_bytes() for path in kept)
+            and not any(str(tmp_path).encode() in file.path.read_bytes() for file in files.values()))
     hub.forget()
     assert train(hub, cache, pair, tmp_path / 'run', push_to_hub='me/small')[0] == 0
     assert not hub.requests  # it is there already
@@ -65,7 +75,8 @@ def test_a_longer_run_is_another_commit_and_old_weights_go(hub, cache, pair, tmp
     repo = hub.repos['models', 'lab/small']
     assert not repo.private and loaded(hub, tmp_path, 'HfApi().model_info("lab/small").private', token=None) is False
     stray = dict(repo.commits[repo.refs['main']])
-    hub.new_commit(repo, 'main', {**stray, 'model-00001-of-00002.safetensors': stray['model.safetensors'], 'notes.txt': stray['config.json']})
+    hub.new_commit(repo, 'main',
+                   {**stray, 'model-00001-of-00002.safetensors': stray['model.safetensors'], 'notes.txt': stray['config.json']})
     before = {file.oid for file in stray.values()}
     code, said = train(hub, cache, pair, tmp_path / 'run', push_to_hub='lab/small', max_steps=6)
     files = repo.commits[repo.refs['main']]
@@ -96,7 +107,8 @@ with torch.no_grad(): both = [one(ids).logits for one in (model, AutoModelForCau
 with model.disable_adapter(), torch.no_grad(): without = model(ids).logits
 '''
     with hub.python(tmp_path / 'fresh', code, token='hf_mine') as python:
-        assert python.run('(both[0] - both[1]).abs().max().item()').check().value < 1e-5 < python.run('(both[0] - without).abs().max().item()').check().value
+        assert python.run('(both[0] - both[1]).abs().max().item()').check().value < 1e-5 < python.run('(both[0] - '
+                                                                                                      'without).abs().max().item()').check().value
         assert python.run('''from huggingface_hub import ModelCard
 from peft import PeftModel
 there = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('org/base'), 'me/run', subfolder='adapter')
@@ -106,7 +118,8 @@ with torch.no_grad(): other = there(ids).logits
         library, base, tags, task = python.run(card).check().value
         assert {request.status for request in hub.seen("validate-yaml")} == {200}
         assert (library, base, task) == ('peft', 'org/base', 'text-generation') and {'lora', 'base_model:adapter:org/base'} <= set(tags)
-        assert python.run(f'card = ModelCard.load({str(tmp_path / "run/student/README.md")!r})\n[card.data.library_name, card.data.base_model]').check().value == ['transformers', 'org/base']
+        assert python.run(f'card = ModelCard.load({str(tmp_path / "run/student/README.md")!r})\n[card.data.library_name, '
+                          f'card.data.base_model]').check().value == ['transformers', 'org/base']
 
 
 def test_a_push_that_fails_loses_nothing(hub, cache, pair, tmp_path):
@@ -118,7 +131,8 @@ def test_a_push_that_fails_loses_nothing(hub, cache, pair, tmp_path):
     hub.heal()
     command = shlex.split(line.split('`')[1])  # the official one, as it is said
     assert command[:3] == ['hf', 'upload', 'me/small'] and command[-1] == '--private'
-    done = subprocess.run([BIN / command[0], *command[1:]], env=hub.environ(cache, token='hf_mine'), capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run([BIN / command[0], *command[1:]], env=hub.environ(cache, token='hf_mine'), capture_output=True, text=True,
+                          timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     pushed = hub.repos['models', 'me/small'].commits[hub.repos['models', 'me/small'].refs['main']]
     assert load_file(pushed['model.safetensors'].path).keys() == load_file(tmp_path / 'run/student/model.safetensors').keys()
@@ -127,21 +141,26 @@ def test_a_push_that_fails_loses_nothing(hub, cache, pair, tmp_path):
 
 
 REFUSED = dict(
-    nobody=(dict(token=None), 'me/small', 'nobody is logged in'), unknown=(dict(token='hf_old'), 'me/small', 'does not accept your token (401)'), reads=(dict(token='hf_reads'), 'me/small', 'may only read'),
-    other=(dict(), 'others/small', 'you are me (in lab) there'), name=(dict(), 'me/sm all', 'no name of a repo'), deep=(dict(), 'me/a/b', 'no name of a repo'), dots=(dict(), 'me/a..b', 'no name of a repo'),
+    nobody=(dict(token=None), 'me/small', 'nobody is logged in'),
+    unknown=(dict(token='hf_old'), 'me/small', 'does not accept your token (401)'),
+    reads=(dict(token='hf_reads'), 'me/small', 'may only read'),
+    other=(dict(), 'others/small', 'you are me (in lab) there'), name=(dict(), 'me/sm all', 'no name of a repo'),
+    deep=(dict(), 'me/a/b', 'no name of a repo'), dots=(dict(), 'me/a..b', 'no name of a repo'),
     offline=(dict(offline=True), 'me/small', 'offline mode is on'))
 
 
 @pytest.fixture(scope='module')
 def door(tmp_path_factory):
     "A process that stands at the door, with its hub."
-    with Hub() as hub, hub.python(tmp_path_factory.mktemp('door'), "import os\nfrom kdkit.config import DistillConfig\nfrom kdkit.push import check_push, make_repo") as python:
+    with Hub() as hub, hub.python(tmp_path_factory.mktemp('door'),
+                                  "import os\nfrom kdkit.config import DistillConfig\nfrom kdkit.push import check_push, make_repo") as python:
         hub.login('hf_mine', role='write', name='me', orgs=['lab']), hub.login('hf_reads', name='me')
         yield hub, python
 
 
 def asks(python, repo, token='hf_mine', make=False):
-    return python.run(f"os.environ.update(HF_TOKEN={token or ''!r})\nrepo = check_push(DistillConfig(push_to_hub={repo!r}, output_dir='runs/a1'))\n" + 'make_repo(repo, True)\n' * make + 'repo')
+    return python.run(f"os.environ.update(HF_TOKEN={token or ''!r})\nrepo = check_push(DistillConfig(push_to_hub={repo!r}, "
+                      f"output_dir='runs/a1'))\n" + 'make_repo(repo, True)\n' * make + 'repo')
 
 
 @pytest.mark.parametrize('case', [case for case in REFUSED if case != 'offline'])
@@ -154,10 +173,12 @@ def test_the_door(door, case):
 
 def test_what_may_be_pushed_to(door):
     hub, python = door
-    assert [asks(python, given).check().value for given in ('small', 'me/small', 'lab/small', 'true')] == ['me/small', 'me/small', 'lab/small', 'me/a1'] and not hub.repos
+    assert [asks(python, given).check().value
+            for given in ('small', 'me/small', 'lab/small', 'true')] == ['me/small', 'me/small', 'lab/small', 'me/a1'] and not hub.repos
 
 
-@pytest.mark.parametrize('fault, says', [(dict(status=403, path='repos/create'), 'may not write to me/small (403)'), (dict(status=500, path='whoami'), '500')])
+@pytest.mark.parametrize('fault, says', [(dict(status=403, path='repos/create'), 'may not write to me/small (403)'),
+                                         (dict(status=500, path='whoami'), '500')])
 def test_a_hub_that_refuses(door, fault, says):
     door[0].fault(**fault)
     said = asks(door[1], 'me/small', make=True)
@@ -184,7 +205,8 @@ def test_nothing_is_loaded_before_the_door(hub, cache, pair, tmp_path, case):
 def test_other_ways_to_name_a_push_are_answered():
     from kdkit.config import ConfigError, DistillConfig
     from kdkit.trainer import check_arguments
-    assert DistillConfig(push_to_hub=True).push_to_hub == 'true' and DistillConfig(push_to_hub=False).push_to_hub is None and DistillConfig(push_to_hub='false').push_to_hub is None
+    assert (DistillConfig(push_to_hub=True).push_to_hub == 'true' and DistillConfig(push_to_hub=False).push_to_hub is None
+            and DistillConfig(push_to_hub='false').push_to_hub is None)
     with pytest.raises(ConfigError, match='named by push_to_hub'): check_arguments(DistillConfig(), dict(hub_model_id='me/small'))
     with pytest.raises(ConfigError, match='belongs to the config'): check_arguments(DistillConfig(), dict(push_to_hub=True))
 

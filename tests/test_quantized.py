@@ -1,4 +1,5 @@
-"Weights in few bits, by the CPU path of bitsandbytes: a teacher that is read, a student with adapters, what is written down, and what a machine that cannot says."
+"""Weights in few bits, by the CPU path of bitsandbytes: a teacher that is read, a student with adapters, what is written down, and what a
+machine that cannot says."""
 import json
 import subprocess
 import sys
@@ -21,7 +22,8 @@ SHORT = dict(max_length=64, batch_size=2, max_eval_rows=4, max_steps=4, eval_ste
 
 @pytest.fixture(autouse=True)
 def any_width(monkeypatch):
-    "On a CPU with bf16 instructions bitsandbytes packs 4-bit weights anew. Widths must then be multiples of 64: real ones are, these are not."
+    """On a CPU with bf16 instructions bitsandbytes packs 4-bit weights anew. Widths must then be multiples of 64: real ones are, these are
+    not."""
     monkeypatch.setattr('bitsandbytes.nn.modules.has_avx512bf16', lambda: False, raising=False)
 
 

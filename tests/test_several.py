@@ -29,7 +29,8 @@ from tiny_tokenizers import byte_level, sentencepiece
 
 @pytest.fixture(scope='module')
 def three(tmp_path_factory):
-    "Two teachers whose tokenizers differ from each other's and from the student's, a third that has the student's, and a twin of the first."
+    """Two teachers whose tokenizers differ from each other's and from the student's, a third that has the student's, and a twin of the
+    first."""
     folder = tmp_path_factory.mktemp('three')
     pair = save_pair(folder, teacher='qwen3')
     for name, tokenizer, shape, seed in (('second', byte_level(500), 'qwen3', 3), ('kin', sentencepiece(600), 'llama', 5)):
@@ -44,15 +45,18 @@ def three(tmp_path_factory):
 
 def config_of(three, out, *teachers, weights=None, **options):
     folder, text = three
-    return DistillConfig(**{**dict(teacher_model=[str(folder / name) for name in teachers], teacher_weights=weights, student_model=str(folder / 'student'), dataset=text,
-                                   max_length=64, batch_size=4, gradient_accumulation_steps=2, max_steps=6, eval_steps=3, logging_steps=1, learning_rate=1e-3,
+    return DistillConfig(**{**dict(teacher_model=[str(folder / name) for name in teachers], teacher_weights=weights,
+                                   student_model=str(folder / 'student'), dataset=text,
+                                   max_length=64, batch_size=4, gradient_accumulation_steps=2, max_steps=6, eval_steps=3, logging_steps=1,
+                                   learning_rate=1e-3,
                                    eval_fraction=.1, max_eval_rows=8, output_dir=str(out)), **options})
 
 
 def step_of(config, text, teacher=None, rows=5, double=False):
     "Loss, losses and gradient of some rows; text may be that of one of its teachers."
     framework = make_framework(config, text, teacher)
-    for lesson in framework.lessons: lesson.curriculum.lead.begin(2., 2.02 + lesson.teacher_model.config.vocab_size / 1e4)  # a lead of its own each
+    # a lead of its own each
+    for lesson in framework.lessons: lesson.curriculum.lead.begin(2., 2.02 + lesson.teacher_model.config.vocab_size / 1e4)
     if double:
         for lesson in framework.lessons: lesson.teacher_model.double()
         framework.student_model.double()
@@ -66,8 +70,10 @@ def step_of(config, text, teacher=None, rows=5, double=False):
 def alone(config, text, i): return config.of_teacher(i), dict(texts_of(text)[i], further=[])
 
 
-@pytest.mark.parametrize('options', [{}, dict(alpha_kd=.5), dict(divergence='jsd'), dict(kd_method='span'), dict(kd_method='uld'), dict(student_aware=True),
-                                     dict(temperature=2.), dict(mask_inconsistent=True)], ids=lambda options: '-'.join(map(str, options)) or 'default')
+@pytest.mark.parametrize('options', [{}, dict(alpha_kd=.5), dict(divergence='jsd'), dict(kd_method='span'), dict(kd_method='uld'),
+                                     dict(student_aware=True),
+                                     dict(temperature=2.), dict(mask_inconsistent=True)], ids=lambda options: '-'.join(map(str, options))
+                         or 'default')
 def test_loss_and_gradient_are_the_weighted_means_of_the_single_ones(three, tmp_path, options):
     config = config_of(three, tmp_path, 'teacher', 'second', 'kin', weights=[5, 3, 2], **options)
     text = prepare_text(config)
@@ -77,8 +83,10 @@ def test_loss_and_gradient_are_the_weighted_means_of_the_single_ones(three, tmp_
     torch.testing.assert_close(both['loss'], sum(w * out['loss'] for w, (out, _) in zip((.5, .3, .2), singles)), rtol=1e-6, atol=0)
     mean = sum(w * one for w, (_, one) in zip((.5, .3, .2), singles))
     assert (gradient - mean).norm() < 1e-6 * mean.norm()
-    for label, (out, _) in zip(('teacher', 'second', 'kin'), singles): torch.testing.assert_close(both['losses'][f'kd_{label}'], out['losses']['kd'])
-    assert both['loss'].item() == pytest.approx(sum(both['losses'][name].item() * both['weights'][name] for name in both['losses']), rel=1e-6)
+    for label, (out, _) in zip(('teacher', 'second', 'kin'), singles):
+        torch.testing.assert_close(both['losses'][f'kd_{label}'], out['losses']['kd'])
+    assert both['loss'].item() == pytest.approx(sum(both['losses'][name].item() * both['weights'][name] for name in both['losses']),
+                                                rel=1e-6)
     shares = [out['weights']['kd'] for out, _ in singles]
     assert options.get('alpha_kd') or len(set(shares)) == 3  # each teacher's share follows its own lead
 
@@ -117,19 +125,24 @@ def test_all_sides_hold_the_same_text_and_meet_wherever_two_do(three, tmp_path):
             met = sorted((last[0][end], last[1][end]) for end in last[0].keys() & last[1].keys())
             assert [*zip(row['student_positions'], row['teacher_positions'])] == met[:-1]
     first, second = texts_of(prepare_text(config_of(three, tmp_path, 'teacher', 'kin', student_model=str(folder / 'twin'))))
-    for row, other in zip(first['train'], second['train']):  # where the other teacher has no boundary, this one has: it reads the student's tokens
-        assert row['student_positions'] == row['teacher_positions'] == [*range(len(row['input_ids']) - 1)] and {*other['student_positions']} <= {*row['student_positions']}
+    # where the other teacher has no boundary, this one has: it reads the student's tokens
+    for row, other in zip(first['train'], second['train']):
+        assert (row['student_positions'] == row['teacher_positions'] == [*range(len(row['input_ids']) - 1)]
+                and {*other['student_positions']} <= {*row['student_positions']})
     assert sum(map(len, second['train']['student_positions'])) < .9 * sum(map(len, first['train']['student_positions']))
 
 
 def test_a_run_by_the_command_and_what_it_says(three, tmp_path, capsys):
     folder, text = three
-    words = ['train', '--teacher_model', str(folder / 'teacher'), str(folder / 'second'), '--teacher_weights', '0.7', '0.3', f'--student_model={folder}/student',
-             f'--dataset={text}', '--max_length=64', '--batch_size=4', '--gradient_accumulation_steps=2', '--max_steps=6', '--eval_steps=3', '--logging_steps=1',
+    words = ['train', '--teacher_model', str(folder / 'teacher'), str(folder / 'second'), '--teacher_weights', '0.7', '0.3',
+             f'--student_model={folder}/student',
+             f'--dataset={text}', '--max_length=64', '--batch_size=4', '--gradient_accumulation_steps=2', '--max_steps=6', '--eval_steps=3',
+             '--logging_steps=1',
              '--learning_rate=1e-3', '--eval_fraction=.1', '--max_eval_rows=8', '--control=true', f'--output_dir={tmp_path}/run']
     assert main(words) == 0
     said = ' '.join(sum(map(str.split, capsys.readouterr()), []))
-    assert '2 teachers: teacher (70%), second (30%)' in said and 'second: held-out text costs' in said and 'second: the two models are compared' in said
+    assert ('2 teachers: teacher (70%), second (30%)' in said and 'second: held-out text costs' in said
+            and 'second: the two models are compared' in said)
     run, report = tmp_path / 'run', read_report(tmp_path / 'run')
     assert list(report['teachers']) == ['teacher', 'second'] and [about['weight'] for about in report['teachers'].values()] == [.7, .3]
     bits = [about['bits_per_byte'] for about in report['teachers'].values()]
@@ -137,16 +150,19 @@ def test_a_run_by_the_command_and_what_it_says(three, tmp_path, capsys):
     assert all(0 < about['coverage'] < 1 and about['as_read'] > 0 and 0 < about['share'] < 1 for about in report['teachers'].values())
     assert list(report['retention']) == ['teacher, before', 'second, before', 'teacher, after', 'second, after']
     single = distill(config_of(three, tmp_path / 'second', 'second', gradient_accumulation_steps=1, max_steps=1))
-    assert single['teacher']['perplexity'] == pytest.approx(report['teachers']['second']['perplexity'], rel=.05)  # windows are cut in other places
+    # windows are cut in other places
+    assert single['teacher']['perplexity'] == pytest.approx(report['teachers']['second']['perplexity'], rel=.05)
     for file in ('report.md', 'student/README.md'): assert 'second' in (run / file).read_text()
     assert '--teacher_weights 0.7 0.3' in (run / 'student/README.md').read_text()
     lines = [line for line in read_metrics(run) if 'losses' in line]
     assert {'lm', 'kd_teacher', 'kd_second'} <= lines[-1]['losses'].keys() and list(lines[-1]['teacher_leads']) == ['teacher', 'second']
-    assert all(lines[0]['teacher_leads'][label] != lines[1]['teacher_leads'][label] for label in ('teacher', 'second'))  # each is followed from step to step
+    # each is followed from step to step
+    assert all(lines[0]['teacher_leads'][label] != lines[1]['teacher_leads'][label] for label in ('teacher', 'second'))
     for label, about in report['teachers'].items():  # what the last checkpoint holds
         held = json.loads((run / 'checkpoint-6/training.json').read_text())
         held = [held['teacher_lead'], held['further'][0]['teacher_lead']][label == 'second']
-        assert about['lead'] == pytest.approx(held['student'] / held['teacher'] - 1 + held['correction']) and about['share'] == pytest.approx(max(share_of(about['lead']), LEAST if held['ahead'] else 0))
+        assert (about['lead'] == pytest.approx(held['student'] / held['teacher'] - 1 + held['correction'])
+                and about['share'] == pytest.approx(max(share_of(about['lead']), LEAST if held['ahead'] else 0)))
     assert lines[-1]['teacher_lead'] == max(lines[-1]['teacher_leads'].values()) and not unknown_keys(lines[-1])
     signs = {sign.name: sign.value for sign in health(lines, read_plan(run))}
     assert 'weight 0.30' in signs['second'] and 'second ahead by' in signs
@@ -166,24 +182,30 @@ def test_a_run_by_the_command_and_what_it_says(three, tmp_path, capsys):
     assert all((students[0][name] == students[1][name]).all() for name in students[0])
     assert read_report(cut)['teachers'] == report['teachers']
     # another weight is another run
-    assert main([*words[:-1], '--teacher_weights', '0.6', '0.4', f'--output_dir={run}']) == 2 and 'teacher_weights' in capsys.readouterr().err
+    assert (main([*words[:-1], '--teacher_weights', '0.6', '0.4', f'--output_dir={run}']) == 2
+            and 'teacher_weights' in capsys.readouterr().err)
 
 
 def test_two_caches_give_the_online_losses(three, tmp_path, capsys):
-    config = config_of(three, tmp_path / 'run', 'teacher', 'second', weights=[.7, .3], cache_top_k=10**6, teacher_cache=[str(tmp_path / 'x'), str(tmp_path / 'y')])
+    config = config_of(three, tmp_path / 'run', 'teacher', 'second', weights=[.7, .3], cache_top_k=10**6,
+                       teacher_cache=[str(tmp_path / 'x'), str(tmp_path / 'y')])
     made = cache_teacher(config)
     assert made['rows'] == len(prepare_text(config)['train']) and len(made['score']) == 2
     cached, online = distill(config), distill(replace(config, teacher_cache=None, output_dir=str(tmp_path / 'online')))
     lines = [[line for line in read_metrics(folder) if 'losses' in line] for folder in (tmp_path / 'run', tmp_path / 'online')]
     for a, b in zip(*lines): assert a['losses'] == pytest.approx(b['losses'], abs=2e-3)
-    known = lambda report: {label: {k: about[k] for k in ('bits_per_byte', 'as_read', 'coverage')} for label, about in report['teachers'].items()}
+    known = lambda report: {label: {k: about[k] for k in ('bits_per_byte', 'as_read', 'coverage')}
+                            for label, about in report['teachers'].items()}
     for label, about in known(online).items(): assert known(cached)[label] == pytest.approx(about, rel=1e-5)
     assert cached['retention'] is None
-    for wrong, match in ((dict(teacher_cache=config.teacher_cache[::-1]), 'written by the teacher'), (dict(teacher_model=config.teacher_model[::-1]), 'written by the teacher'),
-                         (dict(teacher_model=[config.teacher_model[0], str(three[0] / 'kin')]), 'written by the teacher'), (dict(max_length=48), 'other windows')):
+    for wrong, match in ((dict(teacher_cache=config.teacher_cache[::-1]), 'written by the teacher'),
+                         (dict(teacher_model=config.teacher_model[::-1]), 'written by the teacher'),
+                         (dict(teacher_model=[config.teacher_model[0], str(three[0] / 'kin')]), 'written by the teacher'),
+                         (dict(max_length=48), 'other windows')):
         with pytest.raises(CacheError, match=match): distill(replace(config, output_dir=str(tmp_path / 'no'), **wrong))
     alone = config.of_teacher(1)
-    with pytest.raises(CacheError, match='other windows'): distill(replace(alone, output_dir=str(tmp_path / 'no')))  # cut without the other one
+    # cut without the other one
+    with pytest.raises(CacheError, match='other windows'): distill(replace(alone, output_dir=str(tmp_path / 'no')))
     assert not (tmp_path / 'no').exists()
 
 
@@ -200,7 +222,8 @@ def test_models_from_python(three, tmp_path):
     assert len({id(lesson.student_model) for lesson in framework.lessons}) == 1
     assert sum(p.numel() for p in framework.parameters()) == sum(p.numel() for p in framework.student_model.parameters())
     with pytest.raises(ModelError, match='give one each'): StudentAwareDistillationFramework(config, models[0])
-    unnamed = StudentAwareDistillationFramework(replace(config, teacher_model='', teacher_weights=[1, 3]), models, None, [one['pair'].teacher for one in texts_of(text)])
+    unnamed = StudentAwareDistillationFramework(replace(config, teacher_model='', teacher_weights=[1, 3]), models, None,
+                                                [one['pair'].teacher for one in texts_of(text)])
     assert unnamed.labels == ['1', '2'] and unnamed.teacher_weights == [.25, .75]
 
 
@@ -214,8 +237,10 @@ def test_losses_are_balanced_and_weighed_by_hand_teacher_by_teacher(three, tmp_p
     sizes = [lesson.magnitudes for lesson in framework.lessons]
     assert sizes[0]['kd'] != sizes[1]['kd'] and sizes[0]['lm'] == sizes[1]['lm']
     first, *_, last = [line for line in read_metrics(tmp_path) if 'losses' in line]
-    assert [first['weights'][f'kd_{label}'] for label in ('teacher', 'second')] == [.25, .0625] and first['multipliers'] == {'kd_second': .25}
-    assert last['weights']['kd_teacher'] != 4 * last['weights']['kd_second'] != first['weights']['kd_teacher']  # each is brought to the size of lm by itself
+    assert ([first['weights'][f'kd_{label}'] for label in ('teacher', 'second')] == [.25, .0625]
+            and first['multipliers'] == {'kd_second': .25})
+    # each is brought to the size of lm by itself
+    assert last['weights']['kd_teacher'] != 4 * last['weights']['kd_second'] != first['weights']['kd_teacher']
 
 
 def test_a_teacher_elsewhere_reads_ahead_beside_another(three, tmp_path):
@@ -243,10 +268,14 @@ def test_a_teacher_elsewhere_reads_ahead_beside_another(three, tmp_path):
 
 @pytest.mark.parametrize('wrong, match', [
     (dict(teacher_weights=[1.]), 'teacher_weights has 1 numbers for the 2'), (dict(teacher_weights=[1., 1., 1.]), 'has 3 numbers'),
-    (dict(teacher_weights=[1., -1.]), '0 or more'), (dict(teacher_weights=[1., float('nan')]), '0 or more'), (dict(teacher_weights=[1., float('inf')]), '0 or more'),
-    (dict(teacher_weights=[0., 0.]), 'above 0'), (dict(teacher_weights='much'), 'a number'), (dict(teacher_model=['a', 'a']), 'twice: name it once'),
-    (dict(teacher_model=['a', './a']), 'twice'), (dict(teacher_model=['a', '']), 'empty name'), (dict(teacher_cache='x'), 'names 1 folders for the 2'),
-    (dict(teacher_cache=['x', 'x']), 'a cache of its own'), (dict(alpha_feature=.1), 'looks inside one teacher'), (dict(recipe='seed'), 'looks inside one teacher'),
+    (dict(teacher_weights=[1., -1.]), '0 or more'), (dict(teacher_weights=[1., float('nan')]), '0 or more'),
+    (dict(teacher_weights=[1., float('inf')]), '0 or more'),
+    (dict(teacher_weights=[0., 0.]), 'above 0'), (dict(teacher_weights='much'), 'a number'),
+    (dict(teacher_model=['a', 'a']), 'twice: name it once'),
+    (dict(teacher_model=['a', './a']), 'twice'), (dict(teacher_model=['a', '']), 'empty name'),
+    (dict(teacher_cache='x'), 'names 1 folders for the 2'),
+    (dict(teacher_cache=['x', 'x']), 'a cache of its own'), (dict(alpha_feature=.1), 'looks inside one teacher'),
+    (dict(recipe='seed'), 'looks inside one teacher'),
     (dict(teacher_revision='main'), 'nobody knows whose'), (dict(teacher_subfolder='x'), 'nobody knows whose')], ids=str)
 def test_what_makes_no_sense_is_refused_at_the_door(wrong, match):
     with pytest.raises(ConfigError, match=match): DistillConfig(**{**dict(teacher_model=['a', 'b'], student_model='s'), **wrong})
@@ -254,35 +283,43 @@ def test_what_makes_no_sense_is_refused_at_the_door(wrong, match):
 
 def test_commands_for_one_teacher_say_so(three, tmp_path, capsys):
     folder, text = three
-    for words in (['eval', '--student_model', str(folder / 'student'), '--dataset', text], ['write', '--dataset', text, '--output', str(tmp_path / 'x.jsonl')]):
+    for words in (['eval', '--student_model', str(folder / 'student'), '--dataset', text],
+                  ['write', '--dataset', text, '--output', str(tmp_path / 'x.jsonl')]):
         assert main([*words, '--teacher_model', str(folder / 'teacher'), str(folder / 'second')]) == 2
         assert 'takes one value' in capsys.readouterr().err
     several = [str(folder / name) for name in ('teacher', 'second')]
     with pytest.raises(ConfigError, match='takes one teacher'): evaluate_run(str(folder / 'student'), text, several)
     for write in (teacher_text, write_dataset):
         with pytest.raises(ConfigError, match='takes one teacher'): write(dict(teacher_model=several, dataset=text), tmp_path / 'x.jsonl')
-    assert main(['train', '--teacher_model', str(folder / 'teacher'), str(folder / 'none'), '--student_model', str(folder / 'student'), '--dataset', text]) == 2
+    assert main(['train', '--teacher_model', str(folder / 'teacher'), str(folder / 'none'), '--student_model', str(folder / 'student'),
+                 '--dataset', text]) == 2
     assert 'does not exist' in capsys.readouterr().err
 
 
 def test_conversations_of_three_templates(tmp_path, capsys):
     "Each side reads its own template, and every learnt place of a view is one of the pair's own."
     from chats import chat_tokenizer
-    rows = [dict(messages=[dict(role='user', content=f'{i}. What does this do?'), dict(role='assistant', content=text[:200])]) for i, text in enumerate(documents(40))]
+    rows = [dict(messages=[dict(role='user', content=f'{i}. What does this do?'), dict(role='assistant', content=text[:200])])
+            for i, text in enumerate(documents(40))]
     (tmp_path / 'chat.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     for seed, (name, style) in enumerate(dict(student='zephyr', first='chatml', second='llama3').items()):
         tokenizer = chat_tokenizer(style)
         model_of('llama', len(tokenizer), 32, 2, seed).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    config = DistillConfig(teacher_model=[str(tmp_path / 'first'), str(tmp_path / 'second')], student_model=str(tmp_path / 'student'), dataset=str(tmp_path / 'chat.jsonl'), max_length=200,
-                           teacher_max_length=240, max_steps=2, batch_size=2, eval_steps=2, logging_steps=1, eval_fraction=.2, max_eval_rows=6, output_dir=str(tmp_path / 'run'), pack=False)
+    config = DistillConfig(teacher_model=[str(tmp_path / 'first'), str(tmp_path / 'second')], student_model=str(tmp_path / 'student'),
+                           dataset=str(tmp_path / 'chat.jsonl'), max_length=200,
+                           teacher_max_length=240, max_steps=2, batch_size=2, eval_steps=2, logging_steps=1, eval_fraction=.2,
+                           max_eval_rows=6, output_dir=str(tmp_path / 'run'), pack=False)
     joint, singles = texts_of(prepare_text(config)), [prepare_text(config.of_teacher(i)) for i in range(2)]
     for one, single in zip(joint, singles):  # conversations are not cut here, so that each view is the pair's own
-        assert one['train'].column_names == single['train'].column_names and one['train'][:] == single['train'][:] and one['held_out'][:] == single['held_out'][:]
+        assert (one['train'].column_names == single['train'].column_names and one['train'][:] == single['train'][:]
+                and one['held_out'][:] == single['held_out'][:])
         assert one['prompts'] == single['prompts'] and one['pair'].ends == single['pair'].ends
     report = distill(config)
-    assert report['steps'] == 2 and list(report['answers'][0]) == ['prompt', 'teacher first', 'teacher second', 'student_before', 'student_after']
-    assert '- teacher second:' in (tmp_path / 'run/report.md').read_text() and '| teacher first ' in (tmp_path / 'run/report.md').read_text()
+    assert (report['steps'] == 2
+            and list(report['answers'][0]) == ['prompt', 'teacher first', 'teacher second', 'student_before', 'student_after'])
+    assert ('- teacher second:' in (tmp_path / 'run/report.md').read_text()
+            and '| teacher first ' in (tmp_path / 'run/report.md').read_text())
     assert 'the teacher reads conversations' in capsys.readouterr().err
 
 
@@ -294,7 +331,8 @@ def test_adapters_learn_from_several(three, tmp_path):
 
 
 def test_a_step_that_does_not_fit_begins_again_with_all_teachers(three, tmp_path, monkeypatch):
-    config, real = config_of(three, tmp_path / 'run', 'teacher', 'second', gradient_accumulation_steps=1, control=True), StudentAwareDistillationFramework.read_student
+    config, real = (config_of(three, tmp_path / 'run', 'teacher', 'second', gradient_accumulation_steps=1, control=True),
+                    StudentAwareDistillationFramework.read_student)
     def full(self, batch, steps):
         if len(batch['input_ids']) > 2 and len(steps) == 2: raise torch.OutOfMemoryError('out of memory')
         return real(self, batch, steps)
@@ -309,7 +347,8 @@ def test_a_step_that_does_not_fit_begins_again_with_all_teachers(three, tmp_path
 def test_two_processes_do_what_one_does(three, tmp_path):
     from test_processes import launch, same
     folder, text = three
-    (tmp_path / 'config.yaml').write_text(json.dumps(dict(teacher_model=[f'{folder}/teacher', f'{folder}/second'], teacher_weights=[.7, .3])))
+    (tmp_path / 'config.yaml').write_text(json.dumps(dict(teacher_model=[f'{folder}/teacher', f'{folder}/second'],
+                                                          teacher_weights=[.7, .3])))
     values = dict(config=tmp_path / 'config.yaml', student_model=folder / 'student', dataset=text)
     for way, batch_size in (('one', 4), ('torchrun', 2)):
         code, said = launch(way, values, tmp_path / way, batch_size=batch_size)

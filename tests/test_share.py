@@ -25,7 +25,8 @@ from pairs import documents
 
 
 def config_of(values, folder, **options):
-    return DistillConfig(**{**values, 'max_length': 64, 'batch_size': 4, 'max_steps': 6, 'eval_steps': 3, 'logging_steps': 1, 'learning_rate': 1e-3, 'eval_fraction': .1,
+    return DistillConfig(**{**values, 'max_length': 64, 'batch_size': 4, 'max_steps': 6, 'eval_steps': 3, 'logging_steps': 1,
+                            'learning_rate': 1e-3, 'eval_fraction': .1,
                             'max_eval_rows': 8, 'output_dir': str(folder / 'run'), **options})
 
 
@@ -41,9 +42,11 @@ def brute_force(framework, batch, asked=None):
     "Stretch by stretch, token by token; asked: [batch, T], where the teacher says anything."
     total = torch.zeros(2, dtype=torch.float64)
     for row in range(len(batch['input_ids'])):
-        sides = [batch[name][row][batch[mask][row].bool()] for name, mask in (('input_ids', 'attention_mask'), ('teacher_input_ids', 'teacher_attention_mask'))]
+        sides = [batch[name][row][batch[mask][row].bool()]
+                 for name, mask in (('input_ids', 'attention_mask'), ('teacher_input_ids', 'teacher_attention_mask'))]
         nats = [nats_of(model, ids) for model, ids in zip((framework.student_model, framework.teacher_model), sides)]
-        ends = [(s, t) for s, t in zip(batch['student_positions'][row].tolist(), batch['teacher_positions'][row].tolist()) if s >= 0 and s + 1 < len(sides[0])]
+        ends = [(s, t) for s, t in zip(batch['student_positions'][row].tolist(), batch['teacher_positions'][row].tolist()) if s >= 0
+                and s + 1 < len(sides[0])]
         for (s, t), (s_end, t_end) in zip(ends, ends[1:]):
             if asked is None or all(asked[row, j - 1] for j in range(t + 1, t_end + 1)):
                 total += torch.stack([nats[0][s + 1:s_end + 1].sum(), nats[1][t + 1:t_end + 1].sum()])
@@ -51,7 +54,8 @@ def brute_force(framework, batch, asked=None):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('which, options', [('pair', {}), ('pair', dict(inside_tokens=False)), ('pair', dict(kd_method='span')), ('pair', dict(kd_method='uld')), ('same_pair', {})])
+@pytest.mark.parametrize('which, options', [('pair', {}), ('pair', dict(inside_tokens=False)), ('pair', dict(kd_method='span')),
+                                            ('pair', dict(kd_method='uld')), ('same_pair', {})])
 def test_what_both_spend_is_what_both_spend_on_the_same_text(request, tmp_path, which, options):
     config = config_of(request.getfixturevalue(which), tmp_path, pack=False, **options)
     text = prepare_text(config)
@@ -64,7 +68,8 @@ def test_what_both_spend_is_what_both_spend_on_the_same_text(request, tmp_path, 
         for row, at in (batch['partner'] >= 0).nonzero().tolist():
             asked[row, batch['partner'][row, at]] = True
             if batch['node'][row, at] < 0: asked[row, batch['partner'][row, at] - 1] = True
-            if config.asks_ends: asked[row, batch['partner'][row, at]:batch['reached'][row, at] + 1] = True  # all that a crossing token runs over
+            # all that a crossing token runs over
+            if config.asks_ends: asked[row, batch['partner'][row, at]:batch['reached'][row, at] + 1] = True
     torch.testing.assert_close(spent.double(), brute_force(framework, batch, asked), rtol=1e-4, atol=1e-3)
     assert spent.min() > 100
     if which == 'same_pair' or options.get('kd_method') == 'span':  # nothing is left out
@@ -79,9 +84,11 @@ def test_a_cache_knows_the_same(pair, same_pair, tmp_path):
         text, spent = prepare_text(config), {}
         for rows in ('online', 'cached'):
             cache = open_cache(config, text) if rows == 'cached' else None
-            framework = make_framework(replace(config, teacher_cache=config.teacher_cache if cache else None), text, cache and cache.stand_in)
+            framework = make_framework(replace(config, teacher_cache=config.teacher_cache if cache else None), text,
+                                       cache and cache.stand_in)
             with torch.no_grad(): spent[rows] = framework(**framework.collator()([text['train'][i] for i in range(5)]))['common_nats']
-        if (which, method) == (pair, 'auto'): assert (spent['online'] < spent['cached'] + .1).all()  # what was written down is known at every position
+        # what was written down is known at every position
+        if (which, method) == (pair, 'auto'): assert (spent['online'] < spent['cached'] + .1).all()
         else: torch.testing.assert_close(spent['online'], spent['cached'], rtol=1e-4, atol=1e-3)
 
 
@@ -169,24 +176,31 @@ def test_a_teacher_that_is_overtaken_lets_go(tmp_path, capsys):
     "The embedded teacher on English words in no order, which nobody can foresee, and an untrained student."
     chance, words = random.Random(0), sorted({word for text in documents() for word in text.split() if word.isalpha()})
     def document(): return dict(text=' '.join(chance.choice(words).lower() + chance.choice(['', ' ,', ' .', ' @-@']) for _ in range(120)))
-    for name, n in dict(train=150, held_out=12).items(): (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps(document()) + '\n' for _ in range(n)))
+    for name, n in dict(train=150, held_out=12).items():
+        (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps(document()) + '\n' for _ in range(n)))
     embedded_student(0).save_pretrained(tmp_path / 'student')
     AutoTokenizer.from_pretrained(embedded_student_tokenizer()).save_pretrained(tmp_path / 'student')
-    report = distill(DistillConfig(teacher_model=embedded_teacher(), student_model=str(tmp_path / 'student'), dataset=str(tmp_path / 'train.jsonl'),
-                                   eval_dataset=str(tmp_path / 'held_out.jsonl'), output_dir=str(tmp_path / 'run'), max_length=128, batch_size=2, max_steps=40,
+    report = distill(DistillConfig(teacher_model=embedded_teacher(), student_model=str(tmp_path / 'student'),
+                                   dataset=str(tmp_path / 'train.jsonl'),
+                                   eval_dataset=str(tmp_path / 'held_out.jsonl'), output_dir=str(tmp_path / 'run'), max_length=128,
+                                   batch_size=2, max_steps=40,
                                    learning_rate=1e-3, max_eval_rows=24, logging_steps=1, seed=0))
-    weights, bits = weights_of(tmp_path / 'run'), {name: report[name]['bits_per_byte'] for name in ('teacher', 'student_before', 'student_after')}
+    weights, bits = (weights_of(tmp_path / 'run'),
+                     {name: report[name]['bits_per_byte'] for name in ('teacher', 'student_before', 'student_after')})
     assert bits['student_after'] < bits['teacher'] < bits['student_before']
     assert weights[0]['kd'] == FIRST and weights[-1] == dict(lm=1., kd=0., unaligned=0.)  # what a run without a teacher weighs
     assert 'from here on it learns from the text alone' in ''.join(capsys.readouterr())
 
 
 def test_several_processes_share_one_share(leading, tmp_path):
-    values = dict(leading, max_length=64, max_steps=6, eval_steps=3, logging_steps=1, learning_rate=1e-3, eval_fraction=.1, max_eval_rows=8, pack='false', use_cpu='true')
-    (tmp_path / 'train.py').write_text('import sys\nfrom torch import distributed\nfrom kdkit.cli import main\ncode = main(["train", *sys.argv[1:]])\n'
-                                       'assert not distributed.is_initialized()  # a process that ends takes leave of the others first\nsys.exit(code)\n')
+    values = dict(leading, max_length=64, max_steps=6, eval_steps=3, logging_steps=1, learning_rate=1e-3, eval_fraction=.1, max_eval_rows=8,
+                  pack='false', use_cpu='true')
+    (tmp_path / 'train.py').write_text('import sys\nfrom torch import distributed\nfrom kdkit.cli import main\ncode = main(["train", '
+                                       '*sys.argv[1:]])\nassert not distributed.is_initialized()  # a process that ends takes leave of '
+                                       'the others first\nsys.exit(code)\n')
     env = dict(os.environ, OMP_NUM_THREADS='1')
-    for name, start, batch in (('one', [], 4), ('two', ['-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={random.randrange(20000, 60000)}'], 2)):
+    for name, start, batch in (('one', [], 4), ('two', ['-m', 'torch.distributed.run', '--nproc_per_node=2',
+                                                        f'--master_port={random.randrange(20000, 60000)}'], 2)):
         words = [f'--{k}={v}' for k, v in dict(values, output_dir=tmp_path / name, batch_size=batch).items()]
         done = subprocess.run([sys.executable, *start, str(tmp_path / 'train.py'), *words], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -197,8 +211,10 @@ def test_several_processes_share_one_share(leading, tmp_path):
 # -- the config --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('given, wanted', [
-    ({}, (None, None, None)), (dict(alpha_lm=.5), (.5, None, None)), (dict(alpha_unaligned=0.), (None, None, 0.)), (dict(alpha_kd=.8), (.2, .8, .8)),
-    (dict(alpha_kd=0.), (.2, 0., .8)), (dict(alpha_kd=.3, alpha_lm=.7, alpha_unaligned=.3), (.7, .3, .3)), (dict(recipe='seed'), (.1, .7, 0.)), (dict(alpha_kd='none'), (None, None, None))])
+    ({}, (None, None, None)), (dict(alpha_lm=.5), (.5, None, None)), (dict(alpha_unaligned=0.), (None, None, 0.)),
+    (dict(alpha_kd=.8), (.2, .8, .8)),
+    (dict(alpha_kd=0.), (.2, 0., .8)), (dict(alpha_kd=.3, alpha_lm=.7, alpha_unaligned=.3), (.7, .3, .3)),
+    (dict(recipe='seed'), (.1, .7, 0.)), (dict(alpha_kd='none'), (None, None, None))])
 def test_what_is_given_and_what_follows(given, wanted):
     config = DistillConfig(**given)
     assert (config.alpha_lm, config.alpha_kd, config.alpha_unaligned) == wanted

@@ -1,4 +1,5 @@
-"What others measure by: the numbers of a run are those of lm-eval's own command line, each is made once, and a task that fails costs nothing but itself."
+"""Standard benchmarks: the numbers of a run are those of lm-eval's own command line, each is made once, and a task that fails costs nothing
+but itself."""
 import json
 import os
 import subprocess
@@ -13,7 +14,8 @@ from safetensors.torch import load_file
 
 from kdkit.cli import main
 
-OPTIONS = dict(max_length=64, max_steps=4, eval_steps=2, batch_size=4, learning_rate=1e-2, eval_fraction=.1, max_eval_rows=8, use_cpu='true')
+OPTIONS = dict(max_length=64, max_steps=4, eval_steps=2, batch_size=4, learning_rate=1e-2, eval_fraction=.1, max_eval_rows=8,
+               use_cpu='true')
 CHOICE = '''task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {data}}}}}
@@ -50,7 +52,8 @@ def tasks(tmp_path_factory):
     "Files of tasks that answer in four ways, one of them with an error."
     folder = tmp_path_factory.mktemp('tasks')
     words = 'json random text object string function return value list sequence'.split()
-    rows = [dict(question=' '.join(words[i % 7:i % 7 + 3]), choices=[f'{words[(i * k) % 10]} {words[k]}' for k in (2, 3, 7)], answer=i % 3) for i in range(10)]
+    rows = [dict(question=' '.join(words[i % 7:i % 7 + 3]), choices=[f'{words[(i * k) % 10]} {words[k]}' for k in (2, 3, 7)], answer=i % 3)
+            for i in range(10)]
     (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     (folder / 'broken.py').write_text('def process_results(doc, results): raise RuntimeError("this task is broken")\n')
     for name, more in KINDS.items(): (folder / f'{name}.yaml').write_text(CHOICE.format(name=name, data=folder / 'rows.jsonl') + more)
@@ -64,7 +67,8 @@ def words_of(values, folder, **options):
 def own_numbers(model, tasks, batch_size=4, limit=None):
     "What lm-eval's command line says of a saved folder."
     out = Path(tempfile.mkdtemp())
-    command = [sys.executable, '-m', 'lm_eval', '--model', 'hf', '--model_args', f'pretrained={model}', '--tasks', ','.join(tasks), '--device', 'cpu', '--batch_size', str(batch_size),
+    command = [sys.executable, '-m', 'lm_eval', '--model', 'hf', '--model_args', f'pretrained={model}', '--tasks', ','.join(tasks),
+               '--device', 'cpu', '--batch_size', str(batch_size),
                '--output_path', str(out), *(['--limit', str(limit)] if limit else [])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ, HF_HUB_OFFLINE='1'))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -93,7 +97,8 @@ def done(pair, tasks, tmp_path_factory):
 def read(folder, name='report.json'): return json.loads((folder / name).read_text())
 
 
-@pytest.mark.parametrize('side, model', dict(teacher='teacher', student_before='student', student_after='student', control='control/student').items())
+@pytest.mark.parametrize('side, model',
+                         dict(teacher='teacher', student_before='student', student_after='student', control='control/student').items())
 def test_the_numbers_are_those_of_lm_evals_own_command(done, pair, tasks, side, model):
     folder = {'teacher': pair['teacher_model'], 'student_before': pair['student_model']}.get(side, done / model)
     same_numbers(read(done)['tasks'][side], own_numbers(folder, [tasks[name] for name in ALL]))
@@ -120,11 +125,13 @@ def test_each_number_is_made_once(pair, tasks, tmp_path, capfd):
         assert main(words_of(pair, folder, eval_tasks=','.join(names), **options)) == 0
         return [line for line in capfd.readouterr().err.splitlines() if line.startswith(('measuring the', 'distilling'))]
     first = called(tasks['choose'])
-    assert [line for line in first if tasks['choose'] in line] == [f"measuring the {who} by {tasks['choose']}, 10 examples" for who in ('teacher', 'student', 'trained student')]
+    assert [line for line in first if tasks['choose'] in line] == [f"measuring the {who} by {tasks['choose']}, 10 examples"
+                                                                   for who in ('teacher', 'student', 'trained student')]
     kept = read(folder, 'stages.json')['tasks']
     assert called(tasks['choose']) == []  # all of it is done
     (folder / 'report.json').unlink()
-    assert called(tasks['choose']) == [] and read(folder, 'stages.json')['tasks']['teacher'] == kept['teacher']  # the report was made of the marks
+    # the report was made of the marks
+    assert called(tasks['choose']) == [] and read(folder, 'stages.json')['tasks']['teacher'] == kept['teacher']
     more = called(tasks['choose'], tasks['read'])  # one more task for a run that is over
     assert more == [f"measuring the {who} by {tasks['read']}, 10 examples" for who in ('teacher', 'student', 'trained student')]
     same_numbers(read(folder)['tasks']['student_after'], own_numbers(folder / 'student', [tasks['choose'], tasks['read']]))
@@ -135,15 +142,15 @@ def test_each_number_is_made_once(pair, tasks, tmp_path, capfd):
 
 
 def test_a_run_that_is_cut_off_between_two_tasks_goes_on_there(pair, tasks, tmp_path, capfd, monkeypatch):
-    import kdkit.run
-    names, measured, real = [tasks['choose'], tasks['read']], [], kdkit.run.measure_tasks
+    import kdkit.scores
+    names, measured, real = [tasks['choose'], tasks['read']], [], kdkit.scores.measure_tasks
     def killed(*args, **options):
         if len(measured) == 3: raise KeyboardInterrupt
         measured.append(1)
         return real(*args, **options)
-    monkeypatch.setattr(kdkit.run, 'measure_tasks', killed)
+    monkeypatch.setattr(kdkit.scores, 'measure_tasks', killed)
     assert main(words_of(pair, tmp_path / 'run', eval_tasks=','.join(names))) == 130
-    monkeypatch.setattr(kdkit.run, 'measure_tasks', real)
+    monkeypatch.setattr(kdkit.scores, 'measure_tasks', real)
     capfd.readouterr()
     assert main(words_of(pair, tmp_path / 'run', eval_tasks=','.join(names))) == 0
     again = [line.split(' by ')[0] for line in capfd.readouterr().err.splitlines() if ' by /' in line]
@@ -162,12 +169,15 @@ def test_a_task_that_fails_costs_nothing_but_itself(pair, tasks, tmp_path, capfd
     try: assert main(words) == 0
     finally: source.write_text(kept)
     again = capfd.readouterr().err
-    assert again.count('measuring the') == 3 and 'step ' not in again and read(tmp_path / 'run')['tasks']['teacher']['broken']['acc,none'] == 1
+    assert (again.count('measuring the') == 3 and 'step ' not in again
+            and read(tmp_path / 'run')['tasks']['teacher']['broken']['acc,none'] == 1)
 
 
 @pytest.mark.parametrize('options, says', [
-    (dict(eval_tasks='arc_eesy'), "Did you mean 'arc_easy'?"), (dict(eval_tasks='no/such.yaml'), 'there is no such file'), (dict(eval_tasks='arc_easy'), 'cannot be read'),
-    (dict(eval_limit=4), 'there are no eval_tasks'), (dict(eval_tasks=' , '), 'names of tasks'), (dict(eval_tasks='x', eval_limit=0), '1 or more')], ids=lambda value: str(value)[:30])
+    (dict(eval_tasks='arc_eesy'), "Did you mean 'arc_easy'?"), (dict(eval_tasks='no/such.yaml'), 'there is no such file'),
+    (dict(eval_tasks='arc_easy'), 'cannot be read'),
+    (dict(eval_limit=4), 'there are no eval_tasks'), (dict(eval_tasks=' , '), 'names of tasks'),
+    (dict(eval_tasks='x', eval_limit=0), '1 or more')], ids=lambda value: str(value)[:30])
 def test_the_door(pair, tmp_path, capfd, monkeypatch, options, says):
     import kdkit.run
     def loads(*args): raise AssertionError('something is loaded')
@@ -187,7 +197,8 @@ def test_tasks_that_run_code_are_left_to_lm_eval(tasks):
 
 @pytest.mark.parametrize('with_text', [False, True])
 def test_eval_measures_by_tasks(done, pair, tasks, capfd, with_text):
-    words = [f"--eval_tasks={tasks['read']}", '--eval_limit=5', f"--student_model={done / 'student'}", f"--teacher_model={pair['teacher_model']}", '--batch_size=4']
+    words = [f"--eval_tasks={tasks['read']}", '--eval_limit=5', f"--student_model={done / 'student'}",
+             f"--teacher_model={pair['teacher_model']}", '--batch_size=4']
     assert main(['eval', *words, *([f"--dataset={pair['dataset']}", '--max_length=64', '--max_eval_rows=4'] if with_text else [])]) == 0
     said, own = capfd.readouterr().out, own_numbers(done / 'student', [tasks['read']], limit=5) if not with_text else None
     assert ('bits per byte' in said) == with_text and '| tasks of lm-eval ' in said and '| read, bits_per_byte' in said
@@ -195,11 +206,13 @@ def test_eval_measures_by_tasks(done, pair, tasks, capfd, with_text):
 
 
 def test_a_teachers_cache_holds_its_scores(pair, tasks, tmp_path, capfd):
-    base = dict(pair, teacher_cache=tmp_path / 'said', **{k: v for k, v in OPTIONS.items() if k in ('max_length', 'max_steps', 'batch_size', 'eval_fraction', 'max_eval_rows')})
+    base = dict(pair, teacher_cache=tmp_path / 'said',
+                **{k: v for k, v in OPTIONS.items() if k in ('max_length', 'max_steps', 'batch_size', 'eval_fraction', 'max_eval_rows')})
     assert main(['cache-teacher', *(f'--{name}={value}' for name, value in base.items()), f"--eval_tasks={tasks['read']}"]) == 0
     assert main(words_of(pair, tmp_path / 'run', teacher_cache=tmp_path / 'said', eval_tasks=f"{tasks['read']},{tasks['choose']}")) == 0
     said, scores = capfd.readouterr().err, read(tmp_path / 'run')['tasks']
-    assert f"{tasks['choose']} was not measured for the teacher" in said and set(scores['teacher']) == {'read'} and set(scores['student_after']) == {'read', 'choose'}
+    assert (f"{tasks['choose']} was not measured for the teacher" in said and set(scores['teacher']) == {'read'}
+            and set(scores['student_after']) == {'read', 'choose'})
     same_numbers(scores['teacher'], own_numbers(pair['teacher_model'], [tasks['read']]))
 
 
@@ -208,20 +221,24 @@ def test_adapters_are_measured_as_they_are(pair, tasks, tmp_path):
     assert main(words_of(pair, tmp_path / 'run', lora_r=4, eval_tasks=tasks['read'])) == 0
     scores, own = read(tmp_path / 'run')['tasks'], own_numbers(tmp_path / 'run/student', [tasks['read']])
     for key, value in own['read'].items():
-        if ',' in key and not isinstance(value, str): assert scores['student_after']['read'][key] == pytest.approx(value, rel=1e-5)  # merged, the sums are made in another order
+        # merged, the sums are made in another order
+        if ',' in key and not isinstance(value, str): assert scores['student_after']['read'][key] == pytest.approx(value, rel=1e-5)
     assert scores['student_after'] != scores['student_before']
 
 
 def test_two_processes_share_the_questions(pair, tasks, tmp_path):
     words = words_of(pair, tmp_path / 'run', batch_size=2, eval_tasks=f"{tasks['read']},{tasks['write']}")
     env = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", OMP_NUM_THREADS='1')
-    done = subprocess.run(['torchrun', '--standalone', '--nproc_per_node', '2', '--no-python', 'kdkit', *words], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(['torchrun', '--standalone', '--nproc_per_node', '2', '--no-python', 'kdkit', *words], env=env,
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count('measuring the trained student by') == 2
     own = own_numbers(tmp_path / 'run/student', [tasks['read'], tasks['write']], batch_size=2)
     for task, numbers in own.items():
         for key, value in numbers.items():
-            if ',' in key and not isinstance(value, str): assert read(tmp_path / 'run')['tasks']['student_after'][task][key] == pytest.approx(value, rel=1e-5)  # in batches of other questions
+            if ',' in key and not isinstance(value, str):
+                # in batches of other questions
+                assert read(tmp_path / 'run')['tasks']['student_after'][task][key] == pytest.approx(value, rel=1e-5)
 
 
 def test_what_does_not_fit_is_read_in_smaller_batches(pair, tasks):
@@ -236,7 +253,8 @@ def test_what_does_not_fit_is_read_in_smaller_batches(pair, tasks):
         if asked[-1] > 2: raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
     model.register_forward_pre_hook(scarce, with_kwargs=True)
     parts = measure_tasks(model, tokenizer, opened, batch_size=8)
-    assert asked[:2] == [8, 4] and set(asked[2:]) <= {1, 2} and parts['read']['bits_per_byte,none'] == pytest.approx(whole['read']['bits_per_byte,none'], rel=1e-5)
+    assert (asked[:2] == [8, 4] and set(asked[2:]) <= {1, 2}
+            and parts['read']['bits_per_byte,none'] == pytest.approx(whole['read']['bits_per_byte,none'], rel=1e-5))
 
 
 def test_each_of_several_teachers_is_measured_by_itself(pair, tasks, tmp_path):
@@ -264,8 +282,10 @@ def test_measuring_leaves_no_trace(pair, tasks):
     model, tokenizer = load_causal_lm(pair['student_model']).train(), load_tokenizer(pair['student_model'])
     tokenizer.pad_token = None
     model.model.layers[0].eval()
-    def traces(): return (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), [module.training for module in model.modules()], tokenizer.pad_token,
-                          {name: (id(p), p.requires_grad, p.sum().item()) for name, p in model.named_parameters()})
+    def traces():
+        return (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
+                [module.training for module in model.modules()], tokenizer.pad_token,
+                {name: (id(p), p.requires_grad, p.sum().item()) for name, p in model.named_parameters()})
     [opened] = open_tasks(DistillConfig(eval_tasks=tasks['choose'])).values()
     before = traces()
     measure_tasks(model, tokenizer, opened, limit=2)

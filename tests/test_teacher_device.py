@@ -1,5 +1,6 @@
-"""A teacher on another device than its student. `meta` stands for the second GPU: PyTorch refuses every operation that mixes it with the CPU, and a dispatch mode lets through
-nothing but what may travel: tokens there, and back the last states and, once, the head. What travels back is what a twin of the teacher computes."""
+"""A teacher on another device than its student. `meta` stands for the second GPU: PyTorch refuses every operation that mixes it with the
+CPU, and a dispatch mode lets through nothing but what may travel: tokens there, and back the last states and, once, the head. What travels
+back is what a twin of the teacher computes."""
 from dataclasses import replace
 
 import pytest

@@ -87,7 +87,8 @@ def test_at_shared_places_both_have_read_the_same(student, teacher):
     for which, conversation in TALKS.items():
         mine, theirs = reading(student, which), reading(teacher, which)
         here, there = shared_places(mine, theirs)
-        assert (np.diff(here) > 0).all() and (np.diff(there) > 0).all() and (here < len(mine.ids) - 1).all() and (there < len(theirs.ids) - 1).all()
+        assert ((np.diff(here) > 0).all() and (np.diff(there) > 0).all() and (here < len(mine.ids) - 1).all()
+                and (there < len(theirs.ids) - 1).all())
         ends = np.isin(mine.ids[here + 1], side_of(student).turn_ends)
         assert (ends == np.isin(theirs.ids[there + 1], side_of(teacher).turn_ends)).all()
         sizes = np.cumsum([0] + [len(part.text.encode()) + 2 for part in parts_of(conversation['messages'])])
@@ -148,7 +149,8 @@ def test_calls_of_tools_are_learnt_as_the_template_writes_them():
                 dict(role='tool', content='sunny'), dict(role='assistant', content='Sunny.')]
     read, = side_of('qwen25').read([dict(messages=messages)])
     said = [written('qwen25', read.ids[i:j]).decode() for i, j in read.answers]
-    assert json.loads(said[0].split('<tool_call>')[1].split('</tool_call>')[0]) == dict(name='weather', arguments=dict(city='Paris')) and said[1] == 'Sunny.'
+    assert (json.loads(said[0].split('<tool_call>')[1].split('</tool_call>')[0]) == dict(name='weather', arguments=dict(city='Paris'))
+            and said[1] == 'Sunny.')
 
 def test_a_teacher_may_see_more():
     plain, told = side_of('chatml'), ChatSide(chat_tokenizer('chatml'), system_prompt='Answer like a pirate.')
@@ -213,4 +215,5 @@ def test_what_is_dropped_may_look_like_what_the_template_writes(dropped, ahead):
     rendered, spans = side.locate(messages, parts_of(messages))
     kept = (dropped + 'It is 4.').split('</think>')[-1]
     start, stop, _, offset = spans[-1]
-    assert rendered[start:stop].strip() == kept.strip() and (dropped + 'It is 4.')[offset:] == rendered[start:stop] and rendered[stop:] == '<|im_end|>'
+    assert (rendered[start:stop].strip() == kept.strip() and (dropped + 'It is 4.')[offset:] == rendered[start:stop]
+            and rendered[stop:] == '<|im_end|>')

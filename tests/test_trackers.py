@@ -10,13 +10,16 @@ import pytest
 from kdkit.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = dict(max_length=64, max_steps=4, eval_steps=2, logging_steps=1, batch_size=2, eval_fraction=.1, max_eval_rows=4, use_cpu='true', control='true', run_name='mine', project='ours')
+OPTIONS = dict(max_length=64, max_steps=4, eval_steps=2, logging_steps=1, batch_size=2, eval_fraction=.1, max_eval_rows=4, use_cpu='true',
+               control='true', run_name='mine', project='ours')
 
 
 def trained(pair, folder, *trackers, **environ):
     "A short run with a control, in a process and a folder of its own."
-    words = ['train', *(f'--{name}={value}' for name, value in {**pair, **OPTIONS, 'output_dir': folder / 'run'}.items()), '--report_to', *trackers]
-    env = {**{k: v for k, v in os.environ.items() if not k.startswith(('WANDB', 'TRACKIO', 'TENSORBOARD'))}, 'HOME': str(folder), 'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]), **environ}
+    words = ['train', *(f'--{name}={value}' for name, value in {**pair, **OPTIONS, 'output_dir': folder / 'run'}.items()),
+             '--report_to', *trackers]
+    env = {**{k: v for k, v in os.environ.items() if not k.startswith(('WANDB', 'TRACKIO', 'TENSORBOARD'))}, 'HOME': str(folder),
+           'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]), **environ}
     done = subprocess.run([sys.executable, '-m', 'kdkit.cli', *words], env=env, capture_output=True, text=True, timeout=300, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / 'run', done.stderr
@@ -24,10 +27,12 @@ def trained(pair, folder, *trackers, **environ):
 
 def wanted(folder) -> dict:  # step -> what metrics.jsonl says of it, by the trackers' names
     "What must arrive: losses, weights, the share, the lead, and what is measured."
-    flat = lambda line: {f'{group}/{name}': value for group in ('losses', 'weights') for name, value in line.get(group, {}).items() if value is not None}
+    flat = lambda line: {f'{group}/{name}': value for group in ('losses', 'weights') for name, value in line.get(group, {}).items()
+                         if value is not None}
     lines = [line for line in read_metrics(folder) if 'losses' in line]
     assert len(lines) == 4 and {'losses/lm', 'losses/kd', 'weights/kd'} <= set(flat(lines[0]))
-    return {line['step']: {**flat(line), 'loss': line['loss'], **({'teacher_lead': line['teacher_lead']} if 'teacher_lead' in line else {})} for line in lines}
+    return {line['step']: {**flat(line), 'loss': line['loss'], **({'teacher_lead': line['teacher_lead']} if 'teacher_lead' in line else {})}
+            for line in lines}
 
 
 def arrived(found, folder):
@@ -35,7 +40,8 @@ def arrived(found, folder):
     for step, values in wanted(folder).items():
         for name, value in values.items(): assert found[step][f'train/{name}'] == pytest.approx(value, rel=1e-5, abs=1e-6), (step, name)
     measured = [line for line in read_metrics(folder) if 'eval' in line]
-    assert measured and all(found[line['step']]['eval/bits_per_byte'] == pytest.approx(line['eval']['bits_per_byte'], rel=1e-5) for line in measured)
+    assert measured and all(found[line['step']]['eval/bits_per_byte'] == pytest.approx(line['eval']['bits_per_byte'], rel=1e-5)
+                            for line in measured)
 
 
 def test_tensorboard(pair, tmp_path):
@@ -58,7 +64,8 @@ def test_trackio(pair, tmp_path):
     code = '''import json, trackio
 from trackio.sqlite_storage import SQLiteStorage
 print('READ' + json.dumps({run.name: SQLiteStorage.get_logs('ours', run.name, run_id=run.id) for run in trackio.Api().runs('ours')}, default=str))'''
-    done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'HOME': str(tmp_path), 'TRACKIO_DIR': str(tmp_path / 'trackio')}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'HOME': str(tmp_path), 'TRACKIO_DIR': str(tmp_path / 'trackio')},
+                          capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     runs = {}
     for name, lines in json.loads(done.stdout.partition('READ')[2]).items():
@@ -69,7 +76,8 @@ print('READ' + json.dumps({run.name: SQLiteStorage.get_logs('ours', run.name, ru
 
 
 def records(path):
-    "The records of W&B's file: pieces of one log in blocks of 32 KiB, each with a checksum, a length and whether it is whole, first, middle or last."
+    """The records of W&B's file: pieces of one log in blocks of 32 KiB, each with a checksum, a length and whether it is whole, first,
+    middle or last."""
     data, at, whole = path.read_bytes(), 7, b''
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7: at += 32768 - at % 32768

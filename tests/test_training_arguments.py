@@ -44,55 +44,80 @@ class Refused:
 _sharded, _push, _none = 'does not shard its models', 'pushes once, when it is over', 'collects no predictions'
 ARGUMENTS = dict(
     # the run
-    output_dir=Ours(), per_device_train_batch_size=Ours(), num_train_epochs=Ours(), max_steps=Ours(), learning_rate=Ours(), warmup_steps=Ours(), gradient_accumulation_steps=Ours(),
+    output_dir=Ours(), per_device_train_batch_size=Ours(), num_train_epochs=Ours(), max_steps=Ours(), learning_rate=Ours(),
+    warmup_steps=Ours(), gradient_accumulation_steps=Ours(),
     logging_steps=Ours(), eval_steps=Ours(), seed=Ours(),
     # the update
-    lr_scheduler_type=Works('plateau'), lr_scheduler_kwargs=Works('plateau'), optim=Works('update'), optim_args=Works('update'), weight_decay=Works('update'), max_grad_norm=Works('update'),
-    adam_beta1=Works('memory'), adam_beta2=Works('memory'), adam_epsilon=Works('memory'), optim_target_modules=Refused('all-linear', 'not supported'),
-    average_tokens_across_devices=Harmless(False), label_smoothing_factor=Refused(.1, 'smooth already'), neftune_noise_alpha=Refused(5., 'noise'),
+    lr_scheduler_type=Works('plateau'), lr_scheduler_kwargs=Works('plateau'), optim=Works('update'), optim_args=Works('update'),
+    weight_decay=Works('update'), max_grad_norm=Works('update'),
+    adam_beta1=Works('memory'), adam_beta2=Works('memory'), adam_epsilon=Works('memory'),
+    optim_target_modules=Refused('all-linear', 'not supported'),
+    average_tokens_across_devices=Harmless(False), label_smoothing_factor=Refused(.1, 'smooth already'),
+    neftune_noise_alpha=Refused(5., 'noise'),
     # precision and memory
-    bf16=Works('bf16'), use_cpu=Works('bf16'), fp16=Refused(True, 'needs a GPU'), bf16_full_eval=Refused(True, 'in the precision of its training'), fp16_full_eval=Refused(True, 'in the precision of its training'),
-    tf32=Harmless(False), gradient_checkpointing=Works('memory'), gradient_checkpointing_kwargs=Works('memory'), torch_empty_cache_steps=Works('memory'), auto_find_batch_size=Refused(True, 'halve batch_size'),
-    torch_compile=Refused(True, 'hooks'), torch_compile_backend=Refused('inductor', 'hooks'), torch_compile_mode=Refused('default', 'hooks'), use_liger_kernel=Refused(True, 'a chunk at a time'),
+    bf16=Works('bf16'), use_cpu=Works('bf16'), fp16=Refused(True, 'needs a GPU'),
+    bf16_full_eval=Refused(True, 'in the precision of its training'), fp16_full_eval=Refused(True, 'in the precision of its training'),
+    tf32=Harmless(False), gradient_checkpointing=Works('memory'), gradient_checkpointing_kwargs=Works('memory'),
+    torch_empty_cache_steps=Works('memory'), auto_find_batch_size=Refused(True, 'halve batch_size'),
+    torch_compile=Refused(True, 'hooks'), torch_compile_backend=Refused('inductor', 'hooks'),
+    torch_compile_mode=Refused('default', 'hooks'), use_liger_kernel=Refused(True, 'a chunk at a time'),
     liger_kernel_config=Refused(dict(rope=True), 'kernels'), use_cache=Harmless(True),
     # logging
-    logging_strategy=Works('sparse'), logging_first_step=Works('update'), log_on_each_node=Harmless(False), logging_nan_inf_filter=Harmless(True), include_num_input_tokens_seen=Works('update'),
-    log_level=Harmless('error'), log_level_replica=Harmless('error'), disable_tqdm=Harmless(False), skip_memory_metrics=Works('memory'), debug=Refused('underflow_overflow', 'skipped_steps'),
-    report_to=Refused('no_such_tracker', 'is unknown'), run_name=Works('trackers'), project=Harmless('mine'), trackio_space_id=Harmless('me/space'), trackio_bucket_id=Harmless('me/bucket'),
+    logging_strategy=Works('sparse'), logging_first_step=Works('update'), log_on_each_node=Harmless(False),
+    logging_nan_inf_filter=Harmless(True), include_num_input_tokens_seen=Works('update'),
+    log_level=Harmless('error'), log_level_replica=Harmless('error'), disable_tqdm=Harmless(False), skip_memory_metrics=Works('memory'),
+    debug=Refused('underflow_overflow', 'skipped_steps'),
+    report_to=Refused('no_such_tracker', 'is unknown'), run_name=Works('trackers'), project=Harmless('mine'),
+    trackio_space_id=Harmless('me/space'), trackio_bucket_id=Harmless('me/bucket'),
     trackio_static_space_id=Harmless(False),
     # measuring
-    eval_strategy=Works('sparse'), eval_delay=Works('update'), eval_on_start=Works('start'), per_device_eval_batch_size=Works('update'), prediction_loss_only=Harmless(True),
-    eval_accumulation_steps=Harmless(2), eval_do_concat_batches=Harmless(False), eval_use_gather_object=Harmless(True), include_for_metrics=Refused(['loss'], _none), batch_eval_metrics=Refused(True, _none),
+    eval_strategy=Works('sparse'), eval_delay=Works('update'), eval_on_start=Works('start'), per_device_eval_batch_size=Works('update'),
+    prediction_loss_only=Harmless(True),
+    eval_accumulation_steps=Harmless(2), eval_do_concat_batches=Harmless(False), eval_use_gather_object=Harmless(True),
+    include_for_metrics=Refused(['loss'], _none), batch_eval_metrics=Refused(True, _none),
     label_names=Refused(['labels'], "student's own tokens"),
     # checkpoints
-    save_strategy=Works('best'), save_steps=Works('update'), save_total_limit=Works('update'), save_on_each_node=Harmless(True), save_only_model=Refused(True, 'could not go on'),
-    enable_jit_checkpoint=Refused(True, 'lower save_steps'), load_best_model_at_end=Works('plateau'), metric_for_best_model=Works('plateau'), greater_is_better=Refused(True, 'lower is better'),
-    ignore_data_skip=Harmless(True), restore_callback_states_from_checkpoint=Harmless(False), resume_from_checkpoint=Refused('runs/x/checkpoint-5', 'goes on by itself'),
+    save_strategy=Works('best'), save_steps=Works('update'), save_total_limit=Works('update'), save_on_each_node=Harmless(True),
+    save_only_model=Refused(True, 'could not go on'),
+    enable_jit_checkpoint=Refused(True, 'lower save_steps'), load_best_model_at_end=Works('plateau'),
+    metric_for_best_model=Works('plateau'), greater_is_better=Refused(True, 'lower is better'),
+    ignore_data_skip=Harmless(True), restore_callback_states_from_checkpoint=Harmless(False),
+    resume_from_checkpoint=Refused('runs/x/checkpoint-5', 'goes on by itself'),
     # the hub
-    push_to_hub=Ours(), hub_model_id=Refused('me/student', 'named by push_to_hub'), hub_strategy=Refused('end', _push), hub_always_push=Refused(True, _push), hub_revision=Refused('v1', _push),
+    push_to_hub=Ours(), hub_model_id=Refused('me/student', 'named by push_to_hub'), hub_strategy=Refused('end', _push),
+    hub_always_push=Refused(True, _push), hub_revision=Refused('v1', _push),
     hub_token=Refused('hf_secret', 'is set, but it would be written'), hub_private_repo=Harmless(True),
     # data
-    data_seed=Works('order'), dataloader_drop_last=Works('workers'), dataloader_num_workers=Works('workers'), dataloader_pin_memory=Harmless(False), dataloader_persistent_workers=Works('workers'),
-    dataloader_prefetch_factor=Works('workers'), dataloader_multiprocessing_context=Works('workers'), dataloader_in_order=Works('workers'), remove_unused_columns=Refused(True, "teacher's columns"),
+    data_seed=Works('order'), dataloader_drop_last=Works('workers'), dataloader_num_workers=Works('workers'),
+    dataloader_pin_memory=Harmless(False), dataloader_persistent_workers=Works('workers'),
+    dataloader_prefetch_factor=Works('workers'), dataloader_multiprocessing_context=Works('workers'), dataloader_in_order=Works('workers'),
+    remove_unused_columns=Refused(True, "teacher's columns"),
     train_sampling_strategy=Works('workers'), length_column_name=Harmless('tokens'),
     # several processes
-    ddp_find_unused_parameters=Harmless(True), ddp_bucket_cap_mb=Harmless(10), ddp_broadcast_buffers=Harmless(False), ddp_static_graph=Harmless(False), ddp_timeout=Harmless(100),
-    ddp_backend=Refused('gloo', 'torchrun'), local_rank=Harmless(0), accelerator_config=Harmless(dict(even_batches=False)), parallelism_config=Refused('x', _sharded), fsdp=Refused('full_shard', _sharded),
+    ddp_find_unused_parameters=Harmless(True), ddp_bucket_cap_mb=Harmless(10), ddp_broadcast_buffers=Harmless(False),
+    ddp_static_graph=Harmless(False), ddp_timeout=Harmless(100),
+    ddp_backend=Refused('gloo', 'torchrun'), local_rank=Harmless(0), accelerator_config=Harmless(dict(even_batches=False)),
+    parallelism_config=Refused('x', _sharded), fsdp=Refused('full_shard', _sharded),
     fsdp_config=Refused(dict(version=2), _sharded), deepspeed=Refused('zero.json', _sharded), full_determinism=Works('determinism'),
     # flags of scripts
     do_train=Harmless(True), do_eval=Harmless(True), do_predict=Refused(True, 'kdkit eval'))
 
 RUNS = dict(  # name -> arguments
-    update=dict(optim='sgd', optim_args='momentum=0.9', weight_decay=.2, max_grad_norm=.5, logging_first_step=True, include_num_input_tokens_seen='all', eval_delay=3, per_device_eval_batch_size=3,
+    update=dict(optim='sgd', optim_args='momentum=0.9', weight_decay=.2, max_grad_norm=.5, logging_first_step=True,
+                include_num_input_tokens_seen='all', eval_delay=3, per_device_eval_batch_size=3,
                 save_total_limit=1, save_steps=2),
-    memory=dict(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(use_reentrant=False), torch_empty_cache_steps=2, skip_memory_metrics=False, adam_beta1=.9, adam_beta2=.999, adam_epsilon=1e-8),
-    plateau=dict(load_best_model_at_end=True, metric_for_best_model='eval_bits_per_byte', lr_scheduler_type='reduce_lr_on_plateau', lr_scheduler_kwargs=dict(patience=0, factor=.1, threshold=10.)),
+    memory=dict(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(use_reentrant=False), torch_empty_cache_steps=2,
+                skip_memory_metrics=False, adam_beta1=.9, adam_beta2=.999, adam_epsilon=1e-8),
+    plateau=dict(load_best_model_at_end=True, metric_for_best_model='eval_bits_per_byte', lr_scheduler_type='reduce_lr_on_plateau',
+                 lr_scheduler_kwargs=dict(patience=0, factor=.1, threshold=10.)),
     bf16=dict(bf16=True, use_cpu=True, lr_scheduler_type='warmup_stable_decay', lr_scheduler_kwargs=dict(num_decay_steps=2)),
-    sparse=dict(logging_strategy='epoch', eval_strategy='epoch', lr_scheduler_type='cosine_with_restarts', lr_scheduler_kwargs=dict(num_cycles=2)),
+    sparse=dict(logging_strategy='epoch', eval_strategy='epoch', lr_scheduler_type='cosine_with_restarts',
+                lr_scheduler_kwargs=dict(num_cycles=2)),
     best=dict(save_strategy='best', optim='adafactor'),
     start=dict(eval_on_start=True),
     order=dict(data_seed=3),
-    workers=dict(dataloader_num_workers=1, dataloader_prefetch_factor=3, dataloader_persistent_workers=True, dataloader_multiprocessing_context='fork', dataloader_drop_last=True, dataloader_in_order=True,
+    workers=dict(dataloader_num_workers=1, dataloader_prefetch_factor=3, dataloader_persistent_workers=True,
+                 dataloader_multiprocessing_context='fork', dataloader_drop_last=True, dataloader_in_order=True,
                  train_sampling_strategy='group_by_length'),
     determinism=dict(full_determinism=True),
     trackers=dict(run_name='mine'))
@@ -126,17 +151,28 @@ def test_the_librarys_own_defaults_are_let_through():
     check_arguments(DistillConfig(), {name: getattr(value, 'value', value) for name, value in values.items()})
 
 WRONG = [  # values, of which the library would tell later or not at all
-    (dict(adam_beta1=2.), 'adam_beta1=2.0'), (dict(adam_beta2=float('nan')), 'finite'), (dict(weight_decay=float('inf')), 'finite'), (dict(weight_decay=-1.), '0 or more'), (dict(max_grad_norm=-1.), '0 or more'),
-    (dict(adam_epsilon=-1.), 'adam_epsilon'), (dict(optim='no_such'), 'optim'), (dict(optim='galore_adamw'), 'not supported'), (dict(optim='schedule_free_adamw'), 'not supported'),
-    (dict(optim_args='momentum'), 'optim_args'), (dict(optim='sgd', optim_args='momentum=-3'), 'momentum'), (dict(lr_scheduler_type='no_such'), 'lr_scheduler_type'),
-    (dict(lr_scheduler_type='warmup_stable_decay'), 'num_decay_steps'), (dict(lr_scheduler_type='cosine_with_min_lr'), 'min_lr'), (dict(lr_scheduler_kwargs=dict(cycles=2)), 'cycles'),
-    (dict(lr_scheduler_type='reduce_lr_on_plateau', lr_scheduler_kwargs=dict(factor=2.)), 'actor'), (dict(lr_scheduler_type='reduce_lr_on_plateau', eval_strategy='no'), 'eval strategy'),
-    (dict(lr_scheduler_type='polynomial', lr_scheduler_kwargs=dict(lr_end=1.)), 'lr_end'), (dict(metric_for_best_model='accuracy'), 'nats_per_token'),
-    (dict(load_best_model_at_end=True, eval_strategy='no'), 'load_best_model_at_end'), (dict(save_steps=0), 'above 0'), (dict(save_total_limit=0), '1 or more'), (dict(per_device_eval_batch_size=0), '1 or more'),
-    (dict(save_strategy='sometimes'), 'save_strategy'), (dict(fp16=True, bf16=True), 'bf16'), (dict(dataloader_persistent_workers=True), 'num_workers'), (dict(dataloader_prefetch_factor=2), 'num_workers'),
-    (dict(dataloader_num_workers=1, dataloader_multiprocessing_context='x'), 'fork'), (dict(dataloader_num_workers=-1), '0 or more'), (dict(train_sampling_strategy='x'), 'group_by_length'),
-    (dict(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(foo=1)), 'foo'), (dict(accelerator_config=dict(foo=1)), 'foo'), (dict(log_level='loud'), 'log_level'),
-    (dict(report_to='tensorbord'), "Did you mean 'tensorboard'"), (dict(report_to=['none', 'x']), 'is unknown'), (dict(weight_decai=.1), "Did you mean 'weight_decay'"), (dict(ddp_timeout=0), '1 or more')]
+    (dict(adam_beta1=2.), 'adam_beta1=2.0'), (dict(adam_beta2=float('nan')), 'finite'), (dict(weight_decay=float('inf')), 'finite'),
+         (dict(weight_decay=-1.), '0 or more'), (dict(max_grad_norm=-1.), '0 or more'),
+    (dict(adam_epsilon=-1.), 'adam_epsilon'), (dict(optim='no_such'), 'optim'), (dict(optim='galore_adamw'), 'not supported'),
+         (dict(optim='schedule_free_adamw'), 'not supported'),
+    (dict(optim_args='momentum'), 'optim_args'), (dict(optim='sgd', optim_args='momentum=-3'), 'momentum'),
+         (dict(lr_scheduler_type='no_such'), 'lr_scheduler_type'),
+    (dict(lr_scheduler_type='warmup_stable_decay'), 'num_decay_steps'), (dict(lr_scheduler_type='cosine_with_min_lr'), 'min_lr'),
+         (dict(lr_scheduler_kwargs=dict(cycles=2)), 'cycles'),
+    (dict(lr_scheduler_type='reduce_lr_on_plateau', lr_scheduler_kwargs=dict(factor=2.)), 'actor'),
+         (dict(lr_scheduler_type='reduce_lr_on_plateau', eval_strategy='no'), 'eval strategy'),
+    (dict(lr_scheduler_type='polynomial', lr_scheduler_kwargs=dict(lr_end=1.)), 'lr_end'),
+         (dict(metric_for_best_model='accuracy'), 'nats_per_token'),
+    (dict(load_best_model_at_end=True, eval_strategy='no'), 'load_best_model_at_end'), (dict(save_steps=0), 'above 0'),
+         (dict(save_total_limit=0), '1 or more'), (dict(per_device_eval_batch_size=0), '1 or more'),
+    (dict(save_strategy='sometimes'), 'save_strategy'), (dict(fp16=True, bf16=True), 'bf16'),
+         (dict(dataloader_persistent_workers=True), 'num_workers'), (dict(dataloader_prefetch_factor=2), 'num_workers'),
+    (dict(dataloader_num_workers=1, dataloader_multiprocessing_context='x'), 'fork'), (dict(dataloader_num_workers=-1), '0 or more'),
+         (dict(train_sampling_strategy='x'), 'group_by_length'),
+    (dict(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(foo=1)), 'foo'), (dict(accelerator_config=dict(foo=1)), 'foo'),
+         (dict(log_level='loud'), 'log_level'),
+    (dict(report_to='tensorbord'), "Did you mean 'tensorboard'"), (dict(report_to=['none', 'x']), 'is unknown'),
+         (dict(weight_decai=.1), "Did you mean 'weight_decay'"), (dict(ddp_timeout=0), '1 or more')]
 
 @pytest.mark.parametrize('arguments, says', WRONG, ids=lambda value: ','.join(value) if isinstance(value, dict) else '')
 def test_what_the_library_would_find_out_too_late(arguments, says):
@@ -144,13 +180,15 @@ def test_what_the_library_would_find_out_too_late(arguments, says):
     with pytest.raises(ConfigError, match=re.escape(says)) as raised: check_arguments(DistillConfig(), arguments)
     assert '\n' not in str(raised.value)
 
-@pytest.mark.parametrize('optim, package', dict(adamw_8bit='bitsandbytes', adamw_torch_8bit='torchao', grokadamw='grokadamw', stable_adamw='torch-optimi').items())
+@pytest.mark.parametrize('optim, package', dict(adamw_8bit='bitsandbytes', adamw_torch_8bit='torchao', grokadamw='grokadamw',
+                                                stable_adamw='torch-optimi').items())
 def test_an_optimizer_names_the_package_that_it_lacks(optim, package):
     import importlib.util
     if importlib.util.find_spec(package.replace('-', '_').replace('torch_optimi', 'optimi')): pytest.skip(f'{package} is installed')
     with pytest.raises(ConfigError, match=package): check_arguments(DistillConfig(), dict(optim=optim))
 
-@pytest.mark.parametrize('name, package', dict(wandb='wandb', tensorboard='tensorboard', mlflow='mlflow', comet_ml='comet-ml', clearml='clearml', swanlab='swanlab', trackio='trackio').items())
+@pytest.mark.parametrize('name, package', dict(wandb='wandb', tensorboard='tensorboard', mlflow='mlflow', comet_ml='comet-ml',
+                                               clearml='clearml', swanlab='swanlab', trackio='trackio').items())
 def test_a_tracker_names_the_package_that_it_lacks(name, package):
     import importlib.util
     if importlib.util.find_spec(name): pytest.skip(f'{name} is installed')
@@ -178,7 +216,8 @@ def test_both_doors_refuse_before_anything_is_loaded(pair, tmp_path, capsys, mon
 @pytest.fixture(scope='module')
 def train(pair, tmp_path_factory):
     "Train with these arguments: (trainer, lines of metrics.jsonl, weights of the student)."
-    config = DistillConfig(**pair, recipe='seed', use_curriculum=False, max_length=64, pack=False, batch_size=2, gradient_accumulation_steps=2, max_steps=6, eval_steps=2, logging_steps=1,
+    config = DistillConfig(**pair, recipe='seed', use_curriculum=False, max_length=64, pack=False, batch_size=2,
+                           gradient_accumulation_steps=2, max_steps=6, eval_steps=2, logging_steps=1,
                            max_eval_rows=4, eval_fraction=.1, learning_rate=1e-3)
     text = prepare_text(config)
     def run(arguments, change=lambda trainer: None):
@@ -308,7 +347,8 @@ class SummaryWriter:
 
 def fake_trackers(folder):
     "Stand-ins for wandb and tensorboardX that write down what they are told."
-    for name, text in {'wandb/__init__.py': WANDB, 'wandb/sdk/lib/config_util.py': 'class ConfigError(Exception): pass\n', 'wandb/sdk/__init__.py': '', 'wandb/sdk/lib/__init__.py': '', 'tensorboardX/__init__.py': TENSORBOARD}.items():
+    for name, text in {'wandb/__init__.py': WANDB, 'wandb/sdk/lib/config_util.py': 'class ConfigError(Exception): pass\n',
+                       'wandb/sdk/__init__.py': '', 'wandb/sdk/lib/__init__.py': '', 'tensorboardX/__init__.py': TENSORBOARD}.items():
         path = folder / 'site' / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -316,8 +356,10 @@ def fake_trackers(folder):
     return dict(os.environ, PYTHONPATH=path, NOTES=str(folder / 'notes.txt'))
 
 def test_trackers_get_student_and_control_apart(pair, tmp_path):
-    values = dict(pair, output_dir=tmp_path / 'run', max_length=64, batch_size=2, max_steps=2, eval_steps=2, logging_steps=1, max_eval_rows=4, control=True)
-    words = ['train', *(f'--{k}={v}' for k, v in values.items()), '--report_to', 'wandb', 'tensorboard', f"--run_name={RUNS['trackers']['run_name']}"]
+    values = dict(pair, output_dir=tmp_path / 'run', max_length=64, batch_size=2, max_steps=2, eval_steps=2, logging_steps=1,
+                  max_eval_rows=4, control=True)
+    words = ['train', *(f'--{k}={v}' for k, v in values.items()), '--report_to', 'wandb', 'tensorboard',
+             f"--run_name={RUNS['trackers']['run_name']}"]
     command = [sys.executable, '-c', 'import sys; from kdkit.cli import main; sys.exit(main(sys.argv[1:]))', *words]
     env = {k: v for k, v in fake_trackers(tmp_path).items() if not k.startswith('WANDB')}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -330,4 +372,5 @@ def test_trackers_get_student_and_control_apart(pair, tmp_path):
     assert runs == ['init mine-control', 'finish mine-control', 'init mine', 'finish mine']
     assert {'log mine 2', 'log mine-control 2'} <= set(notes)
     if importlib.util.find_spec('tensorboard'): return  # transformers takes the real one before this; test_trackers.py reads it
-    assert any(note.startswith('board train/losses/kd') for note in notes) and any(re.match(r'board model_config \d{3}', note) for note in notes)
+    assert (any(note.startswith('board train/losses/kd') for note in notes)
+            and any(re.match(r'board model_config \d{3}', note) for note in notes))

@@ -60,7 +60,8 @@ def test_ends_are_ends_and_other_control_tokens_are_the_rest(method, student, te
 
 @pytest.mark.parametrize('method', methods)
 def test_the_rest_teaches_nothing(method):
-    "Whatever a teacher thinks of control tokens and vacant rows, the comparison is that of a teacher without them, whole or as it was written down."
+    """Whatever a teacher thinks of control tokens and vacant rows, the comparison is that of a teacher without them, whole or as it was
+    written down."""
     vocab_map = build(method, 'metaspace', 'bytes-large')
     size, rest = sizes('metaspace', 'bytes-large')[1], vocab_map.teacher_index == vocab_map.n_classes
     torch.manual_seed(0)
@@ -278,7 +279,8 @@ def test_where_a_teacher_token_ended_but_another_goes_on_by_brute_force(student,
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6))
 def test_soft_ends_ask_for_the_teachers_marginal(seed):
-    "The student spells the teacher's bc as b, c. Whatever the text did after b, what the student should expect there is the teacher's marginal, and no other student does better."
+    """The student spells the teacher's bc as b, c. Whatever the text did after b, what the student should expect there is the teacher's
+    marginal, and no other student does better."""
     torch.manual_seed(seed)
     toys = toy_world()
     b, c, bc = toys[0].convert_tokens_to_ids('b'), toys[0].convert_tokens_to_ids('c'), toys[1].convert_tokens_to_ids('bc')

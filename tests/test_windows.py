@@ -165,7 +165,8 @@ def test_collator():
     batch = PairCollator(student_pad_id=5, teacher_pad_id=6, pad_to_multiple_of=8)(chosen)
     assert set(batch) == {'input_ids', 'attention_mask', 'labels', 'teacher_input_ids', 'teacher_attention_mask', 'student_positions',
                           'teacher_positions', 'n_bytes'}
-    assert batch['input_ids'].shape[1] % 8 == 0 and batch['teacher_input_ids'].shape[1] % 8 == 0 and all(v.dtype == torch.long for v in batch.values())
+    assert (batch['input_ids'].shape[1] % 8 == 0 and batch['teacher_input_ids'].shape[1] % 8 == 0
+            and all(v.dtype == torch.long for v in batch.values()))
     for b, row in enumerate(chosen):
         n = len(row['input_ids'])
         assert batch['input_ids'][b].tolist() == row['input_ids'] + [5] * (batch['input_ids'].shape[1] - n)

@@ -1,12 +1,14 @@
-"""Two real instruct models with other tokenizers and other templates: is the student better than its control on held-out answers, and does it stop?
+"""Two real instruct models with other tokenizers and other templates: is the student better than its control on held-out answers, and does
+it stop?
 
-    python benchmarks/chat/real_pair.py --teacher_model Qwen/Qwen2.5-Coder-0.5B-Instruct --student_model HuggingFaceTB/SmolLM2-135M-Instruct --out runs/real_chat
+    python benchmarks/chat/real_pair.py --teacher_model Qwen/Qwen2.5-Coder-0.5B-Instruct --student_model HuggingFaceTB/SmolLM2-135M-Instruct
+    --out runs/real_chat
 
-Three seeds, each with a control. The questions are about short functions of installed packages (held out: two other packages), and the teacher writes the answers
-(`--answers teacher`, what `kdkit write` does): the way in which most people distil a chat model. `--answers people` takes what people wrote instead, by rule from docstrings that are
-on every disk that has Python: there a small chat teacher has little to teach, and the student should lose nothing by it.
-A run that was cut off goes on, one that is finished is read, so the same command may be given again. It prints a table and writes it into the folder.
-"""
+Three seeds, each with a control. The questions are about short functions of installed packages (held out: two other packages), and the
+teacher writes the answers (`--answers teacher`, what `kdkit write` does): the way in which most people distil a chat model. `--answers
+people` takes what people wrote instead, by rule from docstrings that are on every disk that has Python: there a small chat teacher has
+little to teach, and the student should lose nothing by it. A run that was cut off goes on, one that is finished is read, so the same
+command may be given again. It prints a table and writes it into the folder. """
 import argparse
 import ast
 import importlib.metadata
@@ -21,7 +23,8 @@ from kdkit.report import markdown_table
 from kdkit.run import distill
 from kdkit.sequence import write_dataset
 
-TAUGHT = ('accelerate', 'datasets', 'fsspec', 'huggingface_hub', 'ipywidgets', 'jinja2', 'matplotlib', 'networkx', 'pandas', 'requests', 'torch', 'transformers')
+TAUGHT = ('accelerate', 'datasets', 'fsspec', 'huggingface_hub', 'ipywidgets', 'jinja2', 'matplotlib', 'networkx', 'pandas', 'requests',
+          'torch', 'transformers')
 HELD_OUT = ('sympy', 'rich')
 
 
@@ -93,12 +96,15 @@ def main():
     rows = [['seed', 'teacher', 'student before', 'control', 'student', 'teacher: bytes', 'ended', 'student: bytes', 'ended ']]
     won = []
     for seed in args.seeds:
-        report = distill(dict(teacher_model=args.teacher_model, student_model=args.student_model, dataset=files['train'], eval_dataset=files['held_out'], output_dir=str(out / f'{args.answers}{seed}'), seed=seed,
-                              control=True, max_steps=args.max_steps, eval_steps=args.max_steps, batch_size=args.batch_size, max_length=args.max_length, learning_rate=args.learning_rate,
+        report = distill(dict(teacher_model=args.teacher_model, student_model=args.student_model, dataset=files['train'],
+                              eval_dataset=files['held_out'], output_dir=str(out / f'{args.answers}{seed}'), seed=seed,
+                              control=True, max_steps=args.max_steps, eval_steps=args.max_steps, batch_size=args.batch_size,
+                              max_length=args.max_length, learning_rate=args.learning_rate,
                               max_eval_rows=args.max_eval_rows, teacher_dtype=args.teacher_dtype))
         bits = [report[name]['bits_per_byte'] for name in ('teacher', 'student_before', 'control', 'student_after')]
         lengths = [report['answer_lengths'][name] for name in ('teacher', 'student_after')]
-        rows.append([str(seed), *(f'{x:.4f}' for x in bits), *(text for length in lengths for text in (f"{length['bytes']:.0f}", f"{length['ended']:.0%}"))])
+        rows.append([str(seed), *(f'{x:.4f}' for x in bits),
+                     *(text for length in lengths for text in (f"{length['bytes']:.0f}", f"{length['ended']:.0%}"))])
         won.append(bits[2] - bits[3])
         print(markdown_table(rows), flush=True)
     text = f"{markdown_table(rows)}\n\nBits per byte of held-out answers. The student is better than its control by {statistics.mean(won):.4f} on average, on {sum(x > 0 for x in won)} of {len(won)} seeds.\n"

@@ -5,11 +5,12 @@
     python benchmarks/quality/quality.py runs/quality --best           # plain training and the best methods only, each at its own best
     python benchmarks/quality/quality.py runs/quality --results        # only write the pages from what there is
 
-The teacher is the embedded one. Its students are alike but for their tokenizer: `small` has 3,072 entries, fewer than the teacher's 8,192; `large` has
-16,384; `same` has the teacher's own. The ceiling of `small` is a teacher made like the embedded one, but with the student's own tokenizer. Methods are compared at the learning rate that is best for training *without* a teacher; then plain training and the
-best method each get the batch and the learning rate that are best for them. Every run is a kdkit run in a folder of its own, so a second call only does what
-is missing, and results.json keeps the numbers of all. On a machine with more cores, start several with different `--seeds` or `--only`.
-"""
+The teacher is the embedded one. Its students are alike but for their tokenizer: `small` has 3,072 entries, fewer than the teacher's 8,192;
+`large` has 16,384; `same` has the teacher's own. The ceiling of `small` is a teacher made like the embedded one, but with the student's own
+tokenizer. Methods are compared at the learning rate that is best for training *without* a teacher; then plain training and the best method
+each get the batch and the learning rate that are best for them. Every run is a kdkit run in a folder of its own, so a second call only does
+what is missing, and results.json keeps the numbers of all. On a machine with more cores, start several with different `--seeds` or
+`--only`. """
 import argparse
 import ast
 import json
@@ -97,7 +98,8 @@ ARMS = {  # name -> fields of the config
     'first token, 0.9, JSD': mix(.9, kd_method='first_token', divergence='jsd'),
     'first token, 0.9, skewed KL': mix(.9, kd_method='first_token', divergence='skewed_kl'),
 }
-DEFAULT, HARD, CEILING = 'combined, 0.8, soft ends', 'combined, 0.8, inside tokens too', 'identity, 0.8, from a cache of a teacher with its own tokenizer'
+DEFAULT, HARD, CEILING = ('combined, 0.8, soft ends', 'combined, 0.8, inside tokens too',
+                          'identity, 0.8, from a cache of a teacher with its own tokenizer')
 CACHED, HARD_CACHED = (f'{arm}, from a cache of 16 tokens and 16 drawn' for arm in (DEFAULT, HARD))
 BETTER = f'{DEFAULT}, from a cache of a better teacher'
 OTHER_SHARES = [CACHED.replace('0.8', kd) for kd in ('0.7', '0.9')]
@@ -197,7 +199,8 @@ def other_teacher(folder, name, tokenizer, *options):
 
 
 def teacher_of(folder, pair, which):
-    "The embedded one; 'own': one with the tokenizer of the pair's students; 'better': one that has learned for longer, and from none of their text."
+    """The embedded one; 'own': one with the tokenizer of the pair's students; 'better': one that has learned for longer, and from none of
+    their text."""
     if which == 'own': return other_teacher(folder, pair, folder / pair)
     return other_teacher(folder, 'better', embedded_teacher(), '--apart', '--minutes', '20') if which == 'better' else embedded_teacher()
 
@@ -240,7 +243,8 @@ def best_setting(root, pair, arm, values, batches=None):
 
 
 def compare_methods(root, pairs, seeds):
-    "Every method at one batch and the learning rate that is best for plain training. What decides most comes first, so that a cut-off leaves a whole picture."
+    """Every method at one batch and the learning rate that is best for plain training. What decides most comes first, so that a cut-off
+    leaves a whole picture."""
     rates = {pair: best_setting(root, pair, 'language model', LM, [BATCH])[1] for pair in pairs}
     for arms in (ARMS_FIRST, ARMS_THEN):
         for seed in seeds:
@@ -254,7 +258,8 @@ def compare_methods(root, pairs, seeds):
 
 
 def compare_best(root, pairs, seeds):
-    "Plain training and the best method, each at its own best batch and learning rate; for as much text, and plain training also for as much time."
+    """Plain training and the best method, each at its own best batch and learning rate; for as much text, and plain training also for as
+    much time."""
     settings = {}
     for pair in pairs:
         tuned, arms, hints = BEST[pair]
@@ -388,7 +393,8 @@ def grouped(rows, name):
 
 
 def plain_of(rows, batch, rate):
-    "Of a row, the bits per byte of plain training at this setting, with its seed, on as much text; plain training itself is measured against that on WINDOWS."
+    """Of a row, the bits per byte of plain training at this setting, with its seed, on as much text; plain training itself is measured
+    against that on WINDOWS."""
     scores = {(row['seed'], row['windows']): row['bits'] for row in rows
               if (row['arm'], row['batch'], row['rate']) == ('language model', batch, rate)}
     return lambda row: scores.get((row['seed'], WINDOWS if row['arm'] == 'language model' else row['windows']))

@@ -1,4 +1,5 @@
-"""How much of a teacher reaches a student with another tokenizer: bits per byte of a text under what the student is taught, beside the teacher's own.
+"""How much of a teacher reaches a student with another tokenizer: bits per byte of a text under what the student is taught, beside the
+teacher's own.
 
     python benchmarks/real/as_read.py MODEL OTHER --text code.jsonl prose.jsonl
 

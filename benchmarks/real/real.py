@@ -1,12 +1,13 @@
 """Two pretrained models that others made, on Python code: is the student better with its teacher than without, at every evaluation?
 
-    python benchmarks/real/real.py FOLDER --teacher_model Qwen/Qwen2.5-Coder-0.5B-Instruct --student_model HuggingFaceTB/SmolLM2-135M-Instruct
+    python benchmarks/real/real.py FOLDER --teacher_model Qwen/Qwen2.5-Coder-0.5B-Instruct --student_model
+    HuggingFaceTB/SmolLM2-135M-Instruct
 
-The text is Python of installed packages, held out by package (sympy, rich); what is forgotten is measured on English (docstrings). The teacher reads the text once, into a cache;
-then every seed is a run with a control from the same cache. Whatever was cut off goes on when the command is given again, and what is finished is read: results.json beside this
-file keeps the figures of every run, so that the page can be made again anywhere, with --page. `--seeds` and `--rates` say which runs, so that
-two seeds can run beside each other; a rate other than the first is for tuning.
-"""
+The text is Python of installed packages, held out by package (sympy, rich); what is forgotten is measured on English (docstrings). The
+teacher reads the text once, into a cache; then every seed is a run with a control from the same cache. Whatever was cut off goes on when
+the command is given again, and what is finished is read: results.json beside this file keeps the figures of every run, so that the page can
+be made again anywhere, with --page. `--seeds` and `--rates` say which runs, so that two seeds can run beside each other; a rate other than
+the first is for tuning. """
 import argparse
 import importlib.metadata
 import json

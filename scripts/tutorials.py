@@ -1,0 +1,28 @@
+"""The tutorials' outputs, made anew: each runs from top to bottom in an empty folder, and is kept if nothing failed.
+
+    MPLBACKEND= PYTHONPATH=. python scripts/tutorials.py [quickstart choosing ...]; make export
+
+Read the prose around the numbers afterwards: it must say what they say.
+"""
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parent.parent / 'nbs' / 'tutorials'
+
+
+def main(*names):
+    for path in [FOLDER / f'{name}.ipynb' for name in names] or sorted(FOLDER.glob('*.ipynb')):
+        notebook, started = nbformat.read(path, 4), time.time()
+        with tempfile.TemporaryDirectory() as folder:
+            NotebookClient(notebook, timeout=None, kernel_name='python3', resources=dict(metadata=dict(path=folder))).execute()
+        notebook.metadata.pop('language_info', None)
+        nbformat.write(notebook, path)
+        print(f'{path.stem}: {time.time() - started:.0f} s', flush=True)
+
+
+if __name__ == '__main__': main(*sys.argv[1:])
