@@ -87,9 +87,11 @@ def main():
     parser.add_argument('--max_steps', type=int, default=60)
     parser.add_argument('--batch_size', type=int, default=4)
     parser.add_argument('--max_length', type=int, default=256)
-    parser.add_argument('--learning_rate', type=float, default=1e-4)
+    parser.add_argument('--learning_rate', type=float, help="by default kdkit's")
     parser.add_argument('--max_eval_rows', type=int, default=96)
     parser.add_argument('--teacher_dtype', default='bfloat16')
+    parser.add_argument('--bf16', action='store_true', help='matrix products of training in bfloat16, where the processor has it')
+    parser.add_argument('--chat_template', help="the student's, a file: one that it has never read")
     args = parser.parse_args()
     out = Path(args.out)
     files = dict(teacher=by_teacher, people=by_people)[args.answers](out / f'answers_of_{args.answers}', args)
@@ -98,9 +100,9 @@ def main():
     for seed in args.seeds:
         report = distill(dict(teacher_model=args.teacher_model, student_model=args.student_model, dataset=files['train'],
                               eval_dataset=files['held_out'], output_dir=str(out / f'{args.answers}{seed}'), seed=seed,
-                              control=True, max_steps=args.max_steps, eval_steps=args.max_steps, batch_size=args.batch_size,
-                              max_length=args.max_length, learning_rate=args.learning_rate,
-                              max_eval_rows=args.max_eval_rows, teacher_dtype=args.teacher_dtype))
+                              control=True, max_steps=args.max_steps, eval_steps=max(args.max_steps // 4, 1), batch_size=args.batch_size,
+                              max_length=args.max_length, learning_rate=args.learning_rate, chat_template=args.chat_template,
+                              max_eval_rows=args.max_eval_rows, teacher_dtype=args.teacher_dtype), bf16=args.bf16)
         bits = [report[name]['bits_per_byte'] for name in ('teacher', 'student_before', 'control', 'student_after')]
         lengths = [report['answer_lengths'][name] for name in ('teacher', 'student_after')]
         rows.append([str(seed), *(f'{x:.4f}' for x in bits),
