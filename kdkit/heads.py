@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fused import (Buffers, Classes, Head, Pull, entries_of, entries_pull, found_pull, fused_loss, head_logits, in_classes, merged,
+from .fused import (Buffers, Classes, Head, entries_of, entries_pull, found_pull, fused_loss, head_logits, in_classes, merged,
                          pull_of, softened)
 from .crossings import Crossed, expected_classes, expected_tokens, split_kl
 from .losses import known_kl
