@@ -109,7 +109,8 @@ def main():
                     'new text': ('kdkit', dict(config, dataset=str(folder / 'two.jsonl'))), 'again': ('kdkit', config)}
             for name, (way, what) in ways.items(): rows.setdefault(name, []).append(run(way, what, cache))
     print(about_machine('cpu'))
-    print(f"{args.teacher_tokenizer} -> {args.student_tokenizer}, {args.kilobytes} kB of text, CPU seconds, the least of {args.turns} turns")
+    print(f"{args.teacher_tokenizer} -> {args.student_tokenizer}, {args.kilobytes} kB of text, CPU seconds, the least of "
+          f"{args.turns} turns")
     least = {name: min(turns, key=lambda taken: sum(taken.values())) for name, turns in rows.items()}
     print(f"{'':>10} {'all':>8} {'x plain':>8} " + ' '.join(f'{phase:>8}' for phase in PHASES))
     for name, taken in least.items():

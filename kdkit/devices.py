@@ -223,9 +223,11 @@ def pick_teacher_device(
         if not (wish and alone and other and has_kernels(other[0].capability, machine.arches)): return student, ''
         return 'cuda:1', 'it would idle; the teacher reads there while the student does, and cuda:0 is left to the student'
     if wish == 'split':
-        if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise ValueError("teacher_device is 'split', but each process has one GPU: leave it out.")
+        if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+            raise ValueError("teacher_device is 'split', but each process has one GPU: leave it out.")
         if len(machine.gpus) < 2: raise ValueError("teacher_device is 'split', but there is no second GPU: leave it out.")
-        return f'cuda:{len(machine.gpus) - 1}', 'its last layers, and the others on all GPUs, as asked for: few on cuda:0, where the student is'
+        return (f'cuda:{len(machine.gpus) - 1}',
+                'its last layers, and the others on all GPUs, as asked for: few on cuda:0, where the student is')
     index = int(wish.partition(':')[2] or 0)
     if wish.startswith('cuda') and index >= len(machine.gpus):
         there = {0: 'is no GPU', 1: 'is one GPU, cuda:0'}.get(len(machine.gpus), f'are {len(machine.gpus)} GPUs, from cuda:0 on')

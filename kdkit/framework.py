@@ -26,9 +26,8 @@ from .curriculum import Curriculum, constant, default_schedules, joint_plan
 from .devices import look, pick_teacher_device, pick_teacher_dtype, same_place
 from .fused import Buffers, Head
 from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
-from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, is_split, load_causal_lm, load_options,
-                          load_tokenizer, mend_generation, output_head,
-                          quietly)
+from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, is_split, load_causal_lm,
+                          load_options, load_tokenizer, mend_generation, output_head, quietly)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, cached_answers, cached_comparison, comparison,
@@ -49,11 +48,13 @@ def build_terms(
     # tried on the models: no config says it in every family
     s, t = (anatomy(model) for model in (student, teacher)) if inside else (None, None)
     pairs = layer_pairs(s.layers, t.layers) if inside else []
-    kd = lambda: SpanTerm(likely=config.span_likely, opens=opens) if config.kd_method == 'span' else KnowledgeTerm(config.aware_by if config.student_aware else None, config.aware_share)
+    def knowledge():
+        if config.kd_method == 'span': return SpanTerm(likely=config.span_likely, opens=opens)
+        return KnowledgeTerm(config.aware_by if config.student_aware else None, config.aware_share)
     def attention():
         here, there = attending_layer(student, s, pairs[-1][0], 'student_model'), attending_layer(teacher, t, pairs[-1][1], 'teacher_model')
         return AttentionTerm([(here, there)], t.heads[there], s.heads[here])
-    makers = dict(kd=kd, unaligned=UnalignedTerm,
+    makers = dict(kd=knowledge, unaligned=UnalignedTerm,
                   feature=lambda: FeatureTerm(t.width, s.width), attention=attention,
                   layerwise=lambda: LayerwiseTerm(pairs, t.layer_width, s.layer_width),
                   contrastive=lambda: ContrastiveTerm(t.width, s.width, config.contrastive_segments, config.contrastive_temperature))
@@ -89,7 +90,7 @@ class StudentAwareDistillationFramework(nn.Module):
 
     def __init__(self,
         config: DistillConfig|dict,                              # a dict may hold any of DistillConfig's fields
-        teacher_model: PreTrainedModel|list|None = None,         # None: loaded from config.teacher_model; here and below a list: of several teachers
+        teacher_model: PreTrainedModel|list|None = None,         # None: loaded as the config says; of several teachers a list, as below
         student_model: PreTrainedModel|None = None,              # None: loaded from config.student_model, in fp32
         teacher_tokenizer: PreTrainedTokenizerBase|list|None = None, # None: loaded with the teacher
         student_tokenizer: PreTrainedTokenizerBase|None = None,  # None: loaded with the student
@@ -113,17 +114,21 @@ class StudentAwareDistillationFramework(nn.Module):
         place = device if beside or config.teacher_cache else torch.device(pick_teacher_device(config.teacher_device, look())[0])
         hub = {side: load_options(config, side) for side in ('teacher', 'student')}
         dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, place)
-        dtypes, places = dict(teacher=dtype, student=getattr(torch, config.student_dtype.replace('auto', 'float32'))), dict(teacher=place, student=device)
+        dtypes, places = (dict(teacher=dtype, student=getattr(torch, config.student_dtype.replace('auto', 'float32'))),
+                          dict(teacher=place, student=device))
         def model_of(side, given):
             if given is not None: return at_door(given, f'{side}_model')
             bits = getattr(config, f'{side}_quantization')
-            spread = 'balanced_low_0' if side == 'teacher' and config.teacher_device == 'split' else None  # accelerate's: leaves cuda:0 to the student
+            # accelerate's: leaves cuda:0 to the student
+            spread = 'balanced_low_0' if side == 'teacher' and config.teacher_device == 'split' else None
             return load_causal_lm(getattr(config, f'{side}_model'), dtypes[side], f'{side}_model', bits, config.attn_implementation,
                                   places[side], spread, **hub[side])
         teacher, student = model_of('teacher', teacher_model), of.student_model if of else model_of('student', student_model)
         mend_generation(student)  # one that was handed over may need it too: the first save would fail
-        self.teacher_tokenizer = pair.teacher if pair else teacher_tokenizer or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher'])
-        self.student_tokenizer = pair.student if pair else of.student_tokenizer if of else student_tokenizer or load_tokenizer(config.student_model, 'student_model', **hub['student'])
+        self.teacher_tokenizer = (pair.teacher if pair else teacher_tokenizer
+                                  or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher']))
+        self.student_tokenizer = (pair.student if pair else of.student_tokenizer if of else student_tokenizer
+                                  or load_tokenizer(config.student_model, 'student_model', **hub['student']))
         n_student, n_teacher = count_parameters(student), count_parameters(teacher)
         if n_student > n_teacher and not isinstance(teacher, AbsentModel):
             warnings.warn(f"the student ({n_student:,} parameters) is larger than the teacher ({n_teacher:,}): are the two swapped?")
@@ -155,7 +160,8 @@ class StudentAwareDistillationFramework(nn.Module):
         self.to(device)
         self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew,
                                            config.temperature), of.buffers if of else Buffers()
-        self._hold(further=[StudentAwareDistillationFramework(whole.of_teacher(i), model, None, tokenizer, None, vocab_map, device, pair, self, labels[i])
+        self._hold(further=[StudentAwareDistillationFramework(whole.of_teacher(i), model, None, tokenizer, None, vocab_map, device, pair,
+                                                              self, labels[i])
                             for i, (model, tokenizer, vocab_map, pair) in enumerate(others, 1)])
 
     def _hold(self, **parts):
@@ -274,8 +280,8 @@ class StudentAwareDistillationFramework(nn.Module):
 
     def partners(self,
         batch: dict,  # with labels and both sides
-    ) -> dict:        # aligned [batch, P], partner, node, reached [batch, S] and, for a teacher that will be asked, ending [batch, S] and more
-        "Pairs that count; which of the teacher's positions kd compares each student position with, -1 for none; where in the teacher's tokens it stands and which tokens cross, as of `Places`."
+    ) -> dict:        # aligned [batch, P], partner, node, reached [batch, S]; for a teacher to be asked ending [batch, S] and more
+        "Pairs that count; the teacher's position that kd compares each student's with, -1: none; the rest is that of `Places`."
         labels, ids, teacher_ids = (batch[name] for name in ('labels', 'input_ids', 'teacher_input_ids'))
         aligned, nowhere = aligned_mask(labels, batch['student_positions']), torch.full_like(ids, -1)
         if not self.knowledge: return dict(aligned=aligned, partner=nowhere, node=torch.zeros_like(ids), reached=nowhere)
@@ -303,7 +309,7 @@ class StudentAwareDistillationFramework(nn.Module):
     def complete(self,
         batch: dict,  # with at least input_ids
     ) -> dict:        # with every key that forward reads
-        "Fill in what follows from the rest: labels, for one shared tokenizer the teacher's side too, and what `partners` finds. A complete batch stays as it is."
+        "Fill in what follows from the rest: labels, with a shared tokenizer the teacher's side, and what `partners` finds."
         if 'partner' in batch: return batch
         batch = dict(batch)
         ids = batch['input_ids']
@@ -312,7 +318,8 @@ class StudentAwareDistillationFramework(nn.Module):
         if batch.get('teacher_input_ids') is None:
             if self.vocab_map.name != 'identity':
                 raise ValueError(f"the batch has no teacher_input_ids, but the two tokenizers differ: the teacher cannot read the "
-                                 f"student's ids. Found {sorted(batch)}; make batches with kdkit.windows{' and kdkit.windows.JointRows' * bool(self.curriculum.teacher)}.")
+                                 f"student's ids. Found {sorted(batch)}; make batches with "
+                                 f"kdkit.windows{' and kdkit.windows.JointRows' * bool(self.curriculum.teacher)}.")
             everywhere = torch.where(mask.bool(), torch.arange(ids.shape[1], device=ids.device), -1)
             everywhere[:, -1] = -1  # nothing follows the last token
             batch.update(teacher_input_ids=ids, teacher_attention_mask=mask, student_positions=everywhere, teacher_positions=everywhere)
@@ -382,7 +389,8 @@ class StudentAwareDistillationFramework(nn.Module):
         there = batch is not None and self.apart and self.asked
         self._hold(ahead=(batch['teacher_input_ids'], self.asked, self.read_teacher(batch, self.asked)) if there else None)
         if self.further:
-            for lesson, one in zip(self.further, self.batches_of(batch)[1:] if batch else [None] * len(self.further)): lesson.read_ahead(one)
+            for lesson, one in zip(self.further, self.batches_of(batch)[1:] if batch else [None] * len(self.further)):
+                lesson.read_ahead(one)
 
     def take_read(self,
         batch: dict,   # complete
@@ -401,17 +409,19 @@ class StudentAwareDistillationFramework(nn.Module):
         batch: dict,       # complete
         terms: list,
     ) -> None:
-        "What the teacher has read comes to the student's device. A teacher elsewhere has read while the student did: nothing waits for it before."
+        "What the teacher has read comes to the student's device; nothing waits for a teacher elsewhere before this."
         states, layers, attention = read
         if self.apart:
             place, here = states.device, self.device
             elsewhere = lambda rows: lambda positions: rows(positions.to(place)).to(here)
-            states, layers = states.to(here, non_blocking=True), {layer: values.to(here, non_blocking=True) for layer, values in layers.items()}
+            states, layers = (states.to(here, non_blocking=True),
+                              {layer: values.to(here, non_blocking=True) for layer, values in layers.items()})
             attention = {layer: elsewhere(rows) for layer, rows in attention.items()}
         signals.teacher_states, signals.teacher_layers, signals.teacher_attention = states, layers, attention
         if spans := [term for term in terms if isinstance(term, SpanTerm)]:
             side = batch['teacher_input_ids'], batch['teacher_attention_mask']
-            signals.teacher_nats, signals.new_word = span_answers(self.output_head_of('teacher'), states, *side, spans[0].opens if spans[0].likely else None, self.chunk)
+            signals.teacher_nats, signals.new_word = span_answers(self.output_head_of('teacher'), states, *side,
+                                                                  spans[0].opens if spans[0].likely else None, self.chunk)
 
     @property
     def chunk(self):
@@ -438,12 +448,13 @@ class StudentAwareDistillationFramework(nn.Module):
         units: dict|None = None,        # name -> count over the whole optimizer step; None: this batch's own
         step: int|None = None,          # optimizer steps taken, for the curriculum; None: self.step
         **batch,                        # the rest of a collated batch
-    ) -> dict:                          # loss: 0-dim; losses: name -> 0-dim raw mean; weights: name -> float; common_nats: of `common_nats`, of several teachers a row each
+    ) -> dict:                          # loss: 0-dim; losses: name -> 0-dim raw mean; weights: name -> float; common_nats, a row a teacher
         "The weighted loss, every raw loss that has weight now, and the weights."
         batch = self.complete(self.for_all(dict(batch, input_ids=input_ids)))
         self.in_step()
         taught = [(i, lesson, one) for i, (lesson, one) in enumerate(zip(self.lessons, self.batches_of(batch))) if self.teacher_weights[i]]
-        steps = [lesson.begin(one, {name: units[numbered(name, i)] for name in lesson.terms} if units and i else units, step) for i, lesson, one in taught]
+        steps = [lesson.begin(one, {name: units[numbered(name, i)] for name in lesson.terms} if units and i else units, step)
+                 for i, lesson, one in taught]
         self.read_student(batch, steps)
         return self.joined({i: lesson.compared(one) for (i, lesson, _), one in zip(taught, steps)})
 
@@ -476,7 +487,8 @@ class StudentAwareDistillationFramework(nn.Module):
         with (capture_states(self.student_model, wanted('student_layers')) as layers,
               capture_attention(self.student_model, wanted('student_attention')) as attention):
             states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
-        for step in steps: step.signals.student_states, step.signals.student_layers, step.signals.student_attention = states, layers, attention
+        for step in steps:
+            step.signals.student_states, step.signals.student_layers, step.signals.student_attention = states, layers, attention
 
     def compared(self,
         step: Step,
@@ -487,7 +499,8 @@ class StudentAwareDistillationFramework(nn.Module):
         if step.asking: self.hand_over(signals, step.read, batch, step.asking)
         step.read = None
         kd = self.knowledge if 'kd' in active else None
-        hears = Listener(batch['teacher_input_ids']) if kd and said is None and self.curriculum.follows and self.config.kd_method != 'projector' else None
+        hears = (Listener(batch['teacher_input_ids']) if kd and said is None and self.curriculum.follows
+                 and self.config.kd_method != 'projector' else None)
         factors = {name: weights[name] / units[name].clamp(min=1).double() for name in active}
         heads = output_head(self.student_model), signals.student_states, labels
         if summed := all(term.sums is not None for term in active.values()):  # then the gradient is made on the way
@@ -540,8 +553,8 @@ class StudentAwareDistillationFramework(nn.Module):
     ) -> tuple:       # (vocabulary map, Crossed or None)
         "The map with the nodes that the batch needs, and what its crossing tokens are asked for."
         vocab_map = self.vocab_map.with_nodes(batch)
-        return vocab_map, Crossed(vocab_map.inside, *(batch[name]
-                                                      for name in ('reached', 'ending', 'input_ids', 'teacher_input_ids'))) if 'more' in batch else None
+        if 'more' not in batch: return vocab_map, None
+        return vocab_map, Crossed(vocab_map.inside, *(batch[name] for name in ('reached', 'ending', 'input_ids', 'teacher_input_ids')))
 
     def naive_comparison(self, signals, batch, hears=None):
         "The same as a function of log-probabilities, whose gradient autograd finds."
@@ -575,7 +588,7 @@ class StudentAwareDistillationFramework(nn.Module):
     def save_student(self,
         path: str,  # folder; made if missing
     ):
-        "Write the student, merged with its adapters, and its tokenizer so that `AutoModelForCausalLM` and `AutoTokenizer` load them without kdkit."
+        "Write the student, merged with its adapters, and its tokenizer: transformers loads them without kdkit."
         (merged(self.student_model) if self.has_adapter else self.student_model).save_pretrained(path)
         self.student_tokenizer.save_pretrained(path)
 

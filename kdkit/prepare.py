@@ -230,7 +230,8 @@ def about_conversations(
                             for why, n in Counter({why: n for why, n in counts.items() if why.startswith('left out')}).most_common(3))
         raise DataError(f"none of the {what} can be used{f': {reasons}' * bool(reasons)}. A window must hold a whole exchange (max_length, "
                         f"teacher_max_length), and both templates must take the roles in their order.")
-    said = [f"{n:,} {why}" for why, n in sorted(counts.items()) if why.startswith(('left out', 'cut'))]
+    said = [f"{n:,} {why}{' (max_length makes windows longer)' * why.endswith('too long for a window')}"
+            for why, n in sorted(counts.items()) if why.startswith(('left out', 'cut'))]
     lost = {side: 1 - counts[f'{side} bytes'] / counts['bytes'] for side in sides if counts.get('bytes')}
     said += [f"the {side}'s template drops {share:.1%} of what was said" for side, share in lost.items() if share >= 0.001]
     return [f"{what}: {'; '.join(said)}"] if said else []

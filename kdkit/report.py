@@ -62,7 +62,7 @@ def verdict(
     elif control is not None: says.append("The control is as good as the teacher: there is no gap to close.")
     elif before is not None and after < before:
         says.append(f"The student got better by {before - after:.3f} bits per byte. How much of that is the teacher's doing is not known: "
-                    "train with control=True to compare with the same training without a teacher.")
+                    "train with control=True (--control) to compare with the same training without a teacher.")
     return says
 
 # %% ../nbs/51_report.ipynb #4c4c55dc

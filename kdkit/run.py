@@ -221,15 +221,22 @@ class Run:
 
     def prospects(self) -> list:  # of sentences
         "What each teacher can be expected to teach; its share begins with that."
-        measured, says = self.stages['measured'], []
-        for label, bits, about in zip(self.framework.labels, self.begin_leads(self.framework), measured.get('teachers') or [measured]):
+        measured, leads, says = self.stages['measured'], self.begin_leads(self.framework), []
+        if not self.learns_from_teacher: return says
+        for label, bits, about in zip(self.framework.labels, leads, measured.get('teachers') or [measured]):
             named = f'{label}: ' if label else ''
             says.append(named + worth_distilling(*bits, self.config.follows_lead, bool(label)))
             if read := about.get('as_read'):
+                lost = read['bits_per_byte'] > read['teacher_bits_per_byte']
                 says.append(f"{named}targets for the student, made from the teacher's distributions: {read['bits_per_byte']:.3f} bits per "
-                            f"byte, the teacher itself {read['teacher_bits_per_byte']:.3f} (on {read['windows']:,} windows); what lies "
-                            f"between is lost between the tokenizers")
+                            f"byte, the teacher itself {read['teacher_bits_per_byte']:.3f} (on {read['windows']:,} windows); "
+                            f"{'what lies between' if lost else 'nothing'} is lost between the tokenizers")
         return says
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        "Whether a loss that asks the teacher has weight; a run may train on the text alone, to make a teacher."
+        return any(map(self.config.uses, ('kd', 'feature', 'attention', 'layerwise', 'contrastive')))
 
     def pick_rate(self) -> float:
         "The learning rate that suits this student, and why."

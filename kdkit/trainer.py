@@ -31,7 +31,8 @@ from transformers import __version__ as transformers_version
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback, TrainerState
 
-from .checkpoints import NoRoom, aside_of, checkpoints, fault, is_full, make_room, newest_whole, put_in_place, seal, thin_out, whole_folder
+from .checkpoints import (NoRoom, aside_of, checkpoints, fault, is_full, make_room, newest_whole, put_in_place, seal, thin_out,
+                               whole_folder)
 from .config import ConfigError, DistillConfig, nearest
 from .controls import Controls
 from .estimate import Estimate
@@ -58,7 +59,8 @@ def pick_learning_rate(
     "The highest learning rate for this student, by what it knows of the text before training."
     spent, guessing = score.get('nats_per_token'), math.log(vocab_size)
     if adapters:
-        return LEARNING_RATES['adapters'], "adapters begin at nothing, beside weights that stay, and need larger steps than weights that know something"
+        return (LEARNING_RATES['adapters'],
+                "adapters begin at nothing, beside weights that stay, and need larger steps than weights that know something")
     if is_cost(spent) and spent < known * guessing:
         return LEARNING_RATES['pretrained'], (f"the student is pretrained ({spent:.2f} nats per token before training, where "
                                               f"guessing costs {guessing:.2f}), "
@@ -241,8 +243,8 @@ def check_rates(
                               f"(lr_scheduler_type {args.lr_scheduler_type.value!r}, warmup_steps {args.get_warmup_steps(steps):,}, "
                               f"lr_scheduler_kwargs {args.lr_scheduler_kwargs}): lower warmup_steps or num_decay_steps.")
         if config.max_steps > 0 and args.get_warmup_steps(steps) > steps and max(shares.values()) < 1:
-            raise ConfigError(f"warmup_steps is {args.get_warmup_steps(steps):,} and the run has {steps:,} steps, so that the learning rate "
-                              f"would never be what was asked for: lower it.")
+            raise ConfigError(f"warmup_steps is {args.get_warmup_steps(steps):,} and the run has {steps:,} steps, so that the learning "
+                              f"rate would never be what was asked for: lower it.")
         for step, share in shares.items():
             if not 0 <= share <= 1 + 1e-6:
                 raise ConfigError(f"lr_scheduler_type {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs={args.lr_scheduler_kwargs} "
@@ -371,7 +373,8 @@ class DoesNotFit(RuntimeError):
 def is_out_of_memory(error: BaseException) -> bool:
     "Whether a device, one of its libraries or the machine had no room."
     said = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or isinstance(error, RuntimeError) and ("can't allocate memory" in said or 'ALLOC_FAILED' in said)
+    return (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or isinstance(error, RuntimeError)
+            and ("can't allocate memory" in said or 'ALLOC_FAILED' in said))
 
 # %% ../nbs/50_trainer.ipynb #50d0e5a2
 def smaller_batches(
@@ -436,7 +439,7 @@ class FiniteSteps(TrainerCallback):
 
 # %% ../nbs/50_trainer.ipynb #db20665a
 class Meter:
-    "Means of losses over the steps between two log lines, kept on the device: reading one waits for the GPU. Of several processes each sees its part of a step."
+    "Means of losses between two log lines, kept on the device, since reading waits for the GPU; of several processes each has its part."
     def __init__(self): self.reset()
 
     def reset(self):
@@ -539,7 +542,8 @@ class DistillationTrainer(Trainer):
     ):
         config, learns = framework.config, {name: p.dtype for name, p in framework.named_parameters() if p.requires_grad}
         if not any(name.startswith('student_model.') for name in learns):
-            raise ModelError("nothing of the student can be trained: its weights are in few bits, or frozen. Give lora_r to train adapters.")
+            raise ModelError("nothing of the student can be trained: its weights are in few bits, or frozen. Give lora_r to train "
+                             "adapters.")
         if half := [name for name, dtype in learns.items() if dtype in (torch.float16, torch.bfloat16)]:
             raise ModelError(f"{half[0]} is trained in {str(learns[half[0]]).removeprefix('torch.')}, where small steps are lost: train in "
                              f"float32, or give lora_r.")
@@ -707,7 +711,8 @@ class DistillationTrainer(Trainer):
 
     def leads(self) -> dict:  # teacher_lead and, of several teachers, teacher_leads/<label>
         "How far the teacher is ahead: of several the one that is furthest, and each."
-        known = {one.teacher: one.lead.lead for one in (lesson.curriculum for lesson in self.model.lessons) if one.follows and one.lead.lead is not None}
+        known = {one.teacher: one.lead.lead for one in (lesson.curriculum for lesson in self.model.lessons)
+                 if one.follows and one.lead.lead is not None}
         if not known: return {}
         return dict({f'teacher_leads/{label}': lead for label, lead in known.items() if label}, teacher_lead=max(known.values()))
 
@@ -739,8 +744,9 @@ class DistillationTrainer(Trainer):
             asked, who = curriculum.lead.share > 0, f' {curriculum.teacher}' if curriculum.teacher else ''
             curriculum.lead.measured(student_bits)
             if asked and not curriculum.lead.share and curriculum.follows and self.is_world_process_zero():
-                say(f"step {self.state.global_step}: on held-out text the student is as good as its teacher{who} ({student_bits:.3f} against "
-                    f"{curriculum.lead.teacher_bits:.3f} bits per byte): from here on it learns from the text alone{' in place of this one' * bool(who)}")
+                say(f"step {self.state.global_step}: on held-out text the student is as good as its teacher{who} ({student_bits:.3f} "
+                    f"against {curriculum.lead.teacher_bits:.3f} bits per byte): from here on it learns from the text "
+                    f"alone{' in place of this one' * bool(who)}")
 
     def eval_loader(self, rows):
         "Batches of rows in their order; of several processes each gets its part."
@@ -756,7 +762,8 @@ class DistillationTrainer(Trainer):
         more = dict(multipliers=self.controls.multipliers, magnitudes={name: size.item() for name, size in self.model.magnitudes.items()},
                     meter=self.metered or Meter().state(),
                     teacher_lead=self.model.curriculum.lead.state_dict(),
-                    further=[dict(teacher_lead=lesson.curriculum.lead.state_dict(), magnitudes={name: size.item() for name, size in lesson.magnitudes.items()})
+                    further=[dict(teacher_lead=lesson.curriculum.lead.state_dict(),
+                                  magnitudes={name: size.item() for name, size in lesson.magnitudes.items()})
                              for lesson in self.model.further],
                     skipped=[self.finite_steps.skipped, self.finite_steps.in_a_row],
                     stopped=self.control.should_training_stop and not self.cut_short)
@@ -765,7 +772,7 @@ class DistillationTrainer(Trainer):
     def _get_output_dir(self, *args, **kwargs): return str(self.aside) if self.aside else super()._get_output_dir(*args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs):
-        "Write a checkpoint aside, seal it, and put it into its place; older ones go when it is there, or before, where the disk has no room for both."
+        "Write a checkpoint aside, seal it, and put it into its place; older ones go after that, or before, where the disk is too small."
         folder, writes = Path(self.args.output_dir, f'checkpoint-{self.state.global_step}'), self.args.should_save
         if writes:
             Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)

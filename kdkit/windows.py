@@ -108,7 +108,8 @@ def cut_windows(
     sizes = np.array([len(text.encode()) for text in texts])
     marked = all(end_id is not None for _, end_id in controls)
     streams = [one_stream(side, sizes, start_id, end_id if marked else None) for side, (start_id, end_id) in zip(encoded, controls)]
-    pairs = [np.stack(shared_boundaries(streams[0][1], ends)) for _, ends in streams[1:]] or [np.stack(shared_boundaries(streams[0][1], streams[0][1]))]
+    pairs = ([np.stack(shared_boundaries(streams[0][1], ends)) for _, ends in streams[1:]]
+             or [np.stack(shared_boundaries(streams[0][1], streams[0][1]))])
     everywhere = reduce(np.intersect1d, [here for here, _ in pairs])  # boundaries of all sides, as tokens of the student
     meets = [np.searchsorted(here, everywhere) for here, _ in pairs]  # where these stand among the boundaries of each pair
     read = np.stack([everywhere, *(there[some] for (_, there), some in zip(pairs, meets))])[:len(streams)]
@@ -160,7 +161,8 @@ class Unpack:
     def __call__(self, batch):
         def numbers(row): return (np.array(row, np.int64).reshape(-1, 3) @ (1, 2**8, 2**16)).tolist()
         def places(row): return np.flatnonzero(np.unpackbits(np.array(row, np.uint8))).tolist()
-        of = {name: numbers for name in self.wide} | {name: places for name in batch if name.startswith(('student_positions', 'teacher_positions'))}
+        of = ({name: numbers for name in self.wide}
+              | {name: places for name in batch if name.startswith(('student_positions', 'teacher_positions'))})
         return {name: [*map(of[name], rows)] if name in of else rows for name, rows in batch.items()}
 
 # %% ../nbs/20_windows.ipynb #2403220b
@@ -277,7 +279,8 @@ def pair_conversations(
     teachers = range(len(sides) - 1)
     tokens, learnt = ([name, *(numbered(f'teacher_{name}', i) for i in teachers)] for name in ('input_ids', 'answers'))
     places = [tuple(numbered(f'{side}_positions', i) for side in ('student', 'teacher')) for i in teachers]
-    rows, n_bytes = {name: [] for name in [tokens[0], *(name for i in teachers for name in (tokens[i + 1], *places[i])), *learnt]}, [[] for _ in sides]
+    rows, n_bytes = ({name: [] for name in [tokens[0], *(name for i in teachers for name in (tokens[i + 1], *places[i])), *learnt]},
+                     [[] for _ in sides])
     for group in share_windows(readings, limits, pack):
         window, before, spoken = {name: [] for name in rows}, [0] * len(sides), [0] * len(sides)
         for each in group:
@@ -312,7 +315,8 @@ class WindowMaker:
     ):
         self.tokenizers = [student_tokenizer, *each_of(teacher_tokenizer, teacher_tokenizer is not None)]
         n = len(self.tokenizers) - 1
-        self.controls = [control or control_ids(tokenizer) for tokenizer, control in zip(self.tokenizers, [student_control, *each_of(teacher_control, n)])]
+        self.controls = [control or control_ids(tokenizer)
+                         for tokenizer, control in zip(self.tokenizers, [student_control, *each_of(teacher_control, n)])]
         self.limits, self.pack, self.notes = [max_length, *(limit or 2 * max_length for limit in each_of(teacher_max_length, n))], pack, []
         if min(self.limits) < 2: raise DataError(f"windows of {min(self.limits)} tokens hold no text: a start token and one more make 2.")
         # raise it when the same recipe begins to give other windows
@@ -331,7 +335,7 @@ class WindowMaker:
         return pair_batch(table, self.tokenizers, self.tables, self.controls, self.limits, self.pack), None
 
     def some(self, batch, texts, size, ticks, notes):
-        "The windows of `size` documents from a start on; a byte in the file `ticks` tells of each kilobyte that is done, a line in the file `notes` what is worth a note."
+        "The windows of `size` documents from a start on; the file `ticks` gets a byte for each kilobyte done, the file `notes` lines."
         table = texts[batch['start'][0]:batch['start'][0] + size]
         windows, note = self.pair(table)
         if ticks:
@@ -524,7 +528,8 @@ class PairCollator:
         batch['labels'] = batch['input_ids'].masked_fill(batch['attention_mask'] == 0, -100)
         if 'answers' in rows[0]:  # only these are learnt
             batch['labels'] = batch['labels'].masked_fill(~in_spans([row['answers'] for row in rows], batch['input_ids'].shape[1]), -100)
-            batch['teacher_labels'] = batch['teacher_input_ids'].masked_fill(~in_spans([row['teacher_answers'] for row in rows], batch['teacher_input_ids'].shape[1]), -100)
+            batch['teacher_labels'] = batch['teacher_input_ids'].masked_fill(~in_spans([row['teacher_answers'] for row in rows],
+                                                                                       batch['teacher_input_ids'].shape[1]), -100)
             batch['teacher_labels'][:, 0] = -100
             batch['teacher_n_bytes'] = torch.tensor([row['teacher_n_bytes'] for row in rows])
         batch['labels'][:, 0] = -100
@@ -607,7 +612,7 @@ def place_shares(
     paired: Dataset,       # from `pair_dataset`
     vocab_map: VocabMap,
     rows: int = 512,       # at most so many
-) -> tuple:                # (share foretold from inside one of the teacher's tokens, share that runs past one or stands otherwise than in it alone)
+) -> tuple:                # (share foretold from inside one of the teacher's tokens, share that runs past one)
     "Shares of the student's tokens that are predicted."
     if not vocab_map.inside: return 0., 0.
     batch = PairCollator()([row for row in paired.select(range(min(rows, len(paired))))])

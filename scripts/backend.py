@@ -19,7 +19,7 @@ SETTINGS = READ['DEFAULT']
 NAME, VERSION = SETTINGS['lib_name'], SETTINGS['version']
 INFO = f'{NAME}-{VERSION}.dist-info'
 KAGGLE = 'kaggle.ipynb', 'kernel-metadata.json'  # of nbs/, which `kdkit kaggle push` uploads
-MAKES_IT = 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE', 'scripts/backend.py', *(f'nbs/{name}' for name in KAGGLE)
+SOURCES = 'benchmarks', 'images', 'nbs', 'recipes', 'scripts', 'tests'  # beside the package and the files of the root
 
 
 def requirements() -> list:  # of (extra or '', requirement)
@@ -103,11 +103,19 @@ def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
 prepare_metadata_for_build_editable = prepare_metadata_for_build_wheel
 
 
+def source_files() -> dict:  # name -> bytes
+    "All that a person needs who changes the package: chapters, tests, tools, and the package that the chapters make."
+    found = [path for path in ROOT.iterdir() if path.is_file()] + [path for folder in SOURCES for path in (ROOT / folder).rglob('*')]
+    names = sorted(path.relative_to(ROOT) for path in found if path.is_file() and path.suffix not in ('.pyc', '.pyo'))
+    seen = [name for name in names if not any(part.startswith('.') or part in ('__pycache__', 'runs') for part in name.parts)]
+    package = {name: data for name, data in package_files().items() if '/kaggle_notebook/' not in name}
+    return {name.as_posix(): (ROOT / name).read_bytes() for name in seen} | package | {'PKG-INFO': metadata().encode()}
+
+
 def build_sdist(sdist_directory, config_settings=None):
     top = f'{NAME}-{VERSION}'
-    sources = {name: (ROOT / name).read_bytes() for name in MAKES_IT if (ROOT / name).exists()} | {'PKG-INFO': metadata().encode()}
     with tarfile.open(Path(sdist_directory, f'{top}.tar.gz'), 'w:gz', format=tarfile.PAX_FORMAT) as archive:
-        for name, data in {**sources, **{k: v for k, v in package_files().items() if '/kaggle_notebook/' not in k}}.items():
+        for name, data in source_files().items():
             entry = tarfile.TarInfo(f'{top}/{name}')
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))

@@ -6,7 +6,8 @@ from tiny_tokenizers import byte_level, sentencepiece
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-ALTERNATE = "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+ALTERNATE = ("{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+             "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}")
 ASK = "{% if add_generation_prompt %}{{ 'HEADER' }}{% endif %}"
 
 def asks(header): return ASK.replace('HEADER', header)

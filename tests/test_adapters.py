@@ -137,7 +137,8 @@ def test_a_run_as_a_user_types_it(pair, tmp_path, capsys):
         assert (folder / 'student/model.safetensors').exists() and not (folder / 'student/adapter_config.json').exists()
         for checkpoint in folder.glob('checkpoint-*'):
             assert not (checkpoint / 'model.safetensors').exists() and (checkpoint / 'adapter_model.safetensors').exists()
-    assert report['student_before']['parameters'] == report['student_after']['parameters'] == report['control']['parameters'] == count_parameters(load_causal_lm(pair['student_model']))
+    sizes = {report[name]['parameters'] for name in ('student_before', 'student_after', 'control')}
+    assert sizes == {count_parameters(load_causal_lm(pair['student_model']))}
     # without kdkit and without peft
     code = ("import sys, torch; sys.modules['peft'] = None; from transformers import AutoModelForCausalLM, AutoTokenizer; f = sys.argv[1]; "
             "m = AutoModelForCausalLM.from_pretrained(f); "
@@ -320,4 +321,5 @@ def test_without_peft_one_line_says_what_to_install(pair, adapter, tmp_path):
         words = ['train', f"--teacher_model={pair['teacher_model']}", f"--dataset={pair['dataset']}", f'--output_dir={tmp_path}/run',
                  '--max_steps=2', '--max_length=64', *more]
         done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True)
-        assert done.returncode == 2 and "peft is not installed: pip install 'kdkit[lora]'" in done.stderr and done.stderr.count('error') == 1, done.stderr
+        assert done.returncode == 2 and done.stderr.count('error') == 1, done.stderr
+    assert "peft is not installed: pip install 'kdkit[lora]'" in done.stderr

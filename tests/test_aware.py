@@ -84,16 +84,16 @@ def test_inside_tokens_and_soft_ends_by_brute_force(pair, method):
         for j in range(len(ids)):
             path = None if last is None else tuple(ids[last[0] + 1:j + 1])
             if (asked := pairs.get(j)) is not None:
-                target, (after, on, ends) = at_boundary[asked], goes_on(probs[last[1]],
-                                                                        path) if last and last[1] == asked - 1 and len(path) <= 8 and spelt[teacher_ids[asked]] == path else ({}, 0, 0)
+                inside = last and last[1] == asked - 1 and len(path) <= 8 and spelt[teacher_ids[asked]] == path
+                target, (after, on, ends) = at_boundary[asked], goes_on(probs[last[1]], path) if inside else ({}, 0, 0)
                 here = target
                 if after: here, count['ended'] = classes(after) / (on + ends) + ends / (on + ends) * target, count['ended'] + 1
                 last = j, asked
                 if batch['labels'][0, j + 1:][:1].ne(-100).all() and j + 1 < len(ids):
                     wanted['soft'], wanted['hard'] = wanted['soft'] + kl(here, j), wanted['hard'] + kl(target, j)
-            elif last and len(path) <= 8 and len(spelt[teacher_ids[last[1]
-                                                                   + 1]]) > len(path) and spelt[teacher_ids[last[1]
-                                                                                                            + 1]][:len(path)] == path and batch['labels'][0, j + 1:][:1].ne(-100).all() and j + 1 < len(ids):
+            elif (last and len(path) <= 8 and len(spelt[teacher_ids[last[1] + 1]]) > len(path)
+                  and spelt[teacher_ids[last[1] + 1]][:len(path)] == path and batch['labels'][0, j + 1:][:1].ne(-100).all()
+                  and j + 1 < len(ids)):
                 after, on, ends = goes_on(probs[last[1]], path)
                 here, known = classes(after), classes({token: torch.ones((), dtype=torch.float64) for token in after}) > 0
                 count['within'] += 1

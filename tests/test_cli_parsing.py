@@ -230,7 +230,8 @@ def test_every_recipe_is_a_whole_run(name):
 
 def test_python_takes_what_the_command_line_takes(tmp_path):
     "One dialect: a dict, a file, a recipe or a config, and options beside it."
-    words = '--teacher_model a --student_model b --epochs 2 --per_device_train_batch_size 4 --weight_decay 0.5 --lr_scheduler_type linear --gradient_checkpointing'.split()
+    words = ('--teacher_model a --student_model b --epochs 2 --per_device_train_batch_size 4 --weight_decay 0.5 '
+             '--lr_scheduler_type linear --gradient_checkpointing').split()
     wanted = read_options(words)
     given = dict(teacher_model='a', student_model='b', epochs=2, per_device_train_batch_size=4, weight_decay=0.5,
                  lr_scheduler_type='linear', gradient_checkpointing=True)

@@ -14,7 +14,8 @@ def test_the_old_systems_keys_and_alphas():
     config = DistillConfig(recipe='seed')
     assert {name: getattr(config, f'alpha_{name}') for name in RECIPES['seed']} == dict(
         lm=0.1, kd=0.7, unaligned=0., feature=0.1, attention=0.1, layerwise=0.05, contrastive=0.05)
-    old = 'teacher_model student_model cache_dir temperature use_curriculum total_steps max_length batch_size gradient_accumulation_steps learning_rate num_epochs warmup_steps eval_steps'
+    old = ('teacher_model student_model cache_dir temperature use_curriculum total_steps max_length batch_size '
+           'gradient_accumulation_steps learning_rate num_epochs warmup_steps eval_steps')
     assert set(old.split()) <= {f.name for f in fields(DistillConfig)}
 
 

@@ -154,8 +154,8 @@ def test_every_end_of_an_answer_is_an_end():
     last, earlier = tokenizers['student'].convert_tokens_to_ids(['<|return|>', '<|end|>'])
     theirs = tokenizers['teacher'].convert_tokens_to_ids('<|im_end|>')
     framework = framework_for('harmony', 'chatml')
-    assert {last, earlier} <= {*framework.student_end_id} and {last,
-                                                               earlier} & {*framework.student_model.generation_config.eos_token_id} == {last}
+    assert {last, earlier} <= {*framework.student_end_id}
+    assert {last, earlier} & {*framework.student_model.generation_config.eos_token_id} == {last}
     for swap, wanted in ((False, {(last, theirs), (earlier, theirs)}), (True, {(theirs, last), (theirs, earlier)})):
         sides = dict(zip(PAIR, list(tokenizers.values())[::-1 if swap else 1]))
         configs = {side: model_of('llama', len(tokenizer), 32).config for side, tokenizer in sides.items()}

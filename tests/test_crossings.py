@@ -215,8 +215,8 @@ def test_positions_do_not_depend_on_the_batch():
 def test_real_code_has_a_value_everywhere(student, teacher):
     "Indentation, long names, numbers: every token of a Python file is asked about, and the truth has a value."
     rows = {'qwen2': 151_936, 'gpt2': 50_257, 'mistral': 32_000}
-    tokenizers, text = (real(student),
-                        real(teacher)), ''.join(open(pytest.__file__).readlines()[:60]) + '\n        if 2026 <= x:\n            return naïve\n'
+    text = ''.join(open(pytest.__file__).readlines()[:60]) + '\n        if 2026 <= x:\n            return naïve\n'
+    tokenizers = real(student), real(teacher)
     tables = [token_bytes(t, rows[name]) for t, name in zip(tokenizers, (student, teacher))]
     vocab_map = build_map('token_level', *tokenizers, rows[student], rows[teacher])
     batch = {name: value[:1] for name, value in batch_of(*tokenizers, text, tables).items()}

@@ -58,10 +58,9 @@ def test_inconsistent_positions_are_left_to_the_text_when_asked(pair):
     batch = plain.collator()([text['train'][i] for i in range(12)])
     every, kept = (framework.complete(batch)['partner'] for framework in (plain, masked))
     compared = (every >= 0).nonzero().tolist()
-    wanted = [[row, at] for row, at in compared
-              if plain.vocab_map.student_class(batch['input_ids'][row,
-                                                                  at
-                                                                  + 1][None]) == plain.vocab_map.teacher_class(batch['teacher_input_ids'][row, every[row, at] + 1][None])]
+    mine = lambda row, at: plain.vocab_map.student_class(batch['input_ids'][row, at + 1][None])
+    its = lambda row, at: plain.vocab_map.teacher_class(batch['teacher_input_ids'][row, every[row, at] + 1][None])
+    wanted = [[row, at] for row, at in compared if mine(row, at) == its(row, at)]
     assert (kept >= 0).nonzero().tolist() == wanted and 0 < len(wanted) < len(compared)
 
 

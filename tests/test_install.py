@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -82,6 +83,14 @@ def test_the_wheel_installs_without_a_network_and_holds_the_package(clone, bare,
     assert inside == {name for name in tracked() if name.startswith('kdkit/')}
     said = subprocess.run([bare.parent / 'kdkit', '--version'], cwd=tmp_path, capture_output=True, text=True, timeout=60, env=clean())
     assert said.stdout.startswith('kdkit ') and said.returncode == 0
+
+def test_the_source_distribution_holds_what_the_project_is_made_from(clone, tmp_path):
+    "Chapters, tests and tools, and nothing that a run or an interpreter left behind."
+    (clone / 'runs').mkdir(), (clone / 'runs/left.txt').touch(), (clone / 'tests/__pycache__').mkdir()
+    code = f"import sys; sys.path.insert(0, {str(clone / 'scripts')!r}); import backend; print(backend.build_sdist({str(tmp_path)!r}))"
+    made = subprocess.run([sys.executable, '-B', '-c', code], capture_output=True, text=True, timeout=120, env=clean())
+    with tarfile.open(tmp_path / made.stdout.strip()) as archive: inside = {name.partition('/')[2] for name in archive.getnames()}
+    assert inside == {name for name in tracked() if not name.startswith('.')} | {'PKG-INFO'}
 
 def test_a_clone_installed_in_place_is_found_from_the_folder_above(clone, bare, tmp_path):
     done = subprocess.run([*pip(bare), '-e', clone], capture_output=True, text=True, timeout=120, env=clean())

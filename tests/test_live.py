@@ -140,7 +140,8 @@ run = replay({folder!r}, seconds=.2)
 display(run)
 import json, time
 before, picture = run.last, run.pictures.value
-with open({folder!r} + '/metrics.jsonl', 'a') as file: file.write(json.dumps(dict(step=500, loss=1., losses=dict(lm=1.), weights=dict(lm=1.))) + chr(10))
+line = dict(step=500, loss=1., losses=dict(lm=1.), weights=dict(lm=1.))
+with open({folder!r} + '/metrics.jsonl', 'a') as file: file.write(json.dumps(line) + chr(10))
 for _ in range(100):
     time.sleep(.1)
     if run.slider.value == 500: break

@@ -68,7 +68,8 @@ def test_the_same_command_goes_on_as_it_fitted(pair, tmp_path, capsys):
     with card_that_holds(2):
         assert train(pair, tmp_path / 'run', capsys)[0] == 0
         code, said = train(pair, tmp_path / 'run', capsys, max_steps=9)
-    assert code == 0 and 'micro-batches of 2 windows, 2 to an optimizer step' in said and 'does not fit' not in said and 'becomes' not in said, said
+    assert code == 0 and 'micro-batches of 2 windows, 2 to an optimizer step' in said, said
+    assert 'does not fit' not in said and 'becomes' not in said, said
     assert read_metrics(tmp_path / 'run')[-1]['step'] == 9
 
 

@@ -16,7 +16,8 @@ def refused(capsys, values, *words):
     said = capsys.readouterr()
     lines = [line for line in said.err.splitlines() if line.startswith('kdkit: ')]
     assert code == 2, said.err
-    assert len(lines) == 1 and said.err.splitlines()[-1] == lines[0] and lines[0].startswith('kdkit: error: ') and 'Traceback' not in said.err, said.err
+    assert len(lines) == 1 and said.err.splitlines()[-1] == lines[0] and lines[0].startswith('kdkit: error: '), said.err
+    assert 'Traceback' not in said.err, said.err
     return lines[0]
 
 @pytest.fixture

@@ -7,11 +7,13 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, GenerationConfig, LlamaConfig, LlamaForSequenceClassification, LlamaModel
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, GenerationConfig, LlamaConfig,
+                          LlamaForSequenceClassification, LlamaModel)
 
 import kdkit.models
 from kdkit.config import DistillConfig
-from kdkit.models import HubAway, HubError, ModelError, ask_hub, find_model, hub_error, load_causal_lm, load_config, load_options, load_tokenizer
+from kdkit.models import (HubAway, HubError, ModelError, ask_hub, find_model, hub_error, load_causal_lm, load_config, load_options,
+                          load_tokenizer)
 from pairs import model_of
 from tiny_tokenizers import byte_level
 

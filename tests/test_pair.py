@@ -111,8 +111,8 @@ def test_what_is_damaged_or_foreign_is_made_again(fault, tmp_path, capsys):
     wanted = map_of(TokenPair(*sides(*PAIRS[0])), 'token_level')
     assert equal(map_of(pair, 'token_level').inside, wanted.inside)
     keep_pair(pair, tmp_path)
-    assert open_pair(*sides(*PAIRS[0]),
-                     tmp_path).stored is not None and sorted(tmp_path.glob('kdkit/*')) == sorted(folders) and not [*tmp_path.glob('kdkit/.*')]
+    assert open_pair(*sides(*PAIRS[0]), tmp_path).stored is not None
+    assert sorted(tmp_path.glob('kdkit/*')) == sorted(folders) and not [*tmp_path.glob('kdkit/.*')]
 
 
 def test_another_tokenizer_or_other_rows_are_another_pair(tmp_path):

@@ -129,6 +129,26 @@ def test_the_readme_explains_every_number_and_its_links_lead_somewhere():
     assert set(re.findall(r'\]\(#([^)]+)\)', readme)) <= anchors
 
 
+def lines_of_code(source):
+    "Those of a program, without the lines of its longer texts."
+    import io
+    import tokenize
+    inside = {row for token in tokenize.generate_tokens(io.StringIO(source).readline)
+              if token.type == tokenize.STRING for row in range(token.start[0], token.end[0] + 1) if token.start[0] < token.end[0]}
+    return [line for row, line in enumerate(source.splitlines(), 1) if row not in inside]
+
+
+def test_no_line_of_code_is_longer_than_140_columns():
+    chapters = [*NOTEBOOKS, *(ROOT / 'nbs').glob('[a-z]*.ipynb'), *(ROOT / 'nbs/tutorials').glob('*.ipynb')]
+    files = {path: path.read_text(encoding='utf-8') for folder in ('tests', 'scripts', 'benchmarks', 'recipes')
+             for path in (ROOT / folder).rglob('*.py')}
+    long = [f'{path.relative_to(ROOT)}: {line.strip()[:80]}' for path in chapters for source in cells(path)
+            for line in source.splitlines() if len(line) > 140]
+    long += [f'{path.relative_to(ROOT)}: {line.strip()[:80]}' for path, source in files.items() for line in lines_of_code(source)
+             if len(line) > 140]
+    assert not long, '\n'.join(long)
+
+
 # -- make audit ------------------------------------------------------------------------------------------------------
 
 def audit():
@@ -162,7 +182,8 @@ def test_the_audit_asks_about_versions_as_they_were_published(tmp_path, monkeypa
 import json, sys
 pins = open(sys.argv[-1]).read().split()
 if 'osv' in sys.argv: sys.exit('no network')
-print(json.dumps(dict(dependencies=[dict(name=pin.split('==')[0], version='1', vulns=[]) if pin.startswith('torch') else dict(name=pin.split('==')[0], skip_reason='not found') for pin in pins])))
+known = lambda pin: dict(version='1', vulns=[]) if pin.startswith('torch') else dict(skip_reason='not found')
+print(json.dumps(dict(dependencies=[dict(known(pin), name=pin.split('==')[0]) for pin in pins])))
 """)
     program.chmod(0o755)
     (tmp_path / 'pins.txt').write_text('torch==2.13.0+cpu\nrich==13.9\n')

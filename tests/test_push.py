@@ -52,8 +52,8 @@ def test_a_student_is_pushed_and_loads_from_there(hub, cache, pair, tmp_path):
     repo = hub.repos['models', 'me/small']
     assert repo.private and len(repo.commits) == 2
     assert loaded(hub, tmp_path, weights_of('me/small')) == loaded(hub, tmp_path, weights_of(str(tmp_path / 'run/student')))
-    assert loaded(hub, tmp_path, 'AutoTokenizer.from_pretrained("me/small").tokenize("a string")') == loaded(hub, tmp_path,
-                                                                                                             f'AutoTokenizer.from_pretrained({str(tmp_path / "run/student")!r}).tokenize("a string")')
+    tokens_of = lambda name: loaded(hub, tmp_path, f'AutoTokenizer.from_pretrained({name!r}).tokenize("a string")')
+    assert tokens_of('me/small') == tokens_of(str(tmp_path / 'run/student'))
     card = loaded(hub, tmp_path, 'card = ModelCard.load("me/small")\n[card.data.library_name, card.text]')
     assert {request.status for request in hub.seen("validate-yaml")} == {200}  # the library asked, before it sent anything
     assert card[0] == 'transformers' and "AutoModelForCausalLM.from_pretrained('me/small')" in card[1] and str(tmp_path) not in card[1]
@@ -107,14 +107,15 @@ with torch.no_grad(): both = [one(ids).logits for one in (model, AutoModelForCau
 with model.disable_adapter(), torch.no_grad(): without = model(ids).logits
 '''
     with hub.python(tmp_path / 'fresh', code, token='hf_mine') as python:
-        assert python.run('(both[0] - both[1]).abs().max().item()').check().value < 1e-5 < python.run('(both[0] - '
-                                                                                                      'without).abs().max().item()').check().value
+        apart = lambda one, other: python.run(f'({one} - {other}).abs().max().item()').check().value
+        assert apart('both[0]', 'both[1]') < 1e-5 < apart('both[0]', 'without')
         assert python.run('''from huggingface_hub import ModelCard
 from peft import PeftModel
 there = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('org/base'), 'me/run', subfolder='adapter')
 with torch.no_grad(): other = there(ids).logits
 (both[0] - other).abs().max().item()''').check().value < 1e-6
-        card = f'card = ModelCard.load({str(tmp_path / "run/adapter/README.md")!r})\n[card.data.library_name, card.data.base_model, card.data.tags, card.data.pipeline_tag]'
+        card = (f'card = ModelCard.load({str(tmp_path / "run/adapter/README.md")!r})\n'
+            '[card.data.library_name, card.data.base_model, card.data.tags, card.data.pipeline_tag]')
         library, base, tags, task = python.run(card).check().value
         assert {request.status for request in hub.seen("validate-yaml")} == {200}
         assert (library, base, task) == ('peft', 'org/base', 'text-generation') and {'lora', 'base_model:adapter:org/base'} <= set(tags)
@@ -152,8 +153,8 @@ REFUSED = dict(
 @pytest.fixture(scope='module')
 def door(tmp_path_factory):
     "A process that stands at the door, with its hub."
-    with Hub() as hub, hub.python(tmp_path_factory.mktemp('door'),
-                                  "import os\nfrom kdkit.config import DistillConfig\nfrom kdkit.push import check_push, make_repo") as python:
+    imports = 'import os\nfrom kdkit.config import DistillConfig\nfrom kdkit.push import check_push, make_repo'
+    with Hub() as hub, hub.python(tmp_path_factory.mktemp('door'), imports) as python:
         hub.login('hf_mine', role='write', name='me', orgs=['lab']), hub.login('hf_reads', name='me')
         yield hub, python
 
@@ -215,7 +216,8 @@ def test_a_card_with_wrong_metadata_is_refused_by_the_server(hub, cache):
     "The server's own check: what it lets through is more than nothing."
     hub.login('hf_mine', role='write', name='me')
     with hub.python(cache, 'from huggingface_hub import HfApi\nHfApi().create_repo("me/x")', token='hf_mine') as python:
-        push = 'HfApi().upload_file(path_or_fileobj=b"---\\nbase_model: {}\\nlibrary_name: peft\\n---\\n# x", path_in_repo="README.md", repo_id="me/x").oid'
+        push = ('HfApi().upload_file(path_or_fileobj=b"---\\nbase_model: {}\\nlibrary_name: peft\\n---\\n# x", path_in_repo="README.md", '
+            'repo_id="me/x").oid')
         said = python.run(push.format('/tmp/a folder'))
         assert said.error == 'ValueError' and 'Invalid metadata in README.md' in said.message, said.message
         assert python.run(push.format('org/name')).check().value == hub.repos['models', 'me/x'].refs['main']

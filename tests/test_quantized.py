@@ -30,8 +30,8 @@ def any_width(monkeypatch):
 @pytest.mark.parametrize('bits', ['4bit', '8bit'])
 def test_a_teacher_in_few_bits_says_nearly_the_same(pair, bits, tmp_path):
     plain, few = load_causal_lm(pair['teacher_model']), load_causal_lm(pair['teacher_model'], quantization=bits)
-    assert try_quantized(bits,
-                         torch.device('cpu')) == '' and is_quantized(few.config) and few.get_memory_footprint() < plain.get_memory_footprint()
+    assert try_quantized(bits, torch.device('cpu')) == '' and is_quantized(few.config)
+    assert few.get_memory_footprint() < plain.get_memory_footprint()
     wanted, found = plain(IDS).logits, few(IDS).logits
     assert 0 < (found - wanted).norm() / wanted.norm() < (.3 if bits == '4bit' else .05)
     torch.testing.assert_close(output_head(few)(body(few)(IDS)[0]), found)
@@ -68,8 +68,8 @@ def test_a_run_as_a_user_types_it(pair, tmp_path):
     report = json.loads((run / 'report.json').read_text())
     assert 'in 4 bits' in report['adapters']
     plain = AutoModelForCausalLM.from_pretrained(run / 'student')
-    assert plain.dtype == torch.float32 and not hasattr(plain.config,
-                                                        'quantization_config') and count_parameters(plain) == report['student_after']['parameters']
+    assert plain.dtype == torch.float32 and not hasattr(plain.config, 'quantization_config')
+    assert count_parameters(plain) == report['student_after']['parameters']
     assert main(['eval', f'--student_model={run}/adapter', '--student_quantization=4bit', f"--dataset={pair['dataset']}",
                  '--max_length=64']) == 0
 
@@ -81,7 +81,8 @@ def test_without_bitsandbytes_one_line_says_what_to_install(pair, tmp_path, comm
              '--teacher_quantization=4bit']
     done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True)
     assert done.returncode == 2 and not [*tmp_path.iterdir()] and 'to train on' not in done.stderr
-    assert done.stderr.splitlines()[-1] == "kdkit: error: teacher_quantization 4bit needs bitsandbytes, which is not installed: pip install 'kdkit[quantization]'."
+    assert done.stderr.splitlines()[-1] == ("kdkit: error: teacher_quantization 4bit needs bitsandbytes, which is not installed: pip "
+                                            "install 'kdkit[quantization]'.")
 
 def test_a_machine_that_cannot_is_told_before_anything_is_loaded(pair, tmp_path, monkeypatch):
     "A device for which the library has no kernels: here one without any numbers."

@@ -37,8 +37,8 @@ def test_what_the_teacher_ends_is_over(pair):
     text = Path(pair['dataset']).read_text()[:2000]
     head = teacher.get_output_embeddings()
     with torch.no_grad():
-        head.weight[tokenizer.eos_token_id] = head.weight.abs().mean() * 1e3 * torch.sign(torch.randn(head.weight.shape[1],
-                                                                                                      generator=torch.Generator().manual_seed(0)))
+        random = torch.randn(head.weight.shape[1], generator=torch.Generator().manual_seed(0))
+        head.weight[tokenizer.eos_token_id] = head.weight.abs().mean() * 1e3 * torch.sign(random)
     said = go_on(teacher, tokenizer, [text] * 20, 5, 30)
     lengths = [len(tokenizer(t, add_special_tokens=False)['input_ids']) for t in said]
     assert min(lengths) <= 6 and tokenizer.eos_token not in ''.join(said)  # ended at once somewhere, and the mark is not text

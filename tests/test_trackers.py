@@ -63,7 +63,8 @@ def test_trackio(pair, tmp_path):
     folder, said = trained(pair, tmp_path, 'trackio', TRACKIO_DIR=str(tmp_path / 'trackio'), HF_HUB_OFFLINE='1')
     code = '''import json, trackio
 from trackio.sqlite_storage import SQLiteStorage
-print('READ' + json.dumps({run.name: SQLiteStorage.get_logs('ours', run.name, run_id=run.id) for run in trackio.Api().runs('ours')}, default=str))'''
+logs = {run.name: SQLiteStorage.get_logs('ours', run.name, run_id=run.id) for run in trackio.Api().runs('ours')}
+print('READ' + json.dumps(logs, default=str))'''
     done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'HOME': str(tmp_path), 'TRACKIO_DIR': str(tmp_path / 'trackio')},
                           capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -113,8 +113,8 @@ def test_a_control_token_that_means_something_else_is_the_rest():
     pad, end = len(student) - 2, len(student) - 1
     vocab_map = build_map('auto', student, teacher, len(student) + 5, len(teacher) + 9, ends=[(0, 0), (end, pad)])
     assert vocab_map.name == 'identity' and vocab_map.teacher_index[:3].tolist() == [0, 1, 2]
-    assert vocab_map.teacher_index[[pad, end]].tolist() == [end,
-                                                            vocab_map.n_classes] and vocab_map.teacher_index[-4:].tolist() == [vocab_map.n_classes] * 4
+    assert vocab_map.teacher_index[[pad, end]].tolist() == [end, vocab_map.n_classes]
+    assert vocab_map.teacher_index[-4:].tolist() == [vocab_map.n_classes] * 4
 
 def toy(tokens, merges=()):
     "A byte-level tokenizer of exactly these tokens, the end of document first."

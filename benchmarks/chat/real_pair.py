@@ -109,7 +109,8 @@ def main():
                      *(text for length in lengths for text in (f"{length['bytes']:.0f}", f"{length['ended']:.0%}"))])
         won.append(bits[2] - bits[3])
         print(markdown_table(rows), flush=True)
-    text = f"{markdown_table(rows)}\n\nBits per byte of held-out answers. The student is better than its control by {statistics.mean(won):.4f} on average, on {sum(x > 0 for x in won)} of {len(won)} seeds.\n"
+    text = (f"{markdown_table(rows)}\n\nBits per byte of held-out answers. The student is better than its control by "
+            f"{statistics.mean(won):.4f} on average, on {sum(x > 0 for x in won)} of {len(won)} seeds.\n")
     (out / f'table_{args.answers}.md').write_text(text)
     print(text)
 

@@ -221,7 +221,8 @@ def config_of(root, pair, values, seed, rate, windows, batch, folder):
         if not path.exists(): teacher_text(replace(config, dataset=str(root / 'inputs' / 'train.jsonl')), path, new_tokens=240)
         return replace(config, dataset=str(path))
     if 'cache_top_k' not in values: return config
-    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}{'_inside' * config.inside_tokens}{'_' * ('teacher_model' in values)}{values.get('teacher_model', '')}"
+    teacher = f"_{values['teacher_model']}" if 'teacher_model' in values else ''
+    cache = root / pair / f"cache_{values['cache_top_k']}_{values['cache_samples']}{'_inside' * config.inside_tokens}{teacher}"
     if not (cache / 'cache.json').exists(): cache_teacher(replace(config, teacher_cache=str(cache)))
     return replace(config, teacher_cache=str(cache))
 
@@ -306,7 +307,9 @@ RESULTS = Path(__file__).parent / 'results.json'
 
 def machine(versions, when):
     "Where and when a run was measured."
-    return f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {", ".join(f"{k} {v}" for k, v in versions.items() if v)}; {time.strftime("%Y-%m-%d", time.localtime(when))}'
+    used = ', '.join(f'{k} {v}' for k, v in versions.items() if v)
+    day = time.strftime('%Y-%m-%d', time.localtime(when))
+    return f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {used}; {day}'
 
 
 def measured(root):
