@@ -26,6 +26,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from accelerate.utils import AutocastKwargs
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Subset
@@ -42,7 +43,7 @@ from .evaluation import compute_perplexity, score_of
 from .framework import StudentAwareDistillationFramework
 from .interrupts import Clock, Interrupts
 from .metrics import MetricsFile, ProgressLine
-from .models import ModelError, body, output_head, quietly
+from .models import ModelError, quietly
 from .processes import how_many, is_first, summed, together
 from .shards import Sharded, check_shards, local, optimizer_pieces, optimizer_whole, without_gradient
 from .share import is_cost
@@ -154,11 +155,13 @@ def check_fsdp(
 ) -> None:
     "ConfigError for what a student in pieces cannot have."
     asked, optim = arguments['fsdp'], arguments.get('optim') or 'adamw_torch'
-    words = sorted(str(getattr(word, 'value', word)).lower() for word in (asked if isinstance(asked, (list, tuple)) else str(asked).split()))
+    asked = asked if isinstance(asked, (list, tuple)) else str(asked).split()
+    words = sorted(str(getattr(word, 'value', word)).lower() for word in asked)
     if words not in (['true'], ['full_shard'], ['auto_wrap', 'full_shard']):
-        raise ConfigError(f"fsdp is {asked!r}, but a run knows one way to shard: give full_shard.")
+        raise ConfigError(f"fsdp is {' '.join(words)!r}, but a run knows one way to shard: give full_shard.")
     if how_many() == 1: raise ConfigError(_one_process)
-    if config.lora_r: raise ConfigError("fsdp divides what training takes, and adapters, which lora_r asks for, take little: leave one of the two out.")
+    if config.lora_r:
+        raise ConfigError("fsdp divides what training takes, and adapters, which lora_r asks for, take little: leave one of the two out.")
     if str(getattr(optim, 'value', optim)) not in IN_PIECES:
         raise ConfigError(f"optim is {str(getattr(optim, 'value', optim))!r}, but with fsdp it must be one of {', '.join(IN_PIECES)}.")
 
@@ -573,7 +576,8 @@ class DistillationTrainer(Trainer):
             raise ModelError(f"{half[0]} is trained in {str(learns[half[0]]).removeprefix('torch.')}, where small steps are lost: train in "
                              f"float32, or give lora_r.")
         args = args or training_arguments(config, config.max_steps)
-        if getattr(args, 'fsdp', None): raise ConfigError("fsdp of TrainingArguments shards in the library's way: leave it out there, and give the trainer fsdp=True.")
+        if getattr(args, 'fsdp', None):
+            raise ConfigError("fsdp of TrainingArguments shards in the library's way: leave it out there, and give the trainer fsdp=True.")
         if fsdp and how_many() == 1: raise ConfigError(_one_process)
         if fsdp: check_shards(framework)
         self.fsdp, self.sharded = fsdp, None  # while it trains, the framework in pieces
@@ -620,7 +624,8 @@ class DistillationTrainer(Trainer):
         return batches, units
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with self.accelerator.autocast() if self.sharded else nullcontext():  # another model's forward has that in it
+        # the forward of another model has that in it; here a copy in half precision would be kept of each layer that was gathered
+        with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)) if self.sharded else nullcontext():
             output = model(**inputs, units=num_items_in_batch, step=self.state.global_step)
         if model.training and self.args.world_size == 1: self.model.read_ahead(self.coming.pop(0) if self.coming else None)
         if model.training: self.meter.add(output, inputs['input_ids'].numel())
@@ -753,7 +758,8 @@ class DistillationTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if not self.sharded or checkpoint is None: return super()._load_optimizer_and_scheduler(checkpoint)
-        state, schedule = (torch.load(os.path.join(checkpoint, name), map_location='cpu', weights_only=True) for name in ('optimizer.pt', 'scheduler.pt'))
+        read = partial(torch.load, map_location='cpu', weights_only=True)
+        state, schedule = (read(os.path.join(checkpoint, name)) for name in ('optimizer.pt', 'scheduler.pt'))
         self.optimizer.load_state_dict(optimizer_pieces(state, self.optimizer))
         self.lr_scheduler.load_state_dict(schedule)
 
