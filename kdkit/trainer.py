@@ -164,6 +164,8 @@ def check_fsdp(
         raise ConfigError("fsdp divides what training takes, and adapters, which lora_r asks for, take little: leave one of the two out.")
     if str(getattr(optim, 'value', optim)) not in IN_PIECES:
         raise ConfigError(f"optim is {str(getattr(optim, 'value', optim))!r}, but with fsdp it must be one of {', '.join(IN_PIECES)}.")
+    if not torch.cuda.is_available() and not arguments.get('use_cpu'):
+        raise ConfigError("fsdp on a machine without a GPU needs use_cpu, without which the processes do not meet: give it too.")
 
 IN_PIECES = 'adamw_torch', 'adamw_torch_fused', 'sgd'  # optimizers that look at one number at a time
 
@@ -578,7 +580,7 @@ class DistillationTrainer(Trainer):
         args = args or training_arguments(config, config.max_steps)
         if getattr(args, 'fsdp', None):
             raise ConfigError("fsdp of TrainingArguments shards in the library's way: leave it out there, and give the trainer fsdp=True.")
-        if fsdp and how_many() == 1: raise ConfigError(_one_process)
+        if fsdp and args.world_size == 1: raise ConfigError(_one_process)
         if fsdp: check_shards(framework)
         self.fsdp, self.sharded = fsdp, None  # while it trains, the framework in pieces
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would copy the teacher every step; use torchrun for two GPUs
