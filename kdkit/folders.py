@@ -29,7 +29,7 @@ ONLY_HOW = ('output_dir', 'cache_dir', 'num_proc', 'teacher_device', 'max_hours'
             'trust_remote_code',  # options of DistillConfig
             'report_to', 'run_name', 'project', 'hub_private_repo', 'disable_tqdm', 'gradient_checkpointing',
             'gradient_checkpointing_kwargs',
-            'skip_memory_metrics', 'ddp_timeout',  # and of TrainingArguments
+            'skip_memory_metrics', 'ddp_timeout', 'fsdp',  # and of TrainingArguments
             'torch_empty_cache_steps', 'per_device_eval_batch_size', 'include_num_input_tokens_seen', 'include_tokens_per_second')
 ONLY_HOW_PREFIXES = 'log_', 'logging_', 'save_', 'dataloader_', 'trackio_'
 WHEN_TO_EVALUATE = 'eval_steps', 'eval_strategy', 'eval_delay', 'eval_on_start'

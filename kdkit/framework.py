@@ -8,6 +8,7 @@ __all__ = ['build_terms', 'Step', 'each_teacher', 'StudentAwareDistillationFrame
 # %% ../nbs/29_framework.ipynb #f0e91a6b
 import copy
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,7 @@ class StudentAwareDistillationFramework(nn.Module):
         (teacher_model, teacher_tokenizer, vocab_map, pair), *others = zip(*each)
         labels, whole, config = config.labels_of(n) if n > 1 else [label], config, config.of_teacher(0)
         self.teacher_weights = whole.weights_of(n)  # they sum to 1
-        self._hold(further=[])  # the frameworks of all teachers but the first
+        self._hold(further=[], whole=nullcontext)  # the frameworks of all teachers but the first; what puts a student in pieces together, to be saved
         beside = bool(device) and config.teacher_device == 'auto'
         device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         place = device if beside or config.teacher_cache else torch.device(pick_teacher_device(config.teacher_device, look())[0])
@@ -158,8 +159,8 @@ class StudentAwareDistillationFramework(nn.Module):
         self._hold(apart=split or not same_place(place, device), heads={}, ahead=None, asked=[])
         if self.apart and not split and not is_quantized(teacher.config): teacher.to(place)  # one in few bits was loaded there
         self.to(device)
-        self.pull, self.buffers = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew,
-                                           config.temperature), of.buffers if of else Buffers()
+        self.pull, self.arrays = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew,
+                                           config.temperature), of.arrays if of else Buffers()
         self._hold(further=[StudentAwareDistillationFramework(whole.of_teacher(i), model, None, tokenizer, None, vocab_map, device, pair,
                                                               self, labels[i])
                             for i, (model, tokenizer, vocab_map, pair) in enumerate(others, 1)])
@@ -506,7 +507,7 @@ class StudentAwareDistillationFramework(nn.Module):
         if summed := all(term.sums is not None for term in active.values()):  # then the gradient is made on the way
             parts = [sum(factors[name] for name, term in active.items() if part in term.sums) for part in ('covered', 'rest', 'compared')]
             loss, signals.nats = fused_heads(*heads, parts, self.teaching(signals, batch, hears) if kd else None, partner >= 0,
-                                             2 * self.chunk, self.buffers)
+                                             2 * self.chunk, self.arrays)
             common = self.common_nats(signals, partner >= 0, hears)
         else:
             compare = self.naive_comparison(signals, batch, hears) if kd else None

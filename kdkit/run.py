@@ -38,8 +38,8 @@ from .setup import (about_teachers, count_steps, leads_of, make_framework, plain
 from .share import worth_distilling
 from .tasks import check_tasks, open_tasks, task_names
 from .windows import JointRows
-from .trainer import (DistillationTrainer, DoesNotFit, check_arguments, give_memory_back, is_out_of_memory, last_complete_checkpoint,
-                           load_student, pick_learning_rate, smaller_batches, training_arguments, ways_to_fit)
+from .trainer import (DistillationTrainer, DoesNotFit, check_arguments, give_memory_back, in_pieces, is_out_of_memory,
+                           last_complete_checkpoint, load_student, pick_learning_rate, smaller_batches, training_arguments, ways_to_fit)
 
 _all_ = ['cache_teacher', 'evaluate_run']  # whole calls beside distill: they are looked for here
 
@@ -58,7 +58,7 @@ def make_trainer(
     steps, texts = count_steps(config, len(text['train'])), texts_of(text)[:len(framework.lessons)]
     rows = JointRows([one['train'] for one in texts]) if len(texts) > 1 else text['train']
     args = training_arguments(config, steps, **{**arguments, 'output_dir': str(folder)})
-    trainer = DistillationTrainer(framework, args, rows, text['held_out'], label=label, **how)
+    trainer = DistillationTrainer(framework, args, rows, text['held_out'], label=label, fsdp=in_pieces(arguments), **how)
     trainer.plan.update(plan)
     return trainer
 

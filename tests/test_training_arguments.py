@@ -41,7 +41,7 @@ class Refused:
     value: object
     words: str
 
-_sharded, _push, _none = 'does not shard its models', 'pushes once, when it is over', 'collects no predictions'
+_sharded, _push, _none = 'shards its student in one way', 'pushes once, when it is over', 'collects no predictions'
 ARGUMENTS = dict(
     # the run
     output_dir=Ours(), per_device_train_batch_size=Ours(), num_train_epochs=Ours(), max_steps=Ours(), learning_rate=Ours(),
@@ -97,7 +97,7 @@ ARGUMENTS = dict(
     ddp_find_unused_parameters=Harmless(True), ddp_bucket_cap_mb=Harmless(10), ddp_broadcast_buffers=Harmless(False),
     ddp_static_graph=Harmless(False), ddp_timeout=Harmless(100),
     ddp_backend=Refused('gloo', 'torchrun'), local_rank=Harmless(0), accelerator_config=Harmless(dict(even_batches=False)),
-    parallelism_config=Refused('x', _sharded), fsdp=Refused('full_shard', _sharded),
+    parallelism_config=Refused('x', _sharded), fsdp=Refused('full_shard', 'there is one: start several with torchrun'),
     fsdp_config=Refused(dict(version=2), _sharded), deepspeed=Refused('zero.json', _sharded), full_determinism=Works('determinism'),
     # flags of scripts
     do_train=Harmless(True), do_eval=Harmless(True), do_predict=Refused(True, 'kdkit eval'))
