@@ -26,7 +26,7 @@ from .curriculum import Curriculum, constant, default_schedules, joint_plan
 from .devices import look, pick_teacher_device, pick_teacher_dtype, same_place
 from .fused import Buffers, Head
 from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
-from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, is_split, load_causal_lm, load_options,
+from .models import (AbsentModel, ModelError, body, cannot_mask_documents, count_parameters, has_adapter, is_quantized, is_split, load_causal_lm, load_options,
                           load_tokenizer, mend_generation, output_head,
                           quietly)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
@@ -35,7 +35,7 @@ from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, 
                          map_of, opening_tokens, read_heads,
                          same_text, shared_tokens, span_answers)
 from .vocab import TokenPair, VocabMap, gold_consistency, spelling_matrix
-from .windows import STUDENTS, JointCollator, PairCollator, control_ids, numbered
+from .windows import STUDENTS, JointCollator, PairCollator, control_ids, model_inputs, numbered
 
 # %% ../nbs/29_framework.ipynb #86cf6c52
 def build_terms(
@@ -157,6 +157,26 @@ class StudentAwareDistillationFramework(nn.Module):
                                            config.temperature), of.buffers if of else Buffers()
         self._hold(further=[StudentAwareDistillationFramework(whole.of_teacher(i), model, None, tokenizer, None, vocab_map, device, pair, self, labels[i])
                             for i, (model, tokenizer, vocab_map, pair) in enumerate(others, 1)])
+        self.document_masking, self.about_documents = False, ''
+        if of is None: self.mask_documents(whole)
+
+    def mask_documents(self,
+        config: DistillConfig,  # of all teachers
+    ):
+        "Find out whether all models can read each document of a packed window as if it were alone; `about_documents` says what was found."
+        wish, apart = config.document_masking, [getattr(lesson.teacher_model, 'document_masking', None) for lesson in self.lessons]
+        if wish is False or not config.pack: return
+        names = [f'teacher_model {label}'.strip() for label in self.labels or ['']]
+        models = [('student_model', self.student_model), *((name, lesson.teacher_model) for name, lesson in zip(names, self.lessons)
+                                                           if not isinstance(lesson.teacher_model, AbsentModel))]
+        refused = [f'{name} ({type(model).__name__}) cannot: {why}' for name, model in models if (why := cannot_mask_documents(model))]
+        if refused and True in apart:
+            raise ModelError(f"the teacher that wrote teacher_cache read the documents of a window apart, but {refused[0]}. Write a cache with "
+                             f"document_masking=False.")
+        if refused and wish: raise ModelError(f"document_masking was asked for, but {refused[0]}. Leave it out, or set pack=False.")
+        if False in apart: refused.append('the teacher that wrote teacher_cache did not')
+        if refused: self.about_documents = f'documents of one window attend to each other: {refused[0]}'
+        for lesson in self.lessons: lesson.document_masking = not refused
 
     def _hold(self, **parts):
         "Keep what is not trained out of parameters, buffers and state dict."
@@ -263,7 +283,7 @@ class StudentAwareDistillationFramework(nn.Module):
         sides = (self.student_tokenizer, self.student_model), (self.teacher_tokenizer, self.teacher_model)
         pads = [(tokenizer.pad_token_id, model.get_input_embeddings().num_embeddings) for tokenizer, model in sides]
         # a pad token may have been added without a row
-        return PairCollator(*(pad if pad is not None and pad < rows else 0 for pad, rows in pads))
+        return PairCollator(*(pad if pad is not None and pad < rows else 0 for pad, rows in pads), document_masking=self.document_masking)
 
     # -- the forward pass ----------------------------------------------------------------------------------------
 
@@ -316,6 +336,7 @@ class StudentAwareDistillationFramework(nn.Module):
             everywhere = torch.where(mask.bool(), torch.arange(ids.shape[1], device=ids.device), -1)
             everywhere[:, -1] = -1  # nothing follows the last token
             batch.update(teacher_input_ids=ids, teacher_attention_mask=mask, student_positions=everywhere, teacher_positions=everywhere)
+            if 'position_ids' in batch: batch['teacher_position_ids'] = batch['position_ids']
         batch = dict(batch, **self.partners(batch))
         if 'further' not in batch: return batch  # the first teacher's alone
         further = [lesson.complete(one) for lesson, one in zip(self.further, self.batches_of(batch)[1:])]
@@ -355,8 +376,8 @@ class StudentAwareDistillationFramework(nn.Module):
     ) -> Tensor:      # [batch, T, H_t], where the teacher is
         "The teacher reads its own tokens."
         place = self.teacher_model.get_input_embeddings().weight.device
-        ids, mask = (batch[name].to(place, non_blocking=True) for name in ('teacher_input_ids', 'teacher_attention_mask'))
-        return body(self.teacher_model)(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        side = {name: values.to(place, non_blocking=True) for name, values in model_inputs(batch, 'teacher_').items()}
+        return body(self.teacher_model)(**side, use_cache=False)[0]
 
     @torch.no_grad()
     def read_teacher(self,
@@ -475,7 +496,7 @@ class StudentAwareDistillationFramework(nn.Module):
         wanted = lambda kind: [layer for step in steps for term in step.active.values() for layer in getattr(term, kind)]
         with (capture_states(self.student_model, wanted('student_layers')) as layers,
               capture_attention(self.student_model, wanted('student_attention')) as attention):
-            states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
+            states = body(self.student_model)(**model_inputs(batch), use_cache=False)[0]
         for step in steps: step.signals.student_states, step.signals.student_layers, step.signals.student_attention = states, layers, attention
 
     def compared(self,

@@ -10,7 +10,7 @@ __all__ = ['kept_waiting', 'TOKENIZERS', 'WEIGHTS', 'FOREIGN', 'attached', 'Mode
            'need_peft', 'attach_adapter', 'has_adapter', 'unwrapped', 'is_quantized', 'is_split', 'bits_and_bytes',
            'try_quantized', 'check_quantization', 'count_parameters', 'check_whole', 'check_numbers', 'is_sound',
            'what_ends_a_text', 'mend_generation', 'kept_generation', 'weights_folder', 'AbsentModel', 'body',
-           'output_head', 'check_causal_lm']
+           'output_head', 'check_causal_lm', 'cannot_mask_documents']
 
 # %% ../nbs/15_models.ipynb #25ffeed7
 import json
@@ -746,7 +746,7 @@ class AbsentModel(nn.Module):
         rows = config.get_text_config().vocab_size
         self.config, self.embedding = config, nn.Embedding(rows, 0)  # no numbers at all
 
-    dtype = torch.float32
+    dtype, document_masking = torch.float32, False  # the latter as its cache says
     def get_input_embeddings(self): return self.embedding
     def get_output_embeddings(self): return self.embedding
     def forward(self, *args, **kwargs):
@@ -798,3 +798,25 @@ def check_causal_lm(
     if not close(output_head(model)(states).float(), logits):
         raise ModelError(f"{name} ({type(model).__name__}) does more to its states than its head shows: it cannot be distilled a chunk at "
                          "a time.")
+
+# %% ../nbs/15_models.ipynb #15docm02
+@torch.no_grad()
+def cannot_mask_documents(
+    model: PreTrainedModel,  # a causal language model
+) -> str:                    # '': it can
+    "Why a model does not read each document of a window as if it were alone, when all it is told is positions that begin anew."
+    training, device, size = model.training, next(model.parameters()).device, model.config.get_text_config().vocab_size
+    first, other, last = (torch.arange(*span, device=device) % size for span in ((1, 6), (6, 11), (11, 18)))
+    ids = torch.stack([torch.cat([document, last]) for document in (first, other)])  # two rows: some kernels take this for one only
+    positions = torch.cat([torch.arange(len(document), device=device) for document in (first, last)]).expand(2, -1)
+    model.eval()
+    try:
+        alone = body(model)(input_ids=last[None], use_cache=False)[0].float()
+        try: states = body(model)(input_ids=ids, position_ids=positions, use_cache=False)[0][:, len(first):].float()
+        except Exception as error: return f"it takes no positions ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+    finally: model.train(training)
+    exact = next(model.parameters()).dtype in (torch.float32, torch.float64) and not is_quantized(model.config)
+    size = alone.abs().max().clamp_min(1e-6)
+    if not (states[0] - states[1]).abs().max() <= (1e-4 if exact else 1e-2) * size: return 'a document sees the one before it'
+    if not (states - alone).abs().max() <= (1e-3 if exact else 5e-2) * size: return 'a document is not read as it is alone'
+    return ''

@@ -245,7 +245,7 @@ def write_down(
     with Progress('asking the teacher', len(text['train']), 'windows') as line:
         write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples,
                     config.batch_size, pad,
-                    framework.vocab_map, opens, progress=line.to)
+                    framework.vocab_map, opens, document_masking=framework.document_masking, progress=line.to)
     cache = TeacherCache(config.teacher_cache)
     return dict(positions=cache.positions, bytes_per_position=cache.bytes_per_position, score=score)
 
@@ -259,10 +259,12 @@ def open_cache(
     cache = TeacherCache(config.teacher_cache)
     inside = text['vocab_map'].inside
     model_config = load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher'))
-    cache.check(text['train'], config.teacher_model, inside, text['held_out'], known_of(config, model_config))
+    cache.check(text['train'], config.teacher_model, inside, text['held_out'], config.document_masking if config.pack else None,
+                known_of(config, model_config))
     text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span'
                                else ('teacher_said', 'teacher_tokens', *['teacher_inside', 'teacher_crossing'] * (inside is not None)))
     cache.stand_in = AbsentModel(model_config)
+    cache.stand_in.document_masking = cache.document_masking
     return cache
 
 # %% ../nbs/52_run.ipynb #109b1d58
@@ -333,7 +335,7 @@ class Run:
         self.stages.mark('paired', **paired, **({'fits': fits} if (fits := self.stages.marks.get('paired', {}).get('fits')) else {}))
         said = [f'{label}: {sentence}' if label else sentence for label, one in zip(self.framework.labels, texts_of(self.text)) for sentence in about_text(one)]
         if self.framework.further: said.insert(0, about_teachers(self.framework))
-        for sentence in filter(None, (*said, about_adapters(self.framework.student_model))): say(sentence)
+        for sentence in filter(None, (*said, about_adapters(self.framework.student_model), self.framework.about_documents)): say(sentence)
         if self.framework.device.type == 'cuda' and not self.arguments.get('full_determinism'):
             say("sums on this GPU are not made in a fixed order, so that two runs of one seed differ a little; full_determinism "
                 "makes them equal, and slower")
