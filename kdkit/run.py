@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SIDE_NAMES', 'REPORT_FILES', 'DEMO_STEPS', 'count_steps', 'plain_text_only', 'texts_of', 'make_framework',
            'teachers_in', 'about_teachers', 'leads_of', 'ask', 'side_by_side', 'of_side', 'tasks_of', 'make_trainer',
-           'as_read', 'known_of', 'cache_teacher', 'write_down', 'open_cache', 'text_digest', 'Run', 'save_whole',
-           'distill', 'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run', 'evaluate_tasks']
+           'as_read', 'known_of', 'about_choices', 'cache_teacher', 'write_down', 'open_cache', 'text_digest', 'Run',
+           'save_whole', 'distill', 'quiet_libraries', 'versions', 'demo_config', 'demo', 'evaluate_run',
+           'evaluate_tasks']
 
 # %% ../nbs/52_run.ipynb #f9e6fff5
 import importlib.metadata
@@ -31,14 +32,14 @@ from .adapters import about_adapters
 from .cache import SIDES, CachedRows, TeacherCache, files_digest, rows_digest, write_cache
 from .checkpoints import MANIFEST, NoRoom, contents, differs, is_full, newest_whole, whole_folder
 from .config import DistillConfig
-from .devices import in_short, look, pick_teacher_dtype
+from .devices import in_short, look, pick_teacher_device, pick_teacher_dtype
 from .doctor import check_machine
 from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
 from .evaluation import about_answers, eval_batches, half_on_gpu, measure, retention, samples, teacher_as_read
 from .folders import Stages, check_folder, claim_folder, read_mapping, run_key, take_over, windows_a_step
 from .framework import StudentAwareDistillationFramework
 from .interrupts import Clock, Interrupts, again, deadline
-from .models import AbsentModel, is_quantized, load_causal_lm, load_config, load_options, load_tokenizer, weights_folder
+from .models import AbsentModel, is_quantized, load_causal_lm, load_config, load_options, load_tokenizer, teacher_width, weights_folder
 from .options import settings
 from .prepare import RunError, about_text, prepare_text
 from .processes import as_the_first, how_many, in_turn, is_first, together
@@ -208,6 +209,17 @@ def known_of(
     weights = files_digest(weights_folder(config.teacher_model, commit, **load_options(config, 'teacher')))
     return dict(commit=commit, weights=weights, quantization=config.teacher_quantization)
 
+# %% ../nbs/52_run.ipynb #52choices
+def about_choices(
+    config: DistillConfig,
+    machine,                  # of look
+    teacher_device: str|None, # as in the config; None: beside the student, or no teacher in memory
+) -> str:
+    "What this machine makes of the config, in one sentence."
+    place = torch.device(pick_teacher_device(teacher_device, machine)[0])
+    each = [] if config.teacher_cache else [config.of_teacher(i) for i in range(len(config.teachers))]
+    return in_short(machine, config.teacher_dtype, teacher_device, [teacher_width(one, place) for one in each])
+
 # %% ../nbs/52_run.ipynb #0bba55bf
 def cache_teacher(
     config: DistillConfig|dict|str|Path,  # of the run to come, as in `distill`; teacher_cache is the folder to write
@@ -217,7 +229,7 @@ def cache_teacher(
     config, _ = settings(config, **options)
     if not config.teacher_cache: raise RunError("teacher_cache is not given: name the folder to write.")
     quiet_libraries()
-    say(in_short(check_machine(), config.teacher_dtype, None))  # beside the student, which does nothing meanwhile
+    say(about_choices(replace(config, teacher_cache=None), check_machine(), None))  # beside the student, which does nothing meanwhile
     tasks = open_tasks(config)
     started, text = time.time(), prepare_text(replace(config, teacher_cache=None))  # here the teacher itself is loaded
     made = [write_down(config.of_teacher(i), one, tasks) for i, one in enumerate(texts_of(text))]
@@ -318,7 +330,7 @@ class Run:
         "The text of both sides, and the framework. Whatever is wrong with names, text or models shows here, before anything is written."
         asked, self.config = self.config, self.as_it_fits()
         config = self.config
-        say(in_short(look(), config.teacher_dtype, None if config.teacher_cache else config.teacher_device))
+        say(about_choices(config, look(), None if config.teacher_cache else config.teacher_device))
         with in_turn('prepare'): self.text = prepare_text(config)
         self.steps = count_steps(config, len(self.text['train']))
         digest = lambda name: '+'.join(text_digest(one[name]) for one in texts_of(self.text))
@@ -815,8 +827,8 @@ def evaluate_tasks(
     if not tasks: raise RunError("neither a dataset nor eval_tasks is given: name what to measure by.")
     device, scores = torch.device('cuda' if torch.cuda.is_available() else 'cpu'), {}
     for side in sides:
-        dtype = pick_teacher_dtype(config.teacher_dtype, device)[0]
-        if side == 'student': dtype = getattr(torch, config.student_dtype.replace('auto', 'float32'))
+        if side == 'teacher': dtype = pick_teacher_dtype(config.teacher_dtype, device, teacher_width(config, device))[0]
+        else: dtype = getattr(torch, config.student_dtype.replace('auto', 'float32'))
         name, options, bits = getattr(config, f'{side}_model'), load_options(config, side), getattr(config, f'{side}_quantization')
         model = load_causal_lm(name, dtype, f'{side}_model', bits, config.attn_implementation, device, **options)
         if not is_quantized(model.config): model.to(device)
