@@ -66,7 +66,7 @@ def tokenizers(args):
 def pair(args, config=None):
     "(framework, two batches of full windows) of a random pair."
     theirs, mine = tokenizers(args)
-    rows = lambda tokenizer: -(-len(tokenizer) // 128) * 128
+    rows = lambda tokenizer: max(-(-len(tokenizer) // 128) * 128, getattr(args, 'rows', 0))  # those beyond the tokenizer's are vacant
     teacher, student = model(args.teacher, rows(theirs), 2 * args.length), model(args.student, rows(mine), args.length)
     half = args.device == 'cuda'
     framework = StudentAwareDistillationFramework(dict(max_length=args.length, **(config or {})), teacher.half() if half else teacher,

@@ -262,7 +262,7 @@ class TeacherCache:
         teacher: str,   # the teacher's name in the config
         inside: Continuations|None = None,  # of the run's vocabulary map, if it asks inside tokens
         held_out: Dataset|None = None,      # of pair_dataset, to be measured on
-        document_masking: bool|None = None, # as the run asks for it; None: it does not
+        document_masking: bool|None = None, # of the run; None: its windows hold one document each
         known: dict = {},                   # what is known of that teacher here: weights, of `files_digest`, commit, and quantization, where it is asked for
     ):
         "CacheError unless it was written for these rows, this teacher and this map's tree, and its teacher measured on this held-out text."
@@ -274,9 +274,8 @@ class TeacherCache:
                              f"tokenizers, max_length, eval_fraction, pack and seed must be "
                              "those of kdkit cache-teacher. Write a new one for this run.")
         if document_masking not in (None, self.document_masking):
-            how = 'apart' if self.document_masking else 'together'
-            raise CacheError(f"document_masking is {document_masking}, but the teacher that wrote {self.folder} read the documents of a "
-                             f"window {how}: leave it out, or write a new cache with it.")
+            raise CacheError(f"document_masking is {document_masking}, but {self.folder} was written with {self.document_masking}: give this "
+                             f"run the same, or write a new cache for it.")
         if held_out is not None and rows_digest(held_out, SIDES['teacher']) != self.about['held_out']:
             raise CacheError(f"{self.folder} holds the score of a teacher on other held-out text: eval_dataset and max_eval_rows must be "
                              f"those of kdkit cache-teacher.")

@@ -157,26 +157,21 @@ class StudentAwareDistillationFramework(nn.Module):
                                            config.temperature), of.buffers if of else Buffers()
         self._hold(further=[StudentAwareDistillationFramework(whole.of_teacher(i), model, None, tokenizer, None, vocab_map, device, pair, self, labels[i])
                             for i, (model, tokenizer, vocab_map, pair) in enumerate(others, 1)])
-        self.document_masking, self.about_documents = False, ''
+        self.document_masking = False
         if of is None: self.mask_documents(whole)
 
     def mask_documents(self,
         config: DistillConfig,  # of all teachers
     ):
-        "Find out whether all models can read each document of a packed window as if it were alone; `about_documents` says what was found."
-        wish, apart = config.document_masking, [getattr(lesson.teacher_model, 'document_masking', None) for lesson in self.lessons]
-        if wish is False or not config.pack: return
+        "Read each document of a packed window as if it were alone, where that is asked for; ModelError if a model cannot."
+        if not (config.document_masking and config.pack): return
         names = [f'teacher_model {label}'.strip() for label in self.labels or ['']]
-        models = [('student_model', self.student_model), *((name, lesson.teacher_model) for name, lesson in zip(names, self.lessons)
-                                                           if not isinstance(lesson.teacher_model, AbsentModel))]
-        refused = [f'{name} ({type(model).__name__}) cannot: {why}' for name, model in models if (why := cannot_mask_documents(model))]
-        if refused and True in apart:
-            raise ModelError(f"the teacher that wrote teacher_cache read the documents of a window apart, but {refused[0]}. Write a cache with "
-                             f"document_masking=False.")
-        if refused and wish: raise ModelError(f"document_masking was asked for, but {refused[0]}. Leave it out, or set pack=False.")
-        if False in apart: refused.append('the teacher that wrote teacher_cache did not')
-        if refused: self.about_documents = f'documents of one window attend to each other: {refused[0]}'
-        for lesson in self.lessons: lesson.document_masking = not refused
+        models = [('student_model', self.student_model), *zip(names, (lesson.teacher_model for lesson in self.lessons))]
+        for name, model in models:
+            why = '' if isinstance(model, AbsentModel) else cannot_mask_documents(model)  # for one that wrote a cache, that says it
+            if why: raise ModelError(f"document_masking was asked for, but {name} ({type(model).__name__}) cannot: {why}. Leave it out, or "
+                                     f"set pack=False.")
+        for lesson in self.lessons: lesson.document_masking = True
 
     def _hold(self, **parts):
         "Keep what is not trained out of parameters, buffers and state dict."

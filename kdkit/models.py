@@ -755,7 +755,7 @@ class AbsentModel(nn.Module):
         rows = config.get_text_config().vocab_size
         self.config, self.embedding = config, nn.Embedding(rows, 0)  # no numbers at all
 
-    dtype, document_masking = torch.float32, False  # the latter as its cache says
+    dtype = torch.float32
     def get_input_embeddings(self): return self.embedding
     def get_output_embeddings(self): return self.embedding
     def forward(self, *args, **kwargs):

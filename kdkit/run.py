@@ -276,7 +276,6 @@ def open_cache(
     text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span'
                                else ('teacher_said', 'teacher_tokens', *['teacher_inside', 'teacher_crossing'] * (inside is not None)))
     cache.stand_in = AbsentModel(model_config)
-    cache.stand_in.document_masking = cache.document_masking
     return cache
 
 # %% ../nbs/52_run.ipynb #109b1d58
@@ -347,7 +346,7 @@ class Run:
         self.stages.mark('paired', **paired, **({'fits': fits} if (fits := self.stages.marks.get('paired', {}).get('fits')) else {}))
         said = [f'{label}: {sentence}' if label else sentence for label, one in zip(self.framework.labels, texts_of(self.text)) for sentence in about_text(one)]
         if self.framework.further: said.insert(0, about_teachers(self.framework))
-        for sentence in filter(None, (*said, about_adapters(self.framework.student_model), self.framework.about_documents)): say(sentence)
+        for sentence in filter(None, (*said, about_adapters(self.framework.student_model))): say(sentence)
         if self.framework.device.type == 'cuda' and not self.arguments.get('full_determinism'):
             say("sums on this GPU are not made in a fixed order, so that two runs of one seed differ a little; full_determinism "
                 "makes them equal, and slower")
