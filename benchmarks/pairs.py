@@ -59,8 +59,12 @@ def prose(least=300):
 
 
 def tokenizers(args):
-    return [AutoTokenizer.from_pretrained(name) for name in (args.student_tokenizer if args.same else args.teacher_tokenizer,
+    "Of teacher and student."
+    both = [AutoTokenizer.from_pretrained(name) for name in (args.student_tokenizer if args.same else args.teacher_tokenizer,
                                                              args.student_tokenizer)]
+    for tokenizer in both:
+        if tokenizer.eos_token is None: tokenizer.eos_token = '<|endoftext|>'  # a bare file of a tokenizer says nothing of it
+    return both
 
 
 def pair(args, config=None):
