@@ -3,13 +3,15 @@
     python benchmarks/growth.py                    # the embedded pair's tokenizers, random weights: minutes on two CPU cores, no network
     python benchmarks/growth.py --base 4 --turns 7 # everything but the layers four times as large, for a GPU
 
-Every size is a pair of its own, and all sizes of an axis take turns in one process: what is printed is the median, over the turns, of the ratio of a step to the step of the
-axis's second size. Memory is how far the process grows in a step over what it held before it: weights, optimizer, and the buffers that stay (peak resident size on a CPU, peak allocated
-on a GPU). A picture goes to `growth.png`.
+Every size is a pair of its own, and all sizes of an axis take turns in one process: what is printed is the median, over the turns, of the
+ratio of a step to the step of the axis's second size. Memory is how far a fresh process grows in its second step over what it held before
+it, weights and optimizer (peak resident size on a CPU, peak allocated on a GPU). A picture goes to `growth.png`.
 """
 import argparse
-import gc
+import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -25,28 +27,43 @@ AXES = {  # name -> (sizes, what they change)
     'batch': ((2, 4, 8, 16), lambda n: dict(batch=n)),
     'layers': ((2, 4, 8, 16), lambda n: dict(student=f'128x{n}', teacher=f'128x{2 * n}')),
 }
-WHAT = dict(vocabulary='rows of each vocabulary', length='student tokens in a window', batch='windows in a batch', layers="student's layers; the teacher has twice as many")
+WHAT = dict(vocabulary='rows of each vocabulary', length='student tokens in a window', batch='windows in a batch',
+            layers="student's layers; the teacher has twice as many")
 
 
 def stepper(args, change):
-    "One optimizer step of a pair of this size, and how far memory grows in it."
+    "One optimizer step of a pair of this size."
     framework, batches = pair(argparse.Namespace(**{**vars(args), **change}))
-    optimizer, half = torch.optim.AdamW(framework.student_model.parameters(), 1e-5), torch.autocast(args.device, torch.float16, enabled=args.device == 'cuda')
+    optimizer = torch.optim.AdamW(framework.student_model.parameters(), 1e-5)
+    half = torch.autocast(args.device, torch.float16, enabled=args.device == 'cuda')
     def step(turn):
         with half: loss = framework(**batches[turn % 2])['loss']
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    def memory():
-        if args.device == 'cuda':
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            step(0)
-            return torch.cuda.max_memory_allocated() - before
-        before = settled()
-        step(0)
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return step, memory
+    return step
+
+
+def memory(args, change):
+    "How many bytes the second step of this process takes besides what it held before."
+    step = stepper(args, change)
+    step(0)
+    if args.device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(1)
+        return torch.cuda.max_memory_allocated() - before
+    before = settled()
+    step(1)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+
+def in_its_own_process(name, size):
+    "`memory` there; what is freed goes back to the system at once, so that it is not counted as held."
+    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--axes', name, '--size', str(size)], capture_output=True, text=True,
+                          env={**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'})
+    if done.returncode: sys.exit(done.stderr)
+    return int(done.stdout.split()[-1])
 
 
 def measure(args, name):
@@ -54,11 +71,8 @@ def measure(args, name):
     sizes, change = AXES[name]
     sizes = [size if name == 'layers' else size * args.base for size in sizes]
     ways = {size: stepper(args, change(size)) for size in [sizes[1], sizes[0], *sizes[2:]]}  # the first is what others are compared with
-    times = compared({size: step for size, (step, _) in ways.items()}, args.turns, args.device)
-    found = {size: (*times[size], ways[size][1]()) for size in sizes}
-    del ways
-    gc.collect()
-    return found
+    times = compared(ways, args.turns, args.device)
+    return {size: (*times[size], in_its_own_process(name, size)) for size in sizes}
 
 
 def draw(found, path, about):
@@ -66,11 +80,15 @@ def draw(found, path, about):
     _, panels = plt.subplots(1, len(found), figsize=(3.1 * len(found), 3.2), sharey=True)
     for ax, (name, sizes) in zip(panels, found.items()):
         base = list(sizes)[1]
-        for what, values, style in (('time', [ratio for _, ratio, _ in sizes.values()], 'o-'), ('memory', [size / sizes[base][2] for _, _, size in sizes.values()], 's--')):
-            ax.plot(list(sizes), values, style, label=what, color=dict(time='#333333', memory='#8E5EA2')[what], markersize=4)
+        time, memory = [ratio for _, ratio, _ in sizes.values()], [grown / sizes[base][2] for _, _, grown in sizes.values()]
+        for what, values, style in (('time', time, 'o-'), ('memory', memory, 's--')):
+            ax.plot(list(sizes), values, style, label=what, color=dict(time='#333333', memory='#8E5EA2')[what],
+                    markersize=4)
         ax.plot(list(sizes), [size / base for size in sizes], ':', color='#BBBBBB', label='in proportion')
-        ax.set(title=name, xlabel=WHAT[name].replace('; ', ';\n'), xscale='log', yscale='log', xticks=list(sizes), yticks=[.25, .5, 1, 2, 4, 8])
-        ax.set_xticklabels([f'{size:,}' for size in sizes], fontsize=8), ax.set_yticklabels(['¼', '½', '1', '2', '4', '8']), ax.minorticks_off()
+        ax.set(title=name, xlabel=WHAT[name].replace('; ', ';\n'), xscale='log', yscale='log',
+               xticks=list(sizes), yticks=[.25, .5, 1, 2, 4, 8])
+        ax.set_xticklabels([f'{size:,}' for size in sizes], fontsize=8)
+        ax.set_yticklabels(['¼', '½', '1', '2', '4', '8']), ax.minorticks_off()
     panels[0].set_ylabel('over the second size'), panels[0].legend(fontsize=8)
     plt.suptitle(about, fontsize=7)
     plt.tight_layout()
@@ -78,17 +96,21 @@ def draw(found, path, about):
 
 
 def main():
-    args = arguments(__doc__, teacher_tokenizer=embedded_teacher(), student_tokenizer=embedded_student_tokenizer(), teacher='128x4', student='128x2', length=128, turns=5,
-                     base=1, axes=','.join(AXES), picture=str(Path(__file__).parent / 'growth.png'))
+    args = arguments(__doc__, teacher_tokenizer=embedded_teacher(), student_tokenizer=embedded_student_tokenizer(), teacher='128x4',
+                     student='128x2', length=128, turns=5, base=1, size=0, axes=','.join(AXES),
+                     picture=str(Path(__file__).parent / 'growth.png'))
     args.batch, args.length = args.batch * args.base, args.length * args.base
+    if args.size: return print(memory(args, AXES[args.axes][1](args.size)))
     print(about := about_machine(args.device))
-    print(f'teacher {args.teacher}, student {args.student}, {args.batch} x {args.length} tokens\n\n| axis | size | time | memory | step | grows by |\n|---|---|---|---|---|---|')
+    print(f'teacher {args.teacher}, student {args.student}, {args.batch} x {args.length} tokens\n')
+    print('| axis | size | time | memory | step | grows by |\n|---|---|---|---|---|---|')
     found = {}
     for name in args.axes.split(','):
         found[name] = sizes = measure(args, name)
         base = sizes[list(sizes)[1]]
         for size, (seconds, ratio, grown) in sizes.items():
-            print(f'| {name} | {size:,} | {ratio:.2f} | {grown / base[2]:.2f} | {seconds * 1000:,.0f} ms | {grown / 1e6:,.0f} MB |', flush=True)
+            over = f'{ratio:.2f} | {grown / base[2]:.2f} | {seconds * 1000:,.0f} ms | {grown / 1e6:,.0f} MB'
+            print(f'| {name} | {size:,} | {over} |', flush=True)
     if len(found) == len(AXES): draw(found, args.picture, about)
 
 

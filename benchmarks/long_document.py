@@ -3,7 +3,8 @@
     python benchmarks/long_document.py --megabytes 50                       # Qwen and GPT-2
     python benchmarks/long_document.py --teacher-tokenizer FOLDER …         # tokenizers from disk
 
-The text is documentation of torch, again and again, each copy with its number. `before` is what the process holds once tokenizers and text are there.
+The text is documentation of torch, again and again, each copy with its number. `before` is what the process holds once tokenizers and text
+are there.
 """
 import resource
 import tempfile
@@ -33,7 +34,8 @@ def main():
         windows = make(text, cache_dir=folder)
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(about_machine('cpu'))
-        print(f'{size / 1e6:.0f} MB in one document, {len(windows):,} windows: {before / 1e9:.2f} GB before, {peak / 1e9:.2f} GB at the peak, '
+        print(f'{size / 1e6:.0f} MB in one document, {len(windows):,} windows: {before / 1e9:.2f} GB before, '
+              f'{peak / 1e9:.2f} GB at the peak, '
               f'{(peak - before) / size:.0f} bytes a byte of text, {time.process_time() - began:.0f} CPU seconds')
 
 

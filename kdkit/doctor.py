@@ -63,7 +63,8 @@ def about_device(
         try: width = teacher_width(config, torch.device('cpu'))
         except ModelError: return found  # what is wrong with its name, the run will say
         dtype, why = pick_teacher_dtype(config.teacher_dtype, torch.device('cpu'), width)
-        return [*found, Finding('precision', 'ok', f"teacher in {str(dtype).removeprefix('torch.')} ({why}), student in {pick_autocast(gpu)[0]}")]
+        said = f"teacher in {str(dtype).removeprefix('torch.')} ({why}), student in {pick_autocast(gpu)[0]}"
+        return [*found, Finding('precision', 'ok', said)]
     found = [Finding('device', 'ok', f"{gpu}, PyTorch {machine.version} with kernels for it"
                      + (', and it computes' if try_it and torch.backends.cuda.is_built() else ''))]
     wish = None if config.teacher_cache else config.teacher_device

@@ -112,7 +112,8 @@ class StudentAwareDistillationFramework(nn.Module):
         device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         place = device if beside or config.teacher_cache else torch.device(pick_teacher_device(config.teacher_device, look())[0])
         hub = {side: load_options(config, side) for side in ('teacher', 'student')}
-        dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, place, None if teacher_model is not None else teacher_width(config, place))
+        width = None if teacher_model is not None else teacher_width(config, place)
+        dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, place, width)
         dtypes, places = dict(teacher=dtype, student=getattr(torch, config.student_dtype.replace('auto', 'float32'))), dict(teacher=place, student=device)
         def model_of(side, given):
             if given is not None: return at_door(given, f'{side}_model')

@@ -465,8 +465,10 @@ def teacher_width(
     place: torch.device,    # where it will read
 ) -> int|None:              # None: it does not matter there, or is not known
     "The hidden size of a teacher whose precision depends on it."
-    if config.teacher_dtype != 'auto' or place.type != 'cpu' or config.teacher_quantization or not cpu_flags() & INSTRUCTIONS['bfloat16']: return None
-    return getattr(load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher')).get_text_config(), 'hidden_size', None)
+    open_choice = config.teacher_dtype == 'auto' and not config.teacher_quantization  # weights in few bits have a dtype of their own
+    if not (open_choice and place.type == 'cpu' and cpu_flags() & INSTRUCTIONS['bfloat16']): return None
+    found = load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher'))
+    return getattr(found.get_text_config(), 'hidden_size', None)
 
 # %% ../nbs/15_models.ipynb #15a0b002
 def loading(

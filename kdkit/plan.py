@@ -300,8 +300,9 @@ def plan_memory(
     on = lambda name: bool(arguments.get(name))
     half, b = gpu and arguments.get('fp16') is not False, config.batch_size
     there, apart = not config.teacher_cache, config.teacher_device not in ('auto', 'cuda', 'cuda:0', 'mps') and (gpu or config.teacher_device != 'cpu')
-    teachers, place = teacher if isinstance(teacher, list) else [teacher], torch.device('cuda' if gpu and config.teacher_device != 'cpu' else 'cpu')
-    dtype = max((pick_teacher_dtype(config.teacher_dtype, place, None if config.teacher_quantization else one.hidden)[0] for one in teachers), key=lambda one: one.itemsize)
+    teachers, place = teacher if isinstance(teacher, list) else [teacher], torch.device('cuda' if gpu else 'cpu')
+    widths = [None if config.teacher_quantization else one.hidden for one in teachers]  # of a CPU's teachers the widest may be in half precision
+    dtype = max((pick_teacher_dtype(config.teacher_dtype, place, width)[0] for width in widths), key=lambda one: one.itemsize)
     theirs = dtype.itemsize
     texts, tokens = text if isinstance(text, list) else [text] * len(teachers), config.max_length
     long = [round(min(config.teacher_max_length or 2 * tokens, one.teacher_tokens * tokens)) for one in texts]

@@ -69,7 +69,8 @@ def load_writer(
     name, hub = config.teacher_model, load_options(config, 'teacher')
     if config.teacher_quantization or config.attn_implementation:
         check_sides(config, dict(teacher=load_config(name, 'teacher_model', **hub)), device)
-    model = load_causal_lm(name, pick_teacher_dtype(config.teacher_dtype, device, teacher_width(config, device))[0], 'teacher_model', config.teacher_quantization,
+    dtype, _ = pick_teacher_dtype(config.teacher_dtype, device, teacher_width(config, device))
+    model = load_causal_lm(name, dtype, 'teacher_model', config.teacher_quantization,
                            config.attn_implementation, device, **hub)
     return (model if is_quantized(model.config) else model.to(device)).eval()
 

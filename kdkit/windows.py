@@ -125,7 +125,8 @@ def cut_windows(
     for i, j in zip(cuts, cuts[1:]):
         ids = [np.append(ids[:1], ids[begin + 1:end + 1]) for (ids, _), begin, end in zip(streams, read[:, i], read[:, j])]
         windows.append((ids, [pair[:, some[i]:some[j]] - pair[:, some[i]:some[i] + 1] for pair, some in zip(pairs, meets)],
-                        [np.unique([0, *(last[(last > begin) & (last < end)] - begin)]) for last, begin, end in zip(over_at, read[:, i], read[:, j])],
+                        [np.unique([0, *(last[(last > begin) & (last < end)] - begin)])
+                         for last, begin, end in zip(over_at, read[:, i], read[:, j])],
                         text_bytes[j] - text_bytes[i]))
     return windows
 
@@ -532,7 +533,8 @@ def model_inputs(
     side: str = '',  # or 'teacher_', as its names begin
 ) -> dict:
     "What a model is called with to read its side of a batch."
-    name = f'{side}position_ids' if f'{side}position_ids' in batch else f'{side}attention_mask'  # a mask of documents is made where no other is given
+    # a mask of documents is made where no other is given
+    name = f'{side}position_ids' if f'{side}position_ids' in batch else f'{side}attention_mask'
     return {'input_ids': batch[f'{side}input_ids'], name.removeprefix(side): batch[name]}
 
 # %% ../nbs/20_windows.ipynb #424de68e

@@ -39,19 +39,20 @@ def build(shape, rows, hidden, seed):
         return model
     if shape != 'gemma2': return model_of(shape, rows, hidden, 2, seed)
     torch.manual_seed(seed)  # with windows that are shorter than the documents
-    return Gemma2ForCausalLM(Gemma2Config(vocab_size=rows, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                                          head_dim=8, intermediate_size=64, sliding_window=8, bos_token_id=0, eos_token_id=0)).eval()
+    return Gemma2ForCausalLM(Gemma2Config(vocab_size=rows, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4,
+                                          num_key_value_heads=2, head_dim=8, intermediate_size=64, sliding_window=8, bos_token_id=0, eos_token_id=0)).eval()
 
 def framework_of(student, teacher, tokenizers=None, dtype=torch.float64, **options):
     mine, theirs = tokenizers or (sentencepiece(600), byte_level(700))
     return StudentAwareDistillationFramework({**LOSSES, 'use_curriculum': False, 'total_steps': 10, 'document_masking': True, **options},
-                                             build(teacher, len(theirs), 48, 1).to(dtype), build(student, len(mine), 32, 2), theirs, mine).to(dtype)
+                                             build(teacher, len(theirs), 48, 1).to(dtype), build(student, len(mine), 32, 2), theirs,
+                                             mine).to(dtype)
 
 def rows_of(texts, framework, pack, length=1000):
     mine, theirs = framework.student_tokenizer, framework.teacher_tokenizer
     ends = [(end, end) for end in (control_ids(mine)[1], control_ids(theirs)[1])]  # a document begins alike wherever it stands
-    rows = pair_dataset(Dataset.from_dict(dict(text=texts)), mine, theirs, max_length=length, student_control=ends[0], teacher_control=ends[1],
-                        pack=pack)
+    rows = pair_dataset(Dataset.from_dict(dict(text=texts)), mine, theirs, max_length=length, student_control=ends[0],
+                        teacher_control=ends[1], pack=pack)
     return [rows[i] for i in range(len(rows))]
 
 def taught(framework, batches):
@@ -67,7 +68,8 @@ def sum_of(dicts): return {name: sum(one[name] for one in dicts) for name in dic
 def check_same(found, wanted, **close):
     for one, other in zip(found, wanted):
         assert one.keys() == other.keys()
-        for name in one: torch.testing.assert_close(one[name], other[name], msg=lambda text: f'{name}: {text}', **{**dict(atol=1e-6, rtol=1e-5), **close})
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], msg=lambda text: f'{name}: {text}', **{**dict(atol=1e-6, rtol=1e-5), **close})
 
 
 @pytest.mark.parametrize('student, teacher', [*((shape, 'llama') for shape in SHAPES), *(('llama', shape) for shape in SHAPES[1:])])
@@ -79,7 +81,7 @@ def test_a_packed_window_is_the_sum_of_its_documents(student, teacher):
     collate = framework.collator()
     whole = taught(framework, [collate(packed)])
     check_same(whole, taught(framework, [collate(alone)]))
-    check_same(whole, taught(framework, [collate([row]) for row in packed]))  # padding, and batches without any packed window, change nothing
+    check_same(whole, taught(framework, [collate([row]) for row in packed]))  # padding changes nothing
     together = taught(framework, [PairCollator()(packed)])
     assert abs(together[0]['lm'] - whole[0]['lm']) > 1e-4 and abs(together[0]['kd'] - whole[0]['kd']) > 1e-6  # it matters
 
@@ -109,12 +111,14 @@ def test_one_tokenizer_and_a_batch_without_the_teachers_side():
 @pytest.mark.parametrize('train_on', ['answers', 'all'])
 def test_conversations_of_one_window(train_on):
     mine, theirs = chat_tokenizer('zephyr'), chat_tokenizer('llama3')
-    talks = [dict(messages=[dict(role='user', content=f'What is {i}?'), dict(role='assistant', content=text)]) for i, text in enumerate(TEXTS)]
+    talks = [dict(messages=[dict(role='user', content=f'What is {i}?'), dict(role='assistant', content=text)])
+             for i, text in enumerate(TEXTS)]
     text = Dataset.from_dict(dict(text=[*map(json.dumps, talks)]))
     framework = framework_of('llama', 'qwen2', (mine, theirs))
     sides = dict(student=ChatSide(mine), teacher=ChatSide(theirs))
     framework.converse(sides)
-    packed, alone = (ConversationMaker(*sides.values(), max_length=250, teacher_max_length=250, pack=pack, train_on=train_on)(text) for pack in (True, False))
+    packed, alone = (ConversationMaker(*sides.values(), max_length=250, teacher_max_length=250, pack=pack, train_on=train_on)(text)
+                     for pack in (True, False))
     assert len(packed) < len(alone) == len(TEXTS)
     check_same(*(taught(framework, [framework.collator()([rows[i] for i in range(len(rows))])]) for rows in (packed, alone)))
 
@@ -127,18 +131,21 @@ def test_windows_know_where_documents_begin():
             assert ids[0] == start
             assert row[f'{side}document_starts'] == [0, *(i for i in range(1, len(ids) - 1) if ids[i] == end)]
     unmarked = pair_dataset(Dataset.from_dict(dict(text=['abc', 'd', 'ef'])), mine, mine, max_length=50, student_control=(1, None))
-    assert unmarked[0]['document_starts'] == [0, len(mine('abc')['input_ids']), len(mine('abc')['input_ids']) + 1]  # the token before the first one of its own
-    assert not any('starts' in name for name in pair_dataset(Dataset.from_dict(dict(text=texts)), mine, theirs, max_length=50, pack=False).column_names)
+    first = len(mine('abc')['input_ids'])
+    assert unmarked[0]['document_starts'] == [0, first, first + 1]  # the token before the first one of its own
+    alone = pair_dataset(Dataset.from_dict(dict(text=texts)), mine, theirs, max_length=50, pack=False)
+    assert not any('starts' in name for name in alone.column_names)
 
 def test_several_teachers(three, tmp_path):  # noqa: F811
-    config = config_of(three, tmp_path, 'teacher', 'second', 'kin', **dict(LOSSES, alpha_feature=0., alpha_attention=0., alpha_layerwise=0.), use_curriculum=False,
-                       max_length=256, document_masking=True)
+    losses = dict(LOSSES, alpha_feature=0., alpha_attention=0., alpha_layerwise=0.)
+    config = config_of(three, tmp_path, 'teacher', 'second', 'kin', **losses, use_curriculum=False, max_length=256, document_masking=True)
     text = prepare_text(config)
     framework = make_framework(config, text)
     assert [lesson.document_masking for lesson in framework.lessons] == [True] * 3
     rows = JointRows([one['train'] for one in texts_of(text)])
     batch = framework.collator()([rows[i] for i in range(3)])
-    assert len(rows[0]['document_starts']) > 1 and [one['teacher_position_ids'].shape == one['teacher_input_ids'].shape for one in batch['further']] == [True] * 2
+    assert len(rows[0]['document_starts']) > 1
+    assert all(one['teacher_position_ids'].shape == one['teacher_input_ids'].shape for one in batch['further'])
     loss, shares = framework(**batch)['loss'], framework.teacher_weights
     single = [make_framework(config.of_teacher(i), one) for i, one in enumerate(texts_of(text))]
     parts = [one(**one.collator()([rows.rows[i][j] for j in range(3)]))['loss'] for i, one in enumerate(single)]
@@ -147,8 +154,8 @@ def test_several_teachers(three, tmp_path):  # noqa: F811
 # -- from the cache ----------------------------------------------------------------------------------------------------
 
 def cached(values, folder, **options):
-    return DistillConfig(**{**values, 'max_length': 128, 'batch_size': 4, 'max_steps': 2, 'eval_steps': 2, 'eval_fraction': .1, 'max_eval_rows': 4,
-                            'output_dir': str(folder / 'run'), 'teacher_cache': str(folder / 'cache'), 'cache_top_k': 10**6,
+    return DistillConfig(**{**values, 'max_length': 128, 'batch_size': 4, 'max_steps': 2, 'eval_steps': 2, 'eval_fraction': .1,
+                            'max_eval_rows': 4, 'output_dir': str(folder / 'run'), 'teacher_cache': str(folder / 'cache'), 'cache_top_k': 10**6,
                             'kd_method': 'first_token', 'document_masking': True, **options})
 
 def test_from_a_cache_as_online(pair, tmp_path):
@@ -182,7 +189,7 @@ def test_a_cache_says_how_it_was_read(pair, tmp_path):
 @pytest.mark.parametrize('side', ['student', 'teacher'])
 def test_a_model_without_a_mask_is_recognised(side):
     shapes, losses = dict(dict(student='llama', teacher='llama'), **{side: 'mamba'}), dict(alpha_attention=0., alpha_layerwise=0.)
-    with pytest.raises(ModelError, match=f'document_masking was asked for, but {side}_model .MambaForCausalLM. cannot: .*Leave it out, or set pack=False'):
+    with pytest.raises(ModelError, match=f'document_masking was asked for, but {side}_model .MambaForCausalLM. cannot: .*or set pack=False'):
         framework_of(**shapes, **losses)
     for off in (dict(document_masking=False), dict(pack=False)):
         framework = framework_of(**shapes, **losses, **off)

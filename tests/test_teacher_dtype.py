@@ -32,7 +32,8 @@ def on_a_cpu(monkeypatch):
     return with_flags
 
 
-@pytest.mark.parametrize('flags, dtype', [(HAS, 'bfloat16'), (frozenset({'amx_bf16'}), 'bfloat16'), (LACKS, 'float32'), (UNKNOWN, 'float32')])
+@pytest.mark.parametrize('flags, dtype', [(HAS, 'bfloat16'), (frozenset({'amx_bf16'}), 'bfloat16'), (LACKS, 'float32'),
+                                          (UNKNOWN, 'float32')])
 def test_run_doctor_and_plan_say_the_same(wide, on_a_cpu, flags, dtype):
     on_a_cpu(flags)
     config = DistillConfig(**wide)
@@ -40,8 +41,10 @@ def test_run_doctor_and_plan_say_the_same(wide, on_a_cpu, flags, dtype):
     assert framework.teacher_model.dtype == getattr(torch, dtype) and framework.student_model.dtype == torch.float32
     reason = f'{dtype} ({framework.teacher_dtype_reason})'
     assert f'teacher in {reason}, student in fp32' in about_choices(config, look(), 'auto')
-    assert f'teacher in {reason}' in next(one.says for one in doctor.about_device(Machine(cores=2), config, try_it=False) if one.topic == 'precision')
-    sides = [plan.Side(load_config(name), 10**6, 700, hidden, 1) for name, hidden in ((config.student_model, 32), (config.teacher_model, WIDE))]
+    findings = {one.topic: one.says for one in doctor.about_device(Machine(cores=2), config, try_it=False)}
+    assert f'teacher in {reason}' in findings['precision']
+    sides = [plan.Side(load_config(name), 10**6, 700, hidden, 1)
+             for name, hidden in ((config.student_model, 32), (config.teacher_model, WIDE))]
     assert plan.plan_memory(config, *sides, gpu=False).parts['teacher'] == 10**6 * getattr(torch, dtype).itemsize
 
 def test_a_narrow_teacher_stays_in_fp32(pair, on_a_cpu):
@@ -53,7 +56,7 @@ def test_a_narrow_teacher_stays_in_fp32(pair, on_a_cpu):
 def test_what_is_asked_for_stays(wide, on_a_cpu):
     on_a_cpu(HAS)
     assert StudentAwareDistillationFramework(DistillConfig(**wide, teacher_dtype='float32')).teacher_model.dtype == torch.float32
-    assert teacher_width(DistillConfig(**wide, teacher_quantization='4bit'), torch.device('cpu')) is None  # its layers have a dtype of their own
+    assert teacher_width(DistillConfig(**wide, teacher_quantization='4bit'), torch.device('cpu')) is None  # a dtype of its own
     assert teacher_width(DistillConfig(**wide), torch.device('cuda')) is None
 
 def test_in_bfloat16_it_teaches_the_same(wide, on_a_cpu):
