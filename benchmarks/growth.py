@@ -4,12 +4,12 @@
     python benchmarks/growth.py --base 4 --turns 7 # everything but the layers four times as large, for a GPU
 
 Every size is a pair of its own, and all sizes of an axis take turns in one process: what is printed is the median, over the turns, of the
-ratio of a step to the step of the axis's second size. Memory is how far a fresh process grows in its second step over what it held before
-it, weights and optimizer (peak resident size on a CPU, peak allocated on a GPU). A picture goes to `growth.png`.
+ratio of a step to the step of the axis's second size. Memory is how far a process grows in a pair's second step over what it held
+before it, weights and optimizer (peak resident size on a CPU, peak allocated on a GPU). A picture goes to `growth.png`.
 """
 import argparse
+import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +45,9 @@ def stepper(args, change):
 
 
 def memory(args, change):
-    "How many bytes the second step of this process takes besides what it held before."
+    "How many bytes a step takes besides what was held before it."
     step = stepper(args, change)
-    step(0)
+    step(0)  # what stays, stays now
     if args.device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -55,24 +55,26 @@ def memory(args, change):
         return torch.cuda.max_memory_allocated() - before
     before = settled()
     step(1)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return 1024 * int(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))) - before
 
 
-def in_its_own_process(name, size):
-    "`memory` there; what is freed goes back to the system at once, so that it is not counted as held."
-    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--axes', name, '--size', str(size)], capture_output=True, text=True,
+def memories(args):
+    "axis -> bytes of each size, from a process where what is freed goes back to the system at once."
+    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--what', 'memory'], capture_output=True, text=True,
                           env={**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'})
     if done.returncode: sys.exit(done.stderr)
-    return int(done.stdout.split()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def sizes_of(args, name): return [size if name == 'layers' else size * args.base for size in AXES[name][0]]
 
 
 def measure(args, name):
-    "size -> (median seconds, ratio of time, bytes)"
-    sizes, change = AXES[name]
-    sizes = [size if name == 'layers' else size * args.base for size in sizes]
+    "size -> (median seconds, median ratio to the second size)"
+    sizes, change = sizes_of(args, name), AXES[name][1]
     ways = {size: stepper(args, change(size)) for size in [sizes[1], sizes[0], *sizes[2:]]}  # the first is what others are compared with
     times = compared(ways, args.turns, args.device)
-    return {size: (*times[size], in_its_own_process(name, size)) for size in sizes}
+    return {size: times[size] for size in sizes}
 
 
 def draw(found, path, about):
@@ -97,16 +99,18 @@ def draw(found, path, about):
 
 def main():
     args = arguments(__doc__, teacher_tokenizer=embedded_teacher(), student_tokenizer=embedded_student_tokenizer(), teacher='128x4',
-                     student='128x2', length=128, turns=5, base=1, size=0, axes=','.join(AXES),
+                     student='128x2', length=128, turns=5, base=1, what='', axes=','.join(AXES),
                      picture=str(Path(__file__).parent / 'growth.png'))
     args.batch, args.length = args.batch * args.base, args.length * args.base
-    if args.size: return print(memory(args, AXES[args.axes][1](args.size)))
+    names = args.axes.split(',')
+    if args.what == 'memory':
+        return print(json.dumps({name: [memory(args, AXES[name][1](size)) for size in sizes_of(args, name)] for name in names}))
     print(about := about_machine(args.device))
     print(f'teacher {args.teacher}, student {args.student}, {args.batch} x {args.length} tokens\n')
     print('| axis | size | time | memory | step | grows by |\n|---|---|---|---|---|---|')
-    found = {}
-    for name in args.axes.split(','):
-        found[name] = sizes = measure(args, name)
+    taken, found = memories(args), {}
+    for name in names:
+        found[name] = sizes = {size: (*times, grown) for (size, times), grown in zip(measure(args, name).items(), taken[name])}
         base = sizes[list(sizes)[1]]
         for size, (seconds, ratio, grown) in sizes.items():
             over = f'{ratio:.2f} | {grown / base[2]:.2f} | {seconds * 1000:,.0f} ms | {grown / 1e6:,.0f} MB'

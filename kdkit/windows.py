@@ -67,7 +67,7 @@ def one_stream(
         base += size + step
         if end_id is not None: ids.append([end_id]), ends.append([base])
         elif len(doc_ends): ends[-1][-1] = base  # both sides know that the document is over
-    return np.concatenate(ids), np.concatenate(ends)
+    return np.concatenate(ids, dtype=np.int32), np.concatenate(ends)
 
 # %% ../nbs/20_windows.ipynb #39997b6e
 def cut_greedily(
@@ -100,15 +100,16 @@ def too_short(
 # %% ../nbs/20_windows.ipynb #f27f5e7c
 def cut_windows(
     texts: list,      # documents
-    encoded: list,    # `encode_bytes` of each side: student[, teacher, …]
+    encoded: list,    # `encode_bytes` of each side: student[, teacher, …]; emptied, for a long document fills the memory
     controls: list,   # (start id, end id) of each side
     limits: list,     # tokens that a window of each side may hold
     pack: bool,       # documents may share a window
-) -> list:            # for each window: ids of each side, (student positions, teacher positions) of each teacher, where documents begin on each side, bytes
+) -> list:            # for each window: ids of each side, (student, teacher) positions of each teacher, where documents begin on each side, bytes
     "Windows in which all sides hold the same text."
     sizes = np.array([len(text.encode()) for text in texts])
     marked = all(end_id is not None for _, end_id in controls)
-    streams = [one_stream(side, sizes, start_id, end_id if marked else None) for side, (start_id, end_id) in zip(encoded, controls)]
+    over_at = [np.cumsum([len(ids) + marked for ids, _ in side]) for side in encoded]  # the last token of each document, in its stream
+    streams = [one_stream(encoded.pop(0), sizes, start_id, end_id if marked else None) for start_id, end_id in controls]
     pairs = [np.stack(shared_boundaries(streams[0][1], ends)) for _, ends in streams[1:]] or [np.stack(shared_boundaries(streams[0][1], streams[0][1]))]
     everywhere = reduce(np.intersect1d, [here for here, _ in pairs])  # boundaries of all sides, as tokens of the student
     meets = [np.searchsorted(here, everywhere) for here, _ in pairs]  # where these stand among the boundaries of each pair
@@ -120,14 +121,13 @@ def cut_windows(
     over = np.searchsorted(document_ends, at, 'right')  # documents
     text_bytes = at - over * (1 + marked) - (at > np.append(0, document_ends)[over])
     if cuts[-1] < stops[-1]: raise too_short(''.join(texts), text_bytes[cuts[-1]], np.diff(read[:, cuts[-1]:])[:, 0], limits)
-    over_at = [np.cumsum([len(ids) + marked for ids, _ in side]) for side in encoded]  # the last token of each document, in its stream
+    del over
     windows = []
     for i, j in zip(cuts, cuts[1:]):
         ids = [np.append(ids[:1], ids[begin + 1:end + 1]) for (ids, _), begin, end in zip(streams, read[:, i], read[:, j])]
-        windows.append((ids, [pair[:, some[i]:some[j]] - pair[:, some[i]:some[i] + 1] for pair, some in zip(pairs, meets)],
-                        [np.unique([0, *(last[(last > begin) & (last < end)] - begin)])
-                         for last, begin, end in zip(over_at, read[:, i], read[:, j])],
-                        text_bytes[j] - text_bytes[i]))
+        positions = [(pair[:, some[i]:some[j]] - pair[:, some[i]:some[i] + 1]).astype(np.int32) for pair, some in zip(pairs, meets)]
+        starts = [np.unique([0, *(last[(last > begin) & (last < end)] - begin)]) for last, begin, end in zip(over_at, read[:, i], read[:, j])]
+        windows.append((ids, positions, starts, text_bytes[j] - text_bytes[i]))
     return windows
 
 # %% ../nbs/20_windows.ipynb #1fb86667
