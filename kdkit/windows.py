@@ -110,9 +110,10 @@ def cut_windows(
     marked = all(end_id is not None for _, end_id in controls)
     over_at = [np.cumsum([len(ids) + marked for ids, _ in side]) for side in encoded]  # the last token of each document, in its stream
     streams = [one_stream(encoded.pop(0), sizes, start_id, end_id if marked else None) for start_id, end_id in controls]
-    pairs = [np.stack(shared_boundaries(streams[0][1], ends)) for _, ends in streams[1:]] or [np.stack(shared_boundaries(streams[0][1], streams[0][1]))]
+    others = [ends for _, ends in streams[1:]] or [streams[0][1]]
+    pairs = [np.stack(shared_boundaries(streams[0][1], ends), dtype=np.int32) for ends in others]
     everywhere = reduce(np.intersect1d, [here for here, _ in pairs])  # boundaries of all sides, as tokens of the student
-    meets = [np.searchsorted(here, everywhere) for here, _ in pairs]  # where these stand among the boundaries of each pair
+    meets = [np.searchsorted(here, everywhere).astype(np.int32) for here, _ in pairs]  # where these stand among the boundaries of each pair
     read = np.stack([everywhere, *(there[some] for (_, there), some in zip(pairs, meets))])[:len(streams)]
     at = streams[0][1][read[0]]  # where the boundaries are, control tokens counted
     document_ends = np.cumsum(sizes + 1 + marked)
@@ -125,7 +126,7 @@ def cut_windows(
     windows = []
     for i, j in zip(cuts, cuts[1:]):
         ids = [np.append(ids[:1], ids[begin + 1:end + 1]) for (ids, _), begin, end in zip(streams, read[:, i], read[:, j])]
-        positions = [(pair[:, some[i]:some[j]] - pair[:, some[i]:some[i] + 1]).astype(np.int32) for pair, some in zip(pairs, meets)]
+        positions = [(pair[:, some[i]:some[j]] - pair[:, some[i]:some[i] + 1]) for pair, some in zip(pairs, meets)]
         starts = [np.unique([0, *(last[(last > begin) & (last < end)] - begin)]) for last, begin, end in zip(over_at, read[:, i], read[:, j])]
         windows.append((ids, positions, starts, text_bytes[j] - text_bytes[i]))
     return windows
