@@ -59,14 +59,18 @@ def prose(least=300):
 
 
 def tokenizers(args):
-    return [AutoTokenizer.from_pretrained(name) for name in (args.student_tokenizer if args.same else args.teacher_tokenizer,
+    "Of teacher and student."
+    both = [AutoTokenizer.from_pretrained(name) for name in (args.student_tokenizer if args.same else args.teacher_tokenizer,
                                                              args.student_tokenizer)]
+    for tokenizer in both:
+        if tokenizer.eos_token is None: tokenizer.eos_token = '<|endoftext|>'  # a bare file of a tokenizer says nothing of it
+    return both
 
 
 def pair(args, config=None):
     "(framework, two batches of full windows) of a random pair."
     theirs, mine = tokenizers(args)
-    rows = lambda tokenizer: -(-len(tokenizer) // 128) * 128
+    rows = lambda tokenizer: max(-(-len(tokenizer) // 128) * 128, getattr(args, 'rows', 0))  # those beyond the tokenizer's are vacant
     teacher, student = model(args.teacher, rows(theirs), 2 * args.length), model(args.student, rows(mine), args.length)
     half = args.device == 'cuda'
     framework = StudentAwareDistillationFramework(dict(max_length=args.length, **(config or {})), teacher.half() if half else teacher,

@@ -384,8 +384,10 @@ def shared_boundaries(
         index = index[np.append(np.diff(ends[index]) > 0, True)] if len(index) else index
         return index, ends[index]
     (student_index, student_bytes), (teacher_index, teacher_bytes) = last_at(student_ends), last_at(teacher_ends)
-    _, in_student, in_teacher = np.intersect1d(student_bytes, teacher_bytes, assume_unique=True, return_indices=True)
-    return student_index[in_student], teacher_index[in_teacher]
+    if not len(teacher_bytes): return student_index[:0], teacher_index
+    place = np.searchsorted(teacher_bytes, student_bytes).clip(max=len(teacher_bytes) - 1)  # both ascend: nothing is sorted, which takes memory
+    both = teacher_bytes[place] == student_bytes
+    return student_index[both], teacher_index[place[both]]
 
 # %% ../nbs/10_align.ipynb #756ae01f
 def plot_alignment(

@@ -24,7 +24,7 @@ from .models import body, output_head, read_json
 from .progress import say, watched
 from .terms import against_teacher
 from .vocab import Continuations, VocabMap
-from .windows import PairCollator
+from .windows import PairCollator, model_inputs
 
 # %% ../nbs/25_cache.ipynb #610e3c4a
 class CacheError(ValueError):
@@ -123,17 +123,18 @@ def ask_teacher(
     opens: Tensor|None = None,          # [teacher vocabulary] bool, tokens that begin a new word; None: every one does
     chunk: int = 256,      # positions whose distributions exist at a time, some five copies of each
     seed: int = 0,         # of what is drawn
+    document_masking: bool = False,     # the teacher reads each document of a window as if it were alone
     **how,                 # top_k and samples, of keep_some
 ) -> dict:                 # arrays by name, row after row, and how many entries each row has of both kinds
     "What the teacher expects after each token of its own, and wherever the student is inside one."
     device = next(teacher.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in PairCollator(0, pad_id)(rows).items()}
+    batch = {name: tensor.to(device) for name, tensor in PairCollator(0, pad_id, document_masking=document_masking)(rows).items()}
     ids, mask = batch['teacher_input_ids'], batch['teacher_attention_mask'].bool()
     following, comes = F.pad(ids[:, 1:], (0, 1)), F.pad(mask[:, 1:], (0, 1))
     chance, said, within = torch.Generator(device).manual_seed(seed), [], []
     opens = torch.ones(teacher.get_output_embeddings().weight.shape[0], dtype=torch.bool) if opens is None else opens
     with torch.autocast(device.type, torch.float16, enabled=device.type == 'cuda'):
-        states = body(teacher)(input_ids=ids, attention_mask=batch['teacher_attention_mask'], use_cache=False)[0]
+        states = body(teacher)(**model_inputs(batch, 'teacher_'), use_cache=False)[0]
         def log_probs(row, at): return output_head(teacher)(states[row, at]).float().log_softmax(-1)
         for row, at in zip(*(part.split(chunk) for part in mask.nonzero(as_tuple=True))):
             expected = log_probs(row, at)
@@ -193,6 +194,7 @@ def write_cache(
     vocab_map: VocabMap|None = None,    # with a tree, also ask inside the teacher's tokens and of tokens that cross
     opens: Tensor|None = None,          # [teacher vocabulary] bool, tokens that begin a new word; None: every one does
     shard_rows: int|None = None, # rows in a file; unset: a 64th of them, in whole batches: little is asked twice
+    document_masking: bool = False,     # as of ask_teacher
     progress=lambda done, total: None,  # called with the rows done so far, and how many there are
 ) -> Path:                 # the folder
     "Ask the teacher about every row, or go on where that was cut off; CacheError if the folder holds answers to something else."
@@ -200,10 +202,12 @@ def write_cache(
     shard_rows = shard_rows or batch_size * max(min(len(rows) // 64, 512) // batch_size, 1)
     folder.mkdir(parents=True, exist_ok=True)
     key = dict(form=FORM, rows={side: rows_digest(rows, names) for side, names in SIDES.items()}, teacher=weights_digest(teacher),
-               inside=tree_digest(inside), top_k=min(top_k, size), samples=samples, shard_rows=shard_rows)
+               inside=tree_digest(inside), top_k=min(top_k, size), samples=samples, shard_rows=shard_rows,
+               document_masking=document_masking)
     narrow = max(size, inside.vocab_size if inside else 0) <= 2**16
     began = folder / 'began.json'
     was = read_json(began)
+    if was: was.setdefault('document_masking', False)  # an earlier kdkit knew none
     if was and was != key:
         differs = ', '.join(k for k, v in key.items() if was.get(k) != v)
         raise CacheError(f"{folder} holds what a teacher said about something else ({differs} differs): choose "
@@ -222,7 +226,7 @@ def write_cache(
             said = []
             for i in range(0, len(part), batch_size):
                 said.append(ask_teacher(teacher, part[i:i + batch_size], pad_id, vocab_map, opens, seed=start + i, top_k=key['top_k'],
-                                        samples=samples))
+                                        samples=samples, document_masking=document_masking))
                 progress(start + min(i + batch_size, len(part)), len(rows))
             for name, dtype in DTYPES.items():
                 values = torch.cat([some[name] for some in said]).numpy()
@@ -259,6 +263,7 @@ class TeacherCache:
         teacher: str,   # the teacher's name in the config
         inside: Continuations|None = None,  # of the run's vocabulary map, if it asks inside tokens
         held_out: Dataset|None = None,      # of pair_dataset, to be measured on
+    document_masking: bool|None = None, # of the run; None: its windows hold one document each
         known: dict = {},                   # of that teacher here: weights, of `files_digest`, commit, and quantization, if asked for
     ):
         "CacheError unless it was written for these rows, this teacher and this map's tree, and its teacher measured on this held-out text."
@@ -269,6 +274,9 @@ class TeacherCache:
             raise CacheError(f"{self.folder} was written for other windows ({self.about['n_rows']:,} rows, here {len(rows):,}): text, "
                              f"tokenizers, max_length, eval_fraction, pack and seed must be "
                              "those of kdkit cache-teacher. Write a new one for this run.")
+        if document_masking not in (None, self.document_masking):
+            raise CacheError(f"document_masking is {document_masking}, but {self.folder} was written with {self.document_masking}: give "
+                             f"this run the same, or write a new cache for it.")
         if held_out is not None and rows_digest(held_out, SIDES['teacher']) != self.about['held_out']:
             raise CacheError(f"{self.folder} holds the score of a teacher on other held-out text: eval_dataset and max_eval_rows must be "
                              f"those of kdkit cache-teacher.")
@@ -307,6 +315,9 @@ class TeacherCache:
         values = np.concatenate([shard[part][some].astype(np.float32) for part in PARTS[name]], 1)
         if name == 'teacher_tokens': values[1:, 0], values[0, 0] = values[:-1, 0].copy(), 0  # said before a token, spent at it
         return values
+
+    @property
+    def document_masking(self) -> bool: return self.about.get('document_masking', False)  # an earlier kdkit knew none
 
     @property
     def n_shards(self): return -(-self.about['n_rows'] // self.about['shard_rows'])

@@ -110,6 +110,7 @@ class DistillConfig:
     max_length: int = option(512, 'student tokens in a window, which is one training sequence', group='windows and batches')
     teacher_max_length: int|None = option(None, 'teacher tokens in a window (unset: twice max_length)')
     pack: bool = option(True, 'several documents in one training window')
+    document_masking: bool = option(False, 'documents of one window do not attend to each other, in both models')
     batch_size: int = option(8, 'windows in a micro-batch')
     gradient_accumulation_steps: int = option(1, 'micro-batches in an optimizer step')
     learning_rate: float|None = option(None,

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from .models import AbsentModel, body
 from .progress import in_words, say
+from .windows import model_inputs
 
 # %% ../nbs/33_estimate.ipynb #831adaf8
 def parts_of_a_call(
@@ -51,7 +52,7 @@ def teacher_seconds(
     rows = [trainer.train_dataset[i] for i in range(min(args.per_device_train_batch_size, len(trainer.train_dataset)))]
     read = [(lesson.teacher_model, batch) for lesson, batch in zip(framework.lessons, framework.batches_of(trainer.data_collator(rows)))
             if 'teacher_input_ids' in batch and not isinstance(lesson.teacher_model, AbsentModel)]
-    read = [(teacher, [batch[name].to(next(teacher.parameters()).device) for name in ('teacher_input_ids', 'teacher_attention_mask')])
+    read = [(teacher, {name: values.to(next(teacher.parameters()).device) for name, values in model_inputs(batch, 'teacher_').items()})
             for teacher, batch in read]
     if not read: return 0.
     wait = torch.cuda.synchronize if framework.device.type == 'cuda' else lambda: None
@@ -59,7 +60,7 @@ def teacher_seconds(
         wait()
         began = time.perf_counter()
         with trainer.accelerator.autocast():
-            for teacher, (ids, mask) in read: body(teacher)(input_ids=ids, attention_mask=mask, use_cache=False)
+            for teacher, side in read: body(teacher)(**side, use_cache=False)
         wait()
     return (time.perf_counter() - began) * args.gradient_accumulation_steps
 

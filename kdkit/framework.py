@@ -27,15 +27,15 @@ from .curriculum import Curriculum, constant, default_schedules, joint_plan
 from .devices import look, pick_teacher_device, pick_teacher_dtype, same_place
 from .fused import Buffers, Head
 from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
-from .models import (AbsentModel, ModelError, body, count_parameters, has_adapter, is_quantized, is_split, load_causal_lm,
-                          load_options, load_tokenizer, mend_generation, output_head, quietly)
+from .models import (AbsentModel, ModelError, body, cannot_mask_documents, count_parameters, has_adapter, is_quantized, is_split,
+                          load_causal_lm, load_options, load_tokenizer, mend_generation, output_head, quietly, teacher_width)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, cached_answers, cached_comparison, comparison,
                          map_of, opening_tokens, read_heads,
                          same_text, shared_tokens, span_answers)
 from .vocab import TokenPair, VocabMap, gold_consistency, spelling_matrix
-from .windows import STUDENTS, JointCollator, PairCollator, control_ids, numbered
+from .windows import STUDENTS, JointCollator, PairCollator, control_ids, model_inputs, numbered
 
 # %% ../nbs/29_framework.ipynb #86cf6c52
 def build_terms(
@@ -114,7 +114,8 @@ class StudentAwareDistillationFramework(nn.Module):
         device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         place = device if beside or config.teacher_cache else torch.device(pick_teacher_device(config.teacher_device, look())[0])
         hub = {side: load_options(config, side) for side in ('teacher', 'student')}
-        dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, place)
+        width = None if teacher_model is not None else teacher_width(config, place)
+        dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, place, width)
         dtypes, places = (dict(teacher=dtype, student=getattr(torch, config.student_dtype.replace('auto', 'float32'))),
                           dict(teacher=place, student=device))
         def model_of(side, given):
@@ -164,6 +165,21 @@ class StudentAwareDistillationFramework(nn.Module):
         self._hold(further=[StudentAwareDistillationFramework(whole.of_teacher(i), model, None, tokenizer, None, vocab_map, device, pair,
                                                               self, labels[i])
                             for i, (model, tokenizer, vocab_map, pair) in enumerate(others, 1)])
+        self.document_masking = False
+        if of is None: self.mask_documents(whole)
+
+    def mask_documents(self,
+        config: DistillConfig,  # of all teachers
+    ):
+        "Read each document of a packed window as if it were alone, where that is asked for; ModelError if a model cannot."
+        if not (config.document_masking and config.pack): return
+        names = [f'teacher_model {label}'.strip() for label in self.labels or ['']]
+        models = [('student_model', self.student_model), *zip(names, (lesson.teacher_model for lesson in self.lessons))]
+        for name, model in models:
+            why = '' if isinstance(model, AbsentModel) else cannot_mask_documents(model)  # for one that wrote a cache, that says it
+            if why: raise ModelError(f"document_masking was asked for, but {name} ({type(model).__name__}) cannot: {why}. Leave it out, or "
+                                     f"set pack=False.")
+        for lesson in self.lessons: lesson.document_masking = True
 
     def _hold(self, **parts):
         "Keep what is not trained out of parameters, buffers and state dict."
@@ -270,7 +286,7 @@ class StudentAwareDistillationFramework(nn.Module):
         sides = (self.student_tokenizer, self.student_model), (self.teacher_tokenizer, self.teacher_model)
         pads = [(tokenizer.pad_token_id, model.get_input_embeddings().num_embeddings) for tokenizer, model in sides]
         # a pad token may have been added without a row
-        return PairCollator(*(pad if pad is not None and pad < rows else 0 for pad, rows in pads))
+        return PairCollator(*(pad if pad is not None and pad < rows else 0 for pad, rows in pads), document_masking=self.document_masking)
 
     # -- the forward pass ----------------------------------------------------------------------------------------
 
@@ -324,6 +340,7 @@ class StudentAwareDistillationFramework(nn.Module):
             everywhere = torch.where(mask.bool(), torch.arange(ids.shape[1], device=ids.device), -1)
             everywhere[:, -1] = -1  # nothing follows the last token
             batch.update(teacher_input_ids=ids, teacher_attention_mask=mask, student_positions=everywhere, teacher_positions=everywhere)
+            if 'position_ids' in batch: batch['teacher_position_ids'] = batch['position_ids']
         batch = dict(batch, **self.partners(batch))
         if 'further' not in batch: return batch  # the first teacher's alone
         further = [lesson.complete(one) for lesson, one in zip(self.further, self.batches_of(batch)[1:])]
@@ -363,8 +380,8 @@ class StudentAwareDistillationFramework(nn.Module):
     ) -> Tensor:      # [batch, T, H_t], where the teacher is
         "The teacher reads its own tokens."
         place = self.teacher_model.get_input_embeddings().weight.device
-        ids, mask = (batch[name].to(place, non_blocking=True) for name in ('teacher_input_ids', 'teacher_attention_mask'))
-        return body(self.teacher_model)(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        side = {name: values.to(place, non_blocking=True) for name, values in model_inputs(batch, 'teacher_').items()}
+        return body(self.teacher_model)(**side, use_cache=False)[0]
 
     @torch.no_grad()
     def read_teacher(self,
@@ -487,7 +504,7 @@ class StudentAwareDistillationFramework(nn.Module):
         wanted = lambda kind: [layer for step in steps for term in step.active.values() for layer in getattr(term, kind)]
         with (capture_states(self.student_model, wanted('student_layers')) as layers,
               capture_attention(self.student_model, wanted('student_attention')) as attention):
-            states = body(self.student_model)(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)[0]
+            states = body(self.student_model)(**model_inputs(batch), use_cache=False)[0]
         for step in steps:
             step.signals.student_states, step.signals.student_layers, step.signals.student_attention = states, layers, attention
 

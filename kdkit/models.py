@@ -6,11 +6,11 @@
 __all__ = ['kept_waiting', 'TOKENIZERS', 'WEIGHTS', 'FOREIGN', 'attached', 'ModelError', 'load_options', 'HubError', 'HubAway',
            'hub_error', 'ask_hub', 'holds', 'is_adapter', 'what_it_is', 'read_json', 'damage', 'below', 'among_inputs',
            'kaggle_folder', 'Source', 'weight_bytes', 'find_model', 'find_whole', 'cannot_load', 'without_copy',
-           'quietly', 'load_tokenizer', 'load_config', 'read_config', 'loading', 'has_experts', 'load_causal_lm',
-           'need_peft', 'attach_adapter', 'has_adapter', 'unwrapped', 'is_quantized', 'is_split', 'bits_and_bytes',
-           'try_quantized', 'check_quantization', 'count_parameters', 'check_whole', 'check_numbers', 'is_sound',
-           'what_ends_a_text', 'mend_generation', 'kept_generation', 'weights_folder', 'AbsentModel', 'body',
-           'output_head', 'check_causal_lm']
+           'quietly', 'load_tokenizer', 'load_config', 'read_config', 'teacher_width', 'loading', 'has_experts',
+           'load_causal_lm', 'need_peft', 'attach_adapter', 'has_adapter', 'unwrapped', 'is_quantized', 'is_split',
+           'bits_and_bytes', 'try_quantized', 'check_quantization', 'count_parameters', 'check_whole', 'check_numbers',
+           'is_sound', 'what_ends_a_text', 'mend_generation', 'kept_generation', 'weights_folder', 'AbsentModel',
+           'body', 'output_head', 'check_causal_lm', 'cannot_mask_documents']
 
 # %% ../nbs/15_models.ipynb #25ffeed7
 import json
@@ -35,7 +35,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .config import DistillConfig
-from .devices import asks_for_grouped_mm, pick_experts
+from .devices import INSTRUCTIONS, asks_for_grouped_mm, cpu_flags, pick_experts
 from .fused import Head
 from .progress import Progress, arriving, folder_bytes
 
@@ -459,6 +459,17 @@ def read_config(
         raise ModelError(f"{what} is a {made}, which does not say what comes next: choose a decoder-only language model.")
     return config
 
+# %% ../nbs/15_models.ipynb #15width1
+def teacher_width(
+    config: DistillConfig,  # of one teacher
+    place: torch.device,    # where it will read
+) -> int|None:              # None: it does not matter there, or is not known
+    "The hidden size of a teacher whose precision depends on it."
+    open_choice = config.teacher_dtype == 'auto' and not config.teacher_quantization  # weights in few bits have a dtype of their own
+    if not (open_choice and place.type == 'cpu' and cpu_flags() & INSTRUCTIONS['bfloat16']): return None
+    found = load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher'))
+    return getattr(found.get_text_config(), 'hidden_size', None)
+
 # %% ../nbs/15_models.ipynb #15a0b002
 def loading(
     source: Source,
@@ -801,3 +812,25 @@ def check_causal_lm(
     if not close(output_head(model)(states).float(), logits):
         raise ModelError(f"{name} ({type(model).__name__}) does more to its states than its head shows: it cannot be distilled a chunk at "
                          "a time.")
+
+# %% ../nbs/15_models.ipynb #15docm02
+@torch.no_grad()
+def cannot_mask_documents(
+    model: PreTrainedModel,  # a causal language model
+) -> str:                    # '': it can
+    "Why a model does not read each document of a window as if it were alone, when all it is told is positions that begin anew."
+    training, device, size = model.training, next(model.parameters()).device, model.config.get_text_config().vocab_size
+    first, other, last = (torch.arange(*span, device=device) % size for span in ((1, 6), (6, 11), (11, 18)))
+    ids = torch.stack([torch.cat([document, last]) for document in (first, other)])  # two rows: some kernels take this for one only
+    positions = torch.cat([torch.arange(len(document), device=device) for document in (first, last)]).expand(2, -1)
+    model.eval()
+    try:
+        alone = body(model)(input_ids=last[None], use_cache=False)[0].float()
+        try: states = body(model)(input_ids=ids, position_ids=positions, use_cache=False)[0][:, len(first):].float()
+        except Exception as error: return f"it takes no positions ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+    finally: model.train(training)
+    exact = next(model.parameters()).dtype in (torch.float32, torch.float64) and not is_quantized(model.config)
+    size = alone.abs().max().clamp_min(1e-6)
+    if not (states[0] - states[1]).abs().max() <= (1e-4 if exact else 1e-2) * size: return 'a document sees the one before it'
+    if not (states - alone).abs().max() <= (1e-3 if exact else 5e-2) * size: return 'a document is not read as it is alone'
+    return ''

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from .cache import SIDES, CachedRows, TeacherCache, files_digest, rows_digest, write_cache
 from .config import DistillConfig
-from .devices import in_short
 from .doctor import check_machine
 from .evaluation import eval_batches, measure
 from .models import AbsentModel, load_config, load_options, weights_folder
@@ -20,7 +19,7 @@ from .options import settings
 from .prepare import RunError, prepare_text
 from .progress import Progress, say, watched
 from .scores import as_read, ask, of_side, tasks_of
-from .setup import make_framework, quiet_libraries, texts_of
+from .setup import about_choices, make_framework, quiet_libraries, texts_of
 from .tasks import open_tasks
 from .terms import opening_tokens
 
@@ -43,7 +42,7 @@ def cache_teacher(
     config, _ = settings(config, **options)
     if not config.teacher_cache: raise RunError("teacher_cache is not given: name the folder to write.")
     quiet_libraries()
-    say(in_short(check_machine(), config.teacher_dtype, None))  # beside the student, which does nothing meanwhile
+    say(about_choices(replace(config, teacher_cache=None), check_machine(), None))  # beside the student, which does nothing meanwhile
     tasks = open_tasks(config)
     started, text = time.time(), prepare_text(replace(config, teacher_cache=None))  # here the teacher itself is loaded
     made = [write_down(config.of_teacher(i), one, tasks) for i, one in enumerate(texts_of(text))]
@@ -71,7 +70,7 @@ def write_down(
     with Progress('asking the teacher', len(text['train']), 'windows') as line:
         write_cache(config.teacher_cache, framework.teacher_model, text['train'], about, config.cache_top_k, config.cache_samples,
                     config.batch_size, pad,
-                    framework.vocab_map, opens, progress=line.to)
+                    framework.vocab_map, opens, document_masking=framework.document_masking, progress=line.to)
     cache = TeacherCache(config.teacher_cache)
     return dict(positions=cache.positions, bytes_per_position=cache.bytes_per_position, score=score)
 
@@ -85,7 +84,8 @@ def open_cache(
     cache = TeacherCache(config.teacher_cache)
     inside = text['vocab_map'].inside
     model_config = load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher'))
-    cache.check(text['train'], config.teacher_model, inside, text['held_out'], known_of(config, model_config))
+    cache.check(text['train'], config.teacher_model, inside, text['held_out'], config.document_masking if config.pack else None,
+                known_of(config, model_config))
     text['train'] = CachedRows(text['train'], cache, ('teacher_tokens',) if config.kd_method == 'span'
                                else ('teacher_said', 'teacher_tokens', *['teacher_inside', 'teacher_crossing'] * (inside is not None)))
     cache.stand_in = AbsentModel(model_config)

@@ -30,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .align import encode_bytes, token_bytes
 from .config import ConfigError, DistillConfig
-from .devices import look, pick_teacher_device
+from .devices import look, pick_teacher_device, pick_teacher_dtype
 from .make_student import for_layers, kept_layers
 from .models import ModelError, body, count_parameters, has_experts, load_config, load_options, load_tokenizer, quietly
 from .options import settings
@@ -302,9 +302,10 @@ def plan_memory(
     half, b = gpu and arguments.get('fp16') is not False, config.batch_size
     there, apart = (not config.teacher_cache,
                     config.teacher_device not in ('auto', 'cuda', 'cuda:0', 'mps') and (gpu or config.teacher_device != 'cpu'))
-    theirs = 4 if config.teacher_dtype == 'float32' or config.teacher_dtype == 'auto' and not gpu else 2
-    dtype = torch.float32 if theirs == 4 else torch.float16
-    teachers = teacher if isinstance(teacher, list) else [teacher]
+    teachers, place = teacher if isinstance(teacher, list) else [teacher], torch.device('cuda' if gpu else 'cpu')
+    widths = [None if config.teacher_quantization else one.hidden for one in teachers]  # on a CPU a wide one may be in half precision
+    dtype = max((pick_teacher_dtype(config.teacher_dtype, place, width)[0] for width in widths), key=lambda one: one.itemsize)
+    theirs = dtype.itemsize
     texts, tokens = text if isinstance(text, list) else [text] * len(teachers), config.max_length
     long = [round(min(config.teacher_max_length or 2 * tokens, one.teacher_tokens * tokens)) for one in texts]
     learnt = reading(student.config, b, tokens, torch.float32, half, True, on('gradient_checkpointing'))

@@ -17,7 +17,7 @@ from .adapters import about_adapters
 from .cache import SIDES, TeacherCache, rows_digest
 from .checkpoints import MANIFEST, NoRoom, contents, differs, is_full, newest_whole, whole_folder
 from .config import DistillConfig
-from .devices import in_short, look
+from .devices import look
 from .doctor import check_machine
 from .embedded import demo_corpus, embedded_student, embedded_student_tokenizer, embedded_teacher, save_documents
 from .evaluation import eval_batches, measure, retention
@@ -33,7 +33,8 @@ from .progress import say, watched
 from .push import check_push, is_private, later, make_repo, push_student, why_not
 from .report import gap_closed, read_report, write_adapter_card, write_model_card, write_report
 from .scores import SIDE_NAMES, as_read, ask, evaluate_run, of_side, side_by_side, tasks_of
-from .setup import (about_teachers, count_steps, leads_of, make_framework, plain_text_only, quiet_libraries, teachers_in, texts_of,
+from .setup import (about_choices, about_teachers, count_steps, leads_of, make_framework, plain_text_only, quiet_libraries,
+                         teachers_in, texts_of,
                          versions)
 from .share import worth_distilling
 from .tasks import check_tasks, open_tasks, task_names
@@ -113,8 +114,7 @@ class Run:
         "The text of both sides, and the framework. Whatever is wrong with names, text or models shows here, before anything is written."
         asked, self.config = self.config, self.as_it_fits()
         config = self.config
-        asked_for = [name for name in ('bf16', 'fp16') if self.arguments.get(name)] + ['fp32'] * (self.arguments.get('fp16') is False)
-        say(in_short(look(), config.teacher_dtype, None if config.teacher_cache else config.teacher_device, *asked_for[:1]))
+        say(about_choices(config, look(), None if config.teacher_cache else config.teacher_device, self.arguments))
         with in_turn('prepare'): self.text = prepare_text(config)
         self.steps = count_steps(config, len(self.text['train']))
         paired = self.about_pair()

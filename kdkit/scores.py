@@ -12,7 +12,7 @@ from .config import DistillConfig
 from .devices import pick_teacher_dtype
 from .evaluation import about_answers, eval_batches, half_on_gpu, measure, retention, samples, teacher_as_read
 from .framework import StudentAwareDistillationFramework
-from .models import is_quantized, load_causal_lm, load_options, load_tokenizer
+from .models import is_quantized, load_causal_lm, load_options, load_tokenizer, teacher_width
 from .prepare import RunError, prepare_text
 from .progress import say, watched
 from .setup import make_framework, quiet_libraries
@@ -122,8 +122,8 @@ def evaluate_tasks(
     if not tasks: raise RunError("neither a dataset nor eval_tasks is given: name what to measure by.")
     device, scores = torch.device('cuda' if torch.cuda.is_available() else 'cpu'), {}
     for side in sides:
-        dtype = pick_teacher_dtype(config.teacher_dtype, device)[0]
-        if side == 'student': dtype = getattr(torch, config.student_dtype.replace('auto', 'float32'))
+        if side == 'teacher': dtype = pick_teacher_dtype(config.teacher_dtype, device, teacher_width(config, device))[0]
+        else: dtype = getattr(torch, config.student_dtype.replace('auto', 'float32'))
         name, options, bits = getattr(config, f'{side}_model'), load_options(config, side), getattr(config, f'{side}_quantization')
         model = load_causal_lm(name, dtype, f'{side}_model', bits, config.attn_implementation, device, **options)
         if not is_quantized(model.config): model.to(device)

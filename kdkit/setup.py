@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['count_steps', 'plain_text_only', 'texts_of', 'make_framework', 'teachers_in', 'about_teachers', 'leads_of',
-           'quiet_libraries', 'versions']
+           'quiet_libraries', 'about_choices', 'versions']
 
 # %% ../nbs/47_setup.ipynb #47set003
 import importlib.metadata
@@ -15,11 +15,14 @@ import warnings
 from dataclasses import replace
 
 import datasets
+import torch
 from accelerate.utils import set_seed
 from transformers.utils import logging as hf_logging
 
 from .config import DistillConfig
+from .devices import in_short, pick_teacher_device
 from .framework import StudentAwareDistillationFramework
+from .models import teacher_width
 from .processes import how_many, is_first
 
 # %% ../nbs/47_setup.ipynb #f059bc16
@@ -95,6 +98,19 @@ def quiet_libraries():
     if not is_first():  # what a library warns of, the first process says
         hf_logging.set_verbosity_error()
         warnings.simplefilter('ignore')
+
+# %% ../nbs/47_setup.ipynb #356f59c6
+def about_choices(
+    config: DistillConfig,
+    machine,                  # of look
+    teacher_device: str|None, # as in the config; None: beside the student, or no teacher in memory
+    arguments: dict = {},     # of TrainingArguments, given explicitly
+) -> str:
+    "What this machine makes of the config, in one sentence."
+    place = torch.device(pick_teacher_device(teacher_device, machine)[0])
+    each = [] if config.teacher_cache else [config.of_teacher(i) for i in range(len(config.teachers))]
+    asked = [name for name in ('bf16', 'fp16') if arguments.get(name)] + ['fp32'] * (arguments.get('fp16') is False)
+    return in_short(machine, config.teacher_dtype, teacher_device, (*asked, '')[0], [teacher_width(one, place) for one in each])
 
 # %% ../nbs/47_setup.ipynb #d35d75dd
 def versions() -> dict:  # package -> version

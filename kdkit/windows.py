@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['whole_bytes', 'STUDENTS', 'control_ids', 'one_stream', 'cut_greedily', 'too_short', 'cut_windows', 'list_column',
-           'mask_column', 'Unpack', 'ids_below', 'pair_batch', 'cut_conversation', 'whole_readings', 'share_windows',
-           'pair_conversations', 'WindowMaker', 'ConversationMaker', 'numbered', 'side_names', 'each_of', 'mean_bytes',
-           'pair_dataset', 'with_teacher', 'pair_enough', 'counting', 'in_spans', 'PairCollator', 'JointRows',
-           'JointCollator', 'learnt_pairs', 'next_pairs', 'alignment_summary', 'place_shares', 'inconsistent_tokens']
+           'mask_column', 'Unpack', 'ids_below', 'start_columns', 'pair_batch', 'cut_conversation', 'whole_readings',
+           'share_windows', 'pair_conversations', 'WindowMaker', 'ConversationMaker', 'numbered', 'side_names',
+           'each_of', 'mean_bytes', 'pair_dataset', 'with_teacher', 'pair_enough', 'counting', 'in_spans',
+           'document_positions', 'model_inputs', 'PairCollator', 'JointRows', 'JointCollator', 'learnt_pairs',
+           'next_pairs', 'alignment_summary', 'place_shares', 'inconsistent_tokens']
 
 # %% ../nbs/20_windows.ipynb #723439c7
 import hashlib
@@ -66,7 +67,7 @@ def one_stream(
         base += size + step
         if end_id is not None: ids.append([end_id]), ends.append([base])
         elif len(doc_ends): ends[-1][-1] = base  # both sides know that the document is over
-    return np.concatenate(ids), np.concatenate(ends)
+    return np.concatenate(ids, dtype=np.int32), np.concatenate(ends)
 
 # %% ../nbs/20_windows.ipynb #39997b6e
 def cut_greedily(
@@ -99,19 +100,20 @@ def too_short(
 # %% ../nbs/20_windows.ipynb #f27f5e7c
 def cut_windows(
     texts: list,      # documents
-    encoded: list,    # `encode_bytes` of each side: student[, teacher, …]
+    encoded: list,    # `encode_bytes` of each side: student[, teacher, …]; emptied, for a long document fills the memory
     controls: list,   # (start id, end id) of each side
     limits: list,     # tokens that a window of each side may hold
     pack: bool,       # documents may share a window
-) -> list:            # for each window: ids of each side, (student positions, teacher positions) of each teacher, bytes
+) -> list:            # for each window: ids of each side, (student, teacher) positions of each teacher, where documents begin on each side, bytes
     "Windows in which all sides hold the same text."
     sizes = np.array([len(text.encode()) for text in texts])
     marked = all(end_id is not None for _, end_id in controls)
-    streams = [one_stream(side, sizes, start_id, end_id if marked else None) for side, (start_id, end_id) in zip(encoded, controls)]
-    pairs = ([np.stack(shared_boundaries(streams[0][1], ends)) for _, ends in streams[1:]]
-             or [np.stack(shared_boundaries(streams[0][1], streams[0][1]))])
+    over_at = [np.cumsum([len(ids) + marked for ids, _ in side]) for side in encoded]  # the last token of each document, in its stream
+    streams = [one_stream(encoded.pop(0), sizes, start_id, end_id if marked else None) for start_id, end_id in controls]
+    others = [ends for _, ends in streams[1:]] or [streams[0][1]]
+    pairs = [np.stack(shared_boundaries(streams[0][1], ends), dtype=np.int32) for ends in others]
     everywhere = reduce(np.intersect1d, [here for here, _ in pairs])  # boundaries of all sides, as tokens of the student
-    meets = [np.searchsorted(here, everywhere) for here, _ in pairs]  # where these stand among the boundaries of each pair
+    meets = [np.searchsorted(here, everywhere).astype(np.int32) for here, _ in pairs]  # where these stand among the boundaries of each pair
     read = np.stack([everywhere, *(there[some] for (_, there), some in zip(pairs, meets))])[:len(streams)]
     at = streams[0][1][read[0]]  # where the boundaries are, control tokens counted
     document_ends = np.cumsum(sizes + 1 + marked)
@@ -120,11 +122,14 @@ def cut_windows(
     over = np.searchsorted(document_ends, at, 'right')  # documents
     text_bytes = at - over * (1 + marked) - (at > np.append(0, document_ends)[over])
     if cuts[-1] < stops[-1]: raise too_short(''.join(texts), text_bytes[cuts[-1]], np.diff(read[:, cuts[-1]:])[:, 0], limits)
+    del over
     windows = []
     for i, j in zip(cuts, cuts[1:]):
         ids = [np.append(ids[:1], ids[begin + 1:end + 1]) for (ids, _), begin, end in zip(streams, read[:, i], read[:, j])]
-        windows.append((ids, [pair[:, some[i]:some[j]] - pair[:, some[i]:some[i] + 1] for pair, some in zip(pairs, meets)],
-                        text_bytes[j] - text_bytes[i]))
+        positions = [(pair[:, some[i]:some[j]] - pair[:, some[i]:some[i] + 1]) for pair, some in zip(pairs, meets)]
+        starts = [np.unique([0, *(last[(last > begin) & (last < end)] - begin)])
+                  for last, begin, end in zip(over_at, read[:, i], read[:, j])]
+        windows.append((ids, positions, starts, text_bytes[j] - text_bytes[i]))
     return windows
 
 # %% ../nbs/20_windows.ipynb #1fb86667
@@ -173,6 +178,12 @@ def ids_below(
     "What every token of a side is below."
     return [max(len(pieces), *(index + 1 for index in control if index is not None)) for pieces, control in zip(tables, controls)]
 
+def start_columns(
+    n: int,  # student and teachers
+) -> list:
+    "The columns of packed windows that say where documents begin, of each side."
+    return ['document_starts', *(numbered('teacher_document_starts', i) for i in range(n - 1))]
+
 def pair_batch(
     table: pa.Table,   # column text
     tokenizers: list,  # student[, teacher, …]
@@ -186,13 +197,14 @@ def pair_batch(
     encoded = [encode_bytes(tokenizer, texts, pieces) for tokenizer, pieces in zip(tokenizers, tables)]
     windows = cut_windows(texts, encoded, controls, limits, pack) if texts else []
     del encoded
-    ids, positions, n_bytes = zip(*windows) if windows else ([], [], [])
+    ids, positions, starts, n_bytes = zip(*windows) if windows else ([], [], [], [])
     sizes = ids_below(tables, controls)
     columns = {'input_ids': list_column([row[0] for row in ids], sizes[0])}
     for i, size in enumerate(sizes[1:]):
         columns[numbered('teacher_input_ids', i)] = list_column([row[i + 1] for row in ids], size)
         columns[numbered('student_positions', i)] = mask_column([row[i][0] for row in positions])
         columns[numbered('teacher_positions', i)] = mask_column([row[i][1] for row in positions])
+    if pack: columns.update({name: list_column([row[i] for row in starts]) for i, name in enumerate(start_columns(len(sizes)))})
     return pa.table(columns | {'n_bytes': pa.array(n_bytes, pa.int64())})
 
 # %% ../nbs/20_windows.ipynb #841f34eb
@@ -279,8 +291,9 @@ def pair_conversations(
     teachers = range(len(sides) - 1)
     tokens, learnt = ([name, *(numbered(f'teacher_{name}', i) for i in teachers)] for name in ('input_ids', 'answers'))
     places = [tuple(numbered(f'{side}_positions', i) for side in ('student', 'teacher')) for i in teachers]
-    rows, n_bytes = ({name: [] for name in [tokens[0], *(name for i in teachers for name in (tokens[i + 1], *places[i])), *learnt]},
-                     [[] for _ in sides])
+    begins = start_columns(len(sides)) if pack else []
+    names = [tokens[0], *(name for i in teachers for name in (tokens[i + 1], *places[i])), *learnt, *begins]
+    rows, n_bytes = {name: [] for name in names}, [[] for _ in sides]
     for group in share_windows(readings, limits, pack):
         window, before, spoken = {name: [] for name in rows}, [0] * len(sides), [0] * len(sides)
         for each in group:
@@ -288,6 +301,7 @@ def pair_conversations(
                 alike = same[i] and np.array_equal(each[0].ids, each[i + 1].ids)  # then the template is read alike as well
                 both = [np.arange(len(each[0].ids) - 1)] * 2 if alike else shared_places(each[0], each[i + 1])
                 for name, some, start in zip(places[i], both, (before[0], before[i + 1])): window[name].append(some + start)
+            for name, start in zip(begins, before): window[name].append([start])
             for i, reading in enumerate(each):
                 spans = np.array(reading.answers if train_on == 'answers' else [(0, len(reading.ids))], np.int64).flatten()
                 for name, values in zip((tokens[i], learnt[i]), (reading.ids, spans + before[i])): window[name].append(values)
@@ -320,7 +334,7 @@ class WindowMaker:
         self.limits, self.pack, self.notes = [max_length, *(limit or 2 * max_length for limit in each_of(teacher_max_length, n))], pack, []
         if min(self.limits) < 2: raise DataError(f"windows of {min(self.limits)} tokens hold no text: a start token and one more make 2.")
         # raise it when the same recipe begins to give other windows
-        self.tables, version = [token_bytes(tokenizer) for tokenizer in self.tokenizers], 4
+        self.tables, version = [token_bytes(tokenizer) for tokenizer in self.tokenizers], 5
         self.below = ids_below(self.tables, self.controls)
         names = ['input_ids', *(numbered('teacher_input_ids', i) for i in range(n))]
         self.unpack = Unpack(tuple(name for name, below in zip(names, self.below) if 2**16 < below <= 2**24))
@@ -350,7 +364,7 @@ class WindowMaker:
         cache_dir: str|None = None,     # of datasets, by default its own
         file: str|Path|None = None,     # where the windows are kept, by default in that cache
         ticks: str|None = None,         # as of `some`
-    ) -> Dataset:                       # input_ids, teacher_input_ids, student_positions, teacher_positions, n_bytes
+    ) -> Dataset:                       # input_ids, teacher_input_ids, student_positions, teacher_positions, n_bytes; packed also document_starts of each side
         "The windows of all documents."
         fingerprint = self.fingerprint(dataset._fingerprint)
         file = Path(file or Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / 'kdkit' / f'{fingerprint}.arrow')
@@ -382,7 +396,7 @@ class ConversationMaker(WindowMaker):
         self.sides, self.train_on, self.cut = [student, *each_of(teacher, 1)], train_on, long_conversations == 'cut'
         super().__init__(student.tokenizer, [side.tokenizer for side in self.sides[1:]], max_length=max_length,
                          teacher_max_length=teacher_max_length, pack=pack, student_control=(0, None), teacher_control=(0, None))
-        self.recipe += ['conversations', 1, [side.recipe for side in self.sides], train_on, self.cut]
+        self.recipe += ['conversations', 2, [side.recipe for side in self.sides], train_on, self.cut]
         self.same = [digest == self.recipe[1][0] for digest in self.recipe[1][1:]]
 
     def pair(self, table):
@@ -507,6 +521,26 @@ def in_spans(
         for first, stop in zip(spans[::2], spans[1::2]): to[first:stop] = True
     return mask
 
+# %% ../nbs/20_windows.ipynb #20docm02
+def document_positions(
+    rows: list,  # of lists, where documents begin
+    width: int,
+) -> torch.Tensor:  # [rows, width]
+    "Positions that begin anew with each document."
+    positions = torch.arange(width).repeat(len(rows), 1)
+    for to, starts in zip(positions, rows):
+        for start in starts: to[start:] = torch.arange(width - start)
+    return positions
+
+def model_inputs(
+    batch: dict,     # of a collator
+    side: str = '',  # or 'teacher_', as its names begin
+) -> dict:
+    "What a model is called with to read its side of a batch."
+    # a mask of documents is made where no other is given
+    name = f'{side}position_ids' if f'{side}position_ids' in batch else f'{side}attention_mask'
+    return {'input_ids': batch[f'{side}input_ids'], name.removeprefix(side): batch[name]}
+
 # %% ../nbs/20_windows.ipynb #424de68e
 class PairCollator:
     "Rows of `pair_dataset` to one padded batch."
@@ -514,7 +548,9 @@ class PairCollator:
         student_pad_id: int = 0,
         teacher_pad_id: int = 0,
         pad_to_multiple_of: int|None = None, # of the token columns
+        document_masking: bool = False,      # documents of one window are read as if each were alone
     ):
+        self.document_masking = document_masking
         self.fill = {'input_ids': student_pad_id, 'teacher_input_ids': teacher_pad_id, 'student_positions': -1, 'teacher_positions': -1}
         self.multiple = pad_to_multiple_of or 1
 
@@ -533,6 +569,13 @@ class PairCollator:
             batch['teacher_labels'][:, 0] = -100
             batch['teacher_n_bytes'] = torch.tensor([row['teacher_n_bytes'] for row in rows])
         batch['labels'][:, 0] = -100
+        for side in ('', 'teacher_'):
+            if not self.document_masking or f'{side}document_starts' not in rows[0]: continue
+            starts = [row[f'{side}document_starts'] for row in rows]
+            if max(map(len, starts)) == 1: continue  # nothing to keep apart
+            batch[f'{side}position_ids'] = document_positions(starts, batch[f'{side}input_ids'].shape[1])
+            if 'answers' in rows[0]:  # a conversation's first token follows from nothing
+                for labels, some in zip(batch[f'{side}labels'], starts): labels[some] = -100
         for name in {'teacher_said', 'teacher_inside', 'teacher_crossing', 'teacher_tokens'} & rows[0].keys():
             batch[name] = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row[name]) for row in rows], batch_first=True)
         return batch | {'n_bytes': torch.tensor([row['n_bytes'] for row in rows])}
@@ -545,7 +588,7 @@ class PairCollator:
         return padded
 
 # %% ../nbs/20_windows.ipynb #20win004
-STUDENTS = 'input_ids', 'attention_mask', 'labels', 'n_bytes'  # what every teacher's batch has in common
+STUDENTS = 'input_ids', 'attention_mask', 'position_ids', 'labels', 'n_bytes'  # what every teacher's batch has in common
 
 # %% ../nbs/20_windows.ipynb #20win006
 class JointRows(torch.utils.data.Dataset):
