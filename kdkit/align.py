@@ -385,7 +385,7 @@ def shared_boundaries(
         return index, ends[index]
     (student_index, student_bytes), (teacher_index, teacher_bytes) = last_at(student_ends), last_at(teacher_ends)
     if not len(teacher_bytes): return student_index[:0], teacher_index
-    place = np.searchsorted(teacher_bytes, student_bytes).clip(max=len(teacher_bytes) - 1)  # both ascend: nothing is sorted, which takes memory
+    place = np.searchsorted(teacher_bytes, student_bytes).clip(max=len(teacher_bytes) - 1)  # both ascend: nothing need be sorted
     both = teacher_bytes[place] == student_bytes
     return student_index[both], teacher_index[place[both]]
 

@@ -18,8 +18,9 @@ from kdkit.shards import local
 
 VALUES, FOLDER = json.loads(sys.argv[1]), Path(sys.argv[2])
 # five held-out windows: three of one process, two of the other, which is a batch less
-CONFIG = DistillConfig(**VALUES, recipe='seed', use_curriculum=False, max_length=64, batch_size=2, max_steps=4, eval_steps=2, logging_steps=1, max_eval_rows=5,
-                       eval_fraction=.1, learning_rate=1e-3, early_stopping=True, early_stopping_warmup=0, min_delta=0., gradient_accumulation_steps=2)
+CONFIG = DistillConfig(**VALUES, recipe='seed', use_curriculum=False, max_length=64, batch_size=2, max_steps=4, eval_steps=2, logging_steps=1,
+                       max_eval_rows=5, eval_fraction=.1, learning_rate=1e-3, early_stopping=True, early_stopping_warmup=0, min_delta=0.,
+                       gradient_accumulation_steps=2)
 
 
 class Look(TrainerCallback):
@@ -65,12 +66,14 @@ found['pieces_to_whole'] = close(weights, trained('b', 'pieces/checkpoint-2')[2]
 # a gradient that breaks in one process is skipped in both
 for name, more in dict(broken=dict(fsdp='full_shard'), half=dict(fsdp='full_shard', bf16=True)).items():
     trainer, _, others = trained(name, breaks=2 if name == 'broken' else 0, **more)
-    found[name] = dict(skipped=trainer.finite_steps.skipped, finite=all(bool(p.isfinite().all()) for p in others.values()), moved=close(weights, others))
+    found[name] = dict(skipped=trainer.finite_steps.skipped, finite=all(bool(p.isfinite().all()) for p in others.values()),
+                       moved=close(weights, others))
 # so does the scaler of half precision
 ones, scaler = torch.ones(2, 2), torch.amp.GradScaler('cpu')
 as_piece = lambda tensor: DTensor.from_local(tensor, init_device_mesh('cpu', (2,)), [Shard(0)])
 weight = torch.nn.Parameter(as_piece(ones))
-weight.grad, optimizer = as_piece(scaler.scale(ones.clone()) * (torch.inf if distributed.get_rank() else 1)), torch.optim.SGD([weight], lr=1.)
+optimizer = torch.optim.SGD([weight], lr=1.)
+weight.grad = as_piece(scaler.scale(ones.clone()) * (torch.inf if distributed.get_rank() else 1))
 scaler.step(optimizer)
 scaler.update()
 found['scaler'] = [scaler.get_scale(), bool((local(weight) == 1).all())]

@@ -40,7 +40,8 @@ def build(shape, rows, hidden, seed):
     if shape != 'gemma2': return model_of(shape, rows, hidden, 2, seed)
     torch.manual_seed(seed)  # with windows that are shorter than the documents
     return Gemma2ForCausalLM(Gemma2Config(vocab_size=rows, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4,
-                                          num_key_value_heads=2, head_dim=8, intermediate_size=64, sliding_window=8, bos_token_id=0, eos_token_id=0)).eval()
+                                          num_key_value_heads=2, head_dim=8, intermediate_size=64, sliding_window=8,
+                                          bos_token_id=0, eos_token_id=0)).eval()
 
 def framework_of(student, teacher, tokenizers=None, dtype=torch.float64, **options):
     mine, theirs = tokenizers or (sentencepiece(600), byte_level(700))
@@ -69,7 +70,8 @@ def check_same(found, wanted, **close):
     for one, other in zip(found, wanted):
         assert one.keys() == other.keys()
         for name in one:
-            torch.testing.assert_close(one[name], other[name], msg=lambda text: f'{name}: {text}', **{**dict(atol=1e-6, rtol=1e-5), **close})
+            torch.testing.assert_close(one[name], other[name], msg=lambda text: f'{name}: {text}',
+                                       **{**dict(atol=1e-6, rtol=1e-5), **close})
 
 
 @pytest.mark.parametrize('student, teacher', [*((shape, 'llama') for shape in SHAPES), *(('llama', shape) for shape in SHAPES[1:])])
@@ -155,7 +157,8 @@ def test_several_teachers(three, tmp_path):  # noqa: F811
 
 def cached(values, folder, **options):
     return DistillConfig(**{**values, 'max_length': 128, 'batch_size': 4, 'max_steps': 2, 'eval_steps': 2, 'eval_fraction': .1,
-                            'max_eval_rows': 4, 'output_dir': str(folder / 'run'), 'teacher_cache': str(folder / 'cache'), 'cache_top_k': 10**6,
+                            'max_eval_rows': 4, 'output_dir': str(folder / 'run'), 'teacher_cache': str(folder / 'cache'),
+                            'cache_top_k': 10**6,
                             'kd_method': 'first_token', 'document_masking': True, **options})
 
 def test_from_a_cache_as_online(pair, tmp_path):
@@ -189,7 +192,8 @@ def test_a_cache_says_how_it_was_read(pair, tmp_path):
 @pytest.mark.parametrize('side', ['student', 'teacher'])
 def test_a_model_without_a_mask_is_recognised(side):
     shapes, losses = dict(dict(student='llama', teacher='llama'), **{side: 'mamba'}), dict(alpha_attention=0., alpha_layerwise=0.)
-    with pytest.raises(ModelError, match=f'document_masking was asked for, but {side}_model .MambaForCausalLM. cannot: .*or set pack=False'):
+    said = f'document_masking was asked for, but {side}_model .MambaForCausalLM. cannot: .*or set pack=False'
+    with pytest.raises(ModelError, match=said):
         framework_of(**shapes, **losses)
     for off in (dict(document_masking=False), dict(pack=False)):
         framework = framework_of(**shapes, **losses, **off)

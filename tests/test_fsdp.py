@@ -1,4 +1,4 @@
-"A student in pieces, one in each of two processes: the same weights, numbers, checkpoints and report as one process, from half of what training takes."
+"A student in pieces, one in each of two processes: the same weights, numbers, checkpoints and report, from half of what training takes."
 import json
 import os
 import shutil
@@ -35,7 +35,8 @@ def test_a_run_in_pieces_is_the_run(leading, tmp_path):
     files = lambda place: {path.name for path in (place / 'checkpoint-3').iterdir() if not path.name.startswith('rng_state')}
     assert files(folder) == files(tmp_path / 'one')
     AutoModelForCausalLM.from_pretrained(saved)  # a plain folder, whole
-    whole, pieces = (torch.load(place / 'checkpoint-3' / 'optimizer.pt', weights_only=True)['state'] for place in (tmp_path / 'one', folder))
+    whole, pieces = (torch.load(place / 'checkpoint-3' / 'optimizer.pt', weights_only=True)['state']
+                     for place in (tmp_path / 'one', folder))
     assert whole.keys() == pieces.keys()
     for i in whole: torch.testing.assert_close(pieces[i]['exp_avg'], whole[i]['exp_avg'], atol=1e-5, rtol=1e-4)
     for name in ('checkpoint-6', 'student'): shutil.rmtree(folder / name)
@@ -48,7 +49,8 @@ def test_a_run_in_pieces_is_the_run(leading, tmp_path):
 
 
 def test_two_processes_hold_a_half_each(leading, tmp_path):
-    done = subprocess.run([str(BIN / 'torchrun'), '--standalone', '--nproc_per_node', '2', str(TESTS / 'in_pieces.py'), json.dumps(leading), str(tmp_path)],
+    done = subprocess.run([str(BIN / 'torchrun'), '--standalone', '--nproc_per_node', '2', str(TESTS / 'in_pieces.py'),
+                           json.dumps(leading), str(tmp_path)],
                           env=dict(os.environ, OMP_NUM_THREADS='1'), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found, other = (json.loads((tmp_path / name).read_text()) for name in ('found.json', 'other.json'))
@@ -69,7 +71,8 @@ def test_two_processes_hold_a_half_each(leading, tmp_path):
     ({}, dict(fsdp='hybrid_shard'), 'give full_shard'), ({}, dict(fsdp='full_shard offload'), 'give full_shard'),
     (dict(lora_r=4), dict(fsdp=True), 'leave one of the two out'), ({}, dict(fsdp='true', optim='adafactor'), 'adamw_torch_fused'),
     ({}, dict(fsdp='full_shard', fsdp_config=dict(version=1)), 'fsdp_config'), ({}, dict(deepspeed='zero.json'), 'give fsdp full_shard'),
-    pytest.param({}, dict(fsdp='full_shard'), 'needs use_cpu', marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'))])
+    pytest.param({}, dict(fsdp='full_shard'), 'needs use_cpu',
+                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'))])
 def test_what_pieces_cannot_have(monkeypatch, config, arguments, says):
     monkeypatch.setattr(kdkit.trainer, 'how_many', lambda: 2)
     with pytest.raises(ConfigError, match=says) as raised: check_arguments(DistillConfig(**config), arguments)

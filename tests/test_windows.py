@@ -108,7 +108,8 @@ def test_empty_documents_leave_no_trace():
 
 def test_student_alone():
     paired = pair(documents, 'bytes', None)
-    assert paired.column_names == ['input_ids', 'document_starts', 'n_bytes'] and sum(paired['n_bytes']) == sum(len(text.encode()) for text in documents)
+    assert paired.column_names == ['input_ids', 'document_starts', 'n_bytes']
+    assert sum(paired['n_bytes']) == sum(len(text.encode()) for text in documents)
     assert max(map(len, paired['input_ids'])) == 64
 
 def test_a_stretch_that_fits_no_window():
