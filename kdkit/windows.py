@@ -104,7 +104,7 @@ def cut_windows(
     controls: list,   # (start id, end id) of each side
     limits: list,     # tokens that a window of each side may hold
     pack: bool,       # documents may share a window
-) -> list:            # for each window: ids of each side, (student, teacher) positions of each teacher, starts of documents on each side, bytes
+) -> list:            # for each window: ids of each side, (student, teacher) positions of each teacher, starts of documents, bytes
     "Windows in which all sides hold the same text."
     sizes = np.array([len(text.encode()) for text in texts])
     marked = all(end_id is not None for _, end_id in controls)
@@ -364,7 +364,7 @@ class WindowMaker:
         cache_dir: str|None = None,     # of datasets, by default its own
         file: str|Path|None = None,     # where the windows are kept, by default in that cache
         ticks: str|None = None,         # as of `some`
-    ) -> Dataset:                       # input_ids, teacher_input_ids, student_positions, teacher_positions, n_bytes; document_starts if packed
+    ) -> Dataset:                       # input_ids, teacher_input_ids, student_positions, teacher_positions, n_bytes, …
         "The windows of all documents."
         fingerprint = self.fingerprint(dataset._fingerprint)
         file = Path(file or Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / 'kdkit' / f'{fingerprint}.arrow')

@@ -160,7 +160,7 @@ def main():
     parser.add_argument('--max_eval_rows', type=int, default=32)
     parser.add_argument('--eval_steps', type=int, default=20)
     parser.add_argument('--teacher_dtype', default='auto')
-    parser.add_argument('--bf16', action='store_true', help='matrix products of training in bfloat16, where the processor has it in hardware')
+    parser.add_argument('--bf16', action='store_true', help='train in bfloat16, where the processor has it in hardware')
     parser.add_argument('--page', action='store_true', help='only write the page from results.json')
     args = parser.parse_args()
     if not args.page:
