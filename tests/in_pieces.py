@@ -19,8 +19,8 @@ from kdkit.shards import local
 VALUES, FOLDER = json.loads(sys.argv[1]), Path(sys.argv[2])
 # five held-out windows: three of one process, two of the other, which is a batch less
 CONFIG = DistillConfig(**VALUES, recipe='seed', use_curriculum=False, max_length=64, batch_size=2, max_steps=4, eval_steps=2,
-                       logging_steps=1, max_eval_rows=5, eval_fraction=.1, learning_rate=1e-3, early_stopping=True, early_stopping_warmup=0, min_delta=0.,
-                       gradient_accumulation_steps=2)
+                       logging_steps=1, max_eval_rows=5, eval_fraction=.1, learning_rate=1e-3, early_stopping=True,
+                       early_stopping_warmup=0, min_delta=0., gradient_accumulation_steps=2)
 
 
 class Look(TrainerCallback):
