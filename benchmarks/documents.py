@@ -3,10 +3,8 @@
     python benchmarks/documents.py                  # the embedded pair's tokenizers, random weights
     python benchmarks/documents.py --length 512
 """
-import torch
-
 from kdkit.embedded import embedded_student_tokenizer, embedded_teacher
-from pairs import about_machine, arguments, compared, pair
+from pairs import about_machine, arguments, compared, distilled, pair, stepper
 
 
 def main():
@@ -14,19 +12,11 @@ def main():
                      student='128x3')
     framework, batches = pair(args, dict(document_masking=True))
     plain = [{name: values for name, values in batch.items() if not name.endswith('position_ids')} for batch in batches]
-    optimizer = torch.optim.AdamW(framework.student_model.parameters(), 1e-5)
-    half = torch.autocast(args.device, torch.float16, enabled=args.device == 'cuda')
-    def step(batches):
-        def run(turn):
-            with half: loss = framework(**batches[turn % 2])['loss']
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return run
+    step, loss = stepper(framework, args.device), distilled(framework)
     documents = sum((batch['position_ids'] == 0).sum().item() for batch in batches) / sum(len(batch['input_ids']) for batch in batches)
     print(about_machine(args.device))
     print(f'{args.batch} x {args.length} tokens, {documents:.1f} documents in a window')
-    ways = {'documents together': step(plain), 'documents apart': step(batches)}
+    ways = {'documents together': step(loss, plain), 'documents apart': step(loss, batches)}
     for name, (time, ratio) in compared(ways, args.turns, args.device).items():
         print(f'{name:>20}: {ratio:5.2f} x   {time * 1000:8,.0f} ms', flush=True)
 

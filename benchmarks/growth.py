@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 
 from kdkit.embedded import embedded_student_tokenizer, embedded_teacher
 from memory import settled
-from pairs import about_machine, arguments, compared, pair
+from pairs import about_machine, arguments, compared, distilled, pair, stepper
 
 AXES = {  # name -> (sizes, what they change)
     'vocabulary': ((8192, 16384, 32768, 65536), lambda n: dict(rows=n)),
@@ -31,22 +31,15 @@ WHAT = dict(vocabulary='rows of each vocabulary', length='student tokens in a wi
             layers="student's layers; the teacher has twice as many")
 
 
-def stepper(args, change):
+def step_of(args, change):
     "One optimizer step of a pair of this size."
     framework, batches = pair(argparse.Namespace(**{**vars(args), **change}))
-    optimizer = torch.optim.AdamW(framework.student_model.parameters(), 1e-5)
-    half = torch.autocast(args.device, torch.float16, enabled=args.device == 'cuda')
-    def step(turn):
-        with half: loss = framework(**batches[turn % 2])['loss']
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return step
+    return stepper(framework, args.device)(distilled(framework), batches)
 
 
 def memory(args, change):
     "How many bytes a step takes besides what was held before it."
-    step = stepper(args, change)
+    step = step_of(args, change)
     step(0)  # what stays, stays now
     if args.device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
@@ -72,7 +65,7 @@ def sizes_of(args, name): return [size if name == 'layers' else size * args.base
 def measure(args, name):
     "size -> (median seconds, median ratio to the second size)"
     sizes, change = sizes_of(args, name), AXES[name][1]
-    ways = {size: stepper(args, change(size)) for size in [sizes[1], sizes[0], *sizes[2:]]}  # the first is what others are compared with
+    ways = {size: step_of(args, change(size)) for size in [sizes[1], sizes[0], *sizes[2:]]}  # the first is what others are compared with
     times = compared(ways, args.turns, args.device)
     return {size: times[size] for size in sizes}
 

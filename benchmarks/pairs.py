@@ -81,6 +81,25 @@ def pair(args, config=None):
     return framework, [move(framework.collator()(full[i * args.batch:(i + 1) * args.batch])) for i in range(2)]
 
 
+def stepper(framework, device):
+    "(loss of a batch, two batches) -> one optimizer step on the batch of a turn."
+    optimizer = torch.optim.AdamW(framework.student_model.parameters(), 1e-5)
+    half = torch.autocast(device, torch.float16, enabled=device == 'cuda')
+    def step(loss, batches):
+        def run(turn):
+            with half: value = loss(batches[turn % 2])
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return run
+    return step
+
+
+def distilled(framework):
+    "The loss of distillation, of a batch."
+    return lambda batch: framework(**batch)['loss']
+
+
 def seconds(device):
     "What this process has used so far."
     if device == 'cuda': torch.cuda.synchronize(); return time.perf_counter()

@@ -8,11 +8,10 @@
 which lets autograd go back through slices that are computed twice. With one tokenizer, others are measured where they are installed (pip
 install trl liger-kernel): TRL's loss of GKD at the forward KL, and Liger's chunked loss. """
 import torch
-from transformers import get_scheduler  # noqa: F401  (imports what every way needs before the clock starts)
 
 from kdkit.models import body
 from kdkit.terms import LanguageModelTerm
-from pairs import about_machine, arguments, compared, pair
+from pairs import about_machine, arguments, compared, distilled, pair, stepper
 
 
 class Readable(LanguageModelTerm):
@@ -23,26 +22,18 @@ class Readable(LanguageModelTerm):
 def ways(framework, batches, args):
     "name -> one optimizer step on the batch of that turn."
     student, teacher, lm = framework.student_model, framework.teacher_model, framework.terms['lm']
-    optimizer, half = torch.optim.AdamW(student.parameters(), 1e-5), torch.autocast(args.device, torch.float16,
-                                                                                    enabled=args.device == 'cuda')
+    step = stepper(framework, args.device)
     def side(batch, prefix=''): return dict(input_ids=batch[f'{prefix}input_ids'], attention_mask=batch[f'{prefix}attention_mask'])
-    def step(loss):
-        def run(turn):
-            with half: value = loss(batches[turn % 2])
-            value.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return run
     def bare(batch):
         with torch.no_grad(): teacher(**side(batch, 'teacher_'))
         return student(**side(batch), labels=batch['labels']).loss
-    def ours(batch): return framework(**batch)['loss']
+    ours = distilled(framework)
     def readable(batch):
         framework.terms['lm'] = Readable()
         try: return ours(batch)
         finally: framework.terms['lm'] = lm
     found = dict(bare=bare, kdkit=ours, readable=readable)
-    if not args.same: return {name: step(loss) for name, loss in found.items()}
+    if not args.same: return {name: step(loss, batches) for name, loss in found.items()}
     def hand(batch):
         with torch.no_grad(): said = teacher(**side(batch, 'teacher_')).logits
         output = student(**side(batch), labels=batch['labels'])
@@ -71,7 +62,7 @@ def ways(framework, batches, args):
             return liger(states[:, :-1].flatten(0, 1), student.lm_head.weight, said[:, :-1].flatten(0, 1), teacher.lm_head.weight,
                          batch['labels'][:, 1:].flatten())
         found['Liger chunked'] = chunked
-    return {name: step(loss) for name, loss in found.items()}
+    return {name: step(loss, batches) for name, loss in found.items()}
 
 
 def main():

@@ -217,8 +217,8 @@ def write(words: list):
     check_names(config, ('teacher_model', 'dataset'))
     if 'output' not in own: raise ConfigError("--output is missing.")
     with loading():
-        from kdkit.run import quiet_libraries
         from kdkit.sequence import write_dataset
+        from kdkit.setup import quiet_libraries
     quiet_libraries()
     said = write_dataset(config, own.pop('output'), **own, **({'batch_size': config.batch_size} if 'batch_size' in given else {}))
     left = ', '.join(f'{said[name]:,} {what}' for name, what in (('unfinished', 'that were not over left out'),
@@ -248,7 +248,7 @@ def cut_student(words: list):
     with loading():
         from kdkit.make_student import make_student
         from kdkit.models import load_options
-        from kdkit.run import quiet_libraries
+        from kdkit.setup import quiet_libraries
     quiet_libraries()
     made = make_student(own['from'], own['output_dir'], int(own['layers']), own.get('vocab'), **load_options(config, 'teacher'))
     rows = ('' if made['one_token'] is None

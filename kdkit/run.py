@@ -39,7 +39,7 @@ from .setup import (about_choices, about_teachers, count_steps, leads_of, make_f
 from .share import worth_distilling
 from .tasks import check_tasks, open_tasks, task_names
 from .windows import JointRows
-from .trainer import (DistillationTrainer, DoesNotFit, check_arguments, give_memory_back, in_pieces, is_out_of_memory,
+from .trainer import (DistillationTrainer, DoesNotFit, check_arguments, give_memory_back, is_sharded, is_out_of_memory,
                            last_complete_checkpoint, load_student, pick_learning_rate, smaller_batches, training_arguments, ways_to_fit)
 
 _all_ = ['cache_teacher', 'evaluate_run']  # whole calls beside distill: they are looked for here
@@ -59,7 +59,7 @@ def make_trainer(
     steps, texts = count_steps(config, len(text['train'])), texts_of(text)[:len(framework.lessons)]
     rows = JointRows([one['train'] for one in texts]) if len(texts) > 1 else text['train']
     args = training_arguments(config, steps, **{**arguments, 'output_dir': str(folder)})
-    trainer = DistillationTrainer(framework, args, rows, text['held_out'], label=label, fsdp=in_pieces(arguments), **how)
+    trainer = DistillationTrainer(framework, args, rows, text['held_out'], label=label, fsdp=is_sharded(arguments), **how)
     trainer.plan.update(plan)
     return trainer
 
@@ -172,7 +172,6 @@ class Run:
             self.stages.forget('reported')
 
     def trained_some(self): return bool(newest_whole(self.folder) or newest_whole(self.folder / 'control'))
-
 
     # -- measured ------------------------------------------------------------------------------------------------
 

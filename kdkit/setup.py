@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['count_steps', 'plain_text_only', 'texts_of', 'make_framework', 'teachers_in', 'about_teachers', 'leads_of',
-           'quiet_libraries', 'about_choices', 'versions']
+           'about_choices', 'quiet_libraries', 'versions']
 
 # %% ../nbs/47_setup.ipynb #47set003
 import importlib.metadata
@@ -90,15 +90,6 @@ def leads_of(
     "How far each teacher is ahead now, and what it gets for that."
     return [dict(lead=lead.lead, share=lead.share) for lead in (lesson.curriculum.lead for lesson in framework.lessons)]
 
-# %% ../nbs/47_setup.ipynb #317a3800
-def quiet_libraries():
-    "No progress bar for every file that is read or written; the run has one of its own."
-    hf_logging.disable_progress_bar()
-    if not (sys.stderr.isatty() and is_first()): datasets.disable_progress_bars()
-    if not is_first():  # what a library warns of, the first process says
-        hf_logging.set_verbosity_error()
-        warnings.simplefilter('ignore')
-
 # %% ../nbs/47_setup.ipynb #356f59c6
 def about_choices(
     config: DistillConfig,
@@ -111,6 +102,15 @@ def about_choices(
     each = [] if config.teacher_cache else [config.of_teacher(i) for i in range(len(config.teachers))]
     asked = [name for name in ('bf16', 'fp16') if arguments.get(name)] + ['fp32'] * (arguments.get('fp16') is False)
     return in_short(machine, config.teacher_dtype, teacher_device, (*asked, '')[0], [teacher_width(one, place) for one in each])
+
+# %% ../nbs/47_setup.ipynb #317a3800
+def quiet_libraries():
+    "No progress bar for every file that is read or written; the run has one of its own."
+    hf_logging.disable_progress_bar()
+    if not (sys.stderr.isatty() and is_first()): datasets.disable_progress_bars()
+    if not is_first():  # what a library warns of, the first process says
+        hf_logging.set_verbosity_error()
+        warnings.simplefilter('ignore')
 
 # %% ../nbs/47_setup.ipynb #d35d75dd
 def versions() -> dict:  # package -> version

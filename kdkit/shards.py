@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['layer_modules', 'without_gradient', 'left_out_at_times', 'check_shards', 'Sharded', 'writes', 'local', 'gathered',
-           'optimizer_whole', 'optimizer_pieces']
+           'full_optimizer_state', 'sharded_optimizer_state']
 
 # %% ../nbs/36_shards.ipynb #36a00003
 import copy
@@ -163,7 +163,7 @@ def gathered(
     return piece.full_tensor().detach() if hasattr(piece, 'full_tensor') else piece.detach()
 
 # %% ../nbs/36_shards.ipynb #36a00011
-def optimizer_whole(
+def full_optimizer_state(
     optimizer,
 ) -> dict|None:  # as of `state_dict`, on the CPU; None where nothing is written
     "An optimizer's state, put together; all processes take part."
@@ -175,8 +175,8 @@ def optimizer_whole(
              for i, values in sorted(state['state'].items())}
     return dict(state, state=whole) if writes() else None
 
-def optimizer_pieces(
-    state: dict,  # of `optimizer_whole`
+def sharded_optimizer_state(
+    state: dict,  # of `full_optimizer_state`
     optimizer,    # of pieces
 ) -> dict:        # for its load_state_dict
     "An optimizer's state, cut as its weights are; all processes take part."

@@ -117,10 +117,9 @@ def worth_distilling(
     lead = lead_of(student_bits, teacher_bits)
     if lead <= 0:
         plainly = "its part is the text's" if beside else "this run trains plainly"
-        then = f"its share is 0, and {plainly}" if follows else "and yet the weights of this run are constant"
+        then = f"so its share is 0, and {plainly}" if follows else "and yet the weights of this run are constant"
         return (f"WARNING: the teacher is worse than the student here ({teacher_bits:.3f} against {student_bits:.3f} bits per byte): "
-                f"it has nothing to teach, "
-                f"so {then}. Train without {'it' if beside else 'a teacher'}, or take another text.")
+                f"it has nothing to teach, {then}. Train without {'it' if beside else 'a teacher'}, or take another text.")
     says = (f"held-out text costs the teacher {teacher_bits:.3f} bits per byte and the student {student_bits:.3f}, {lead:.0%} more: worth "
             f"distilling.")
     return says + f" So the teacher's share of the training starts at {first_share(lead, lead):.2f}" * follows

@@ -49,7 +49,7 @@ def test_a_run_in_pieces_is_the_run(leading, tmp_path):
 
 
 def test_two_processes_hold_a_half_each(leading, tmp_path):
-    done = subprocess.run([str(BIN / 'torchrun'), '--standalone', '--nproc_per_node', '2', str(TESTS / 'in_pieces.py'),
+    done = subprocess.run([str(BIN / 'torchrun'), '--standalone', '--nproc_per_node', '2', str(TESTS / 'sharded.py'),
                            json.dumps(leading), str(tmp_path)],
                           env=dict(os.environ, OMP_NUM_THREADS='1'), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,9 +70,7 @@ def test_two_processes_hold_a_half_each(leading, tmp_path):
 @pytest.mark.parametrize('config, arguments, says', [
     ({}, dict(fsdp='hybrid_shard'), 'give full_shard'), ({}, dict(fsdp='full_shard offload'), 'give full_shard'),
     (dict(lora_r=4), dict(fsdp=True), 'leave one of the two out'), ({}, dict(fsdp='true', optim='adafactor'), 'adamw_torch_fused'),
-    ({}, dict(fsdp='full_shard', fsdp_config=dict(version=1)), 'fsdp_config'), ({}, dict(deepspeed='zero.json'), 'give fsdp full_shard'),
-    pytest.param({}, dict(fsdp='full_shard'), 'needs use_cpu',
-                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'))])
+    ({}, dict(fsdp='full_shard', fsdp_config=dict(version=1)), 'fsdp_config'), ({}, dict(deepspeed='zero.json'), 'give fsdp full_shard')])
 def test_what_pieces_cannot_have(monkeypatch, config, arguments, says):
     monkeypatch.setattr(kdkit.trainer, 'how_many', lambda: 2)
     with pytest.raises(ConfigError, match=says) as raised: check_arguments(DistillConfig(**config), arguments)

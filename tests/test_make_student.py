@@ -6,6 +6,7 @@ import torch
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig,
                           GPT2Config, GPTNeoConfig, GPTNeoXConfig, LlamaConfig,
                           MistralConfig, OPTConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig, SmolLM3Config)
+from transformers.utils import logging as hf_logging
 
 from kdkit.capture import decoder_layers
 from kdkit.cli import main
@@ -112,8 +113,11 @@ def test_the_command(tokenizers, tmp_path, capsys):
     "From the command to a run that learns."
     teacher_of('qwen3_moe', tokenizers[0], tmp_path / 'teacher')
     words = ['make-student', '--from', str(tmp_path / 'teacher'), '--layers', '2', '--vocab', tokenizers[2], '--output_dir']
+    hf_logging.enable_progress_bar()  # whatever a test before did
+    capsys.readouterr()
     assert main([*words, str(tmp_path / 'student')]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert 'Loading weights' not in err and 'shards' not in err
     assert 'layers 0, 5 of 6' in out and str(tmp_path / 'student') in out
     report = distill(dict(teacher_model=str(tmp_path / 'teacher'), student_model=str(tmp_path / 'student'), dataset=save_text(tmp_path),
                           output_dir=str(tmp_path / 'run'), max_steps=4, max_length=32,

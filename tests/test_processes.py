@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from kdkit.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
 OPTIONS = dict(max_length=64, max_steps=6, eval_steps=3, logging_steps=2, learning_rate=1e-3, eval_fraction=.1, max_eval_rows=8,
-               use_cpu='true')
+               **({'use_cpu': 'true'} if torch.cuda.is_available() else {}))  # where there is no GPU nobody has to say so
 LAUNCH = dict(one=['kdkit'], torchrun=['torchrun', '--standalone', '--nproc_per_node', '2', '--no-python', 'kdkit'],
               accelerate=['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', '--main_process_port',
                           str(random.randrange(20000, 60000)), '-m', 'kdkit.cli'])
