@@ -59,10 +59,9 @@ def about_device(
         found = [Finding('device', 'warning', f'no GPU: training on the CPU ({machine.cores} cores)',
                          'the demo and models of some million parameters train here; for more choose an accelerator, on Kaggle GPU T4 x2')]
         if not config.teacher_model or config.teacher_cache or len(config.teachers) > 1: return found
-        from kdkit.models import ModelError, teacher_width  # not before: what is wrong with the libraries is said first
-        try: width = teacher_width(config, torch.device('cpu'))
+        from kdkit.models import ModelError, teacher_dtype_of  # not before: what is wrong with the libraries is said first
+        try: dtype, why = teacher_dtype_of(config, torch.device('cpu'))
         except ModelError: return found  # what is wrong with its name, the run will say
-        dtype, why = pick_teacher_dtype(config.teacher_dtype, torch.device('cpu'), width)
         said = f"teacher in {str(dtype).removeprefix('torch.')} ({why}), student in {pick_autocast(gpu)[0]}"
         return [*found, Finding('precision', 'ok', said)]
     found = [Finding('device', 'ok', f"{gpu}, PyTorch {machine.version} with kernels for it"

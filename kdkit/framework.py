@@ -28,7 +28,8 @@ from .devices import look, pick_teacher_device, pick_teacher_dtype, same_place
 from .fused import Buffers, Head
 from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
 from .models import (AbsentModel, ModelError, body, cannot_mask_documents, count_parameters, has_adapter, is_quantized, is_split,
-                          load_causal_lm, load_options, load_tokenizer, mend_generation, output_head, quietly, teacher_width)
+                          load_causal_lm, load_options, load_tokenizer, mend_generation, output_head, quietly,
+                          teacher_dtype_of)
 from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Listener, Signals,
                          SpanTerm, Term, UnalignedTerm, against_teacher, aligned_mask, cached_answers, cached_comparison, comparison,
@@ -114,8 +115,8 @@ class StudentAwareDistillationFramework(nn.Module):
         device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         place = device if beside or config.teacher_cache else torch.device(pick_teacher_device(config.teacher_device, look())[0])
         hub = {side: load_options(config, side) for side in ('teacher', 'student')}
-        width = None if teacher_model is not None else teacher_width(config, place)
-        dtype, self.teacher_dtype_reason = pick_teacher_dtype(config.teacher_dtype, place, width)
+        dtype, self.teacher_dtype_reason = (teacher_dtype_of(config, place) if teacher_model is None
+                                            else pick_teacher_dtype(config.teacher_dtype, place))
         dtypes, places = (dict(teacher=dtype, student=getattr(torch, config.student_dtype.replace('auto', 'float32'))),
                           dict(teacher=place, student=device))
         def model_of(side, given):

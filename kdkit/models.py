@@ -6,11 +6,11 @@
 __all__ = ['kept_waiting', 'TOKENIZERS', 'WEIGHTS', 'FOREIGN', 'attached', 'ModelError', 'load_options', 'HubError', 'HubAway',
            'hub_error', 'ask_hub', 'holds', 'is_adapter', 'what_it_is', 'read_json', 'damage', 'below', 'among_inputs',
            'kaggle_folder', 'Source', 'weight_bytes', 'find_model', 'find_whole', 'cannot_load', 'without_copy',
-           'quietly', 'load_tokenizer', 'load_config', 'read_config', 'teacher_width', 'loading', 'has_experts',
-           'load_causal_lm', 'need_peft', 'attach_adapter', 'has_adapter', 'unwrapped', 'is_quantized', 'is_split',
-           'bits_and_bytes', 'try_quantized', 'check_quantization', 'count_parameters', 'check_whole', 'check_numbers',
-           'is_sound', 'what_ends_a_text', 'mend_generation', 'kept_generation', 'weights_folder', 'AbsentModel',
-           'body', 'output_head', 'check_causal_lm', 'cannot_mask_documents']
+           'quietly', 'load_tokenizer', 'load_config', 'read_config', 'teacher_width', 'teacher_dtype_of', 'loading',
+           'has_experts', 'load_causal_lm', 'need_peft', 'attach_adapter', 'has_adapter', 'unwrapped', 'is_quantized',
+           'is_split', 'bits_and_bytes', 'try_quantized', 'check_quantization', 'count_parameters', 'check_whole',
+           'check_numbers', 'is_sound', 'what_ends_a_text', 'mend_generation', 'kept_generation', 'weights_folder',
+           'AbsentModel', 'body', 'output_head', 'check_causal_lm', 'cannot_mask_documents']
 
 # %% ../nbs/15_models.ipynb #25ffeed7
 import json
@@ -35,7 +35,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .config import DistillConfig
-from .devices import INSTRUCTIONS, asks_for_grouped_mm, cpu_flags, pick_experts
+from .devices import INSTRUCTIONS, asks_for_grouped_mm, cpu_flags, pick_experts, pick_teacher_dtype
 from .fused import Head
 from .progress import Progress, arriving, folder_bytes
 
@@ -469,6 +469,13 @@ def teacher_width(
     if not (open_choice and place.type == 'cpu' and cpu_flags() & INSTRUCTIONS['bfloat16']): return None
     found = load_config(config.teacher_model, 'teacher_model', **load_options(config, 'teacher'))
     return getattr(found.get_text_config(), 'hidden_size', None)
+
+def teacher_dtype_of(
+    config: DistillConfig,  # of one teacher
+    place: torch.device,    # where it will read
+) -> tuple:                 # (dtype, why)
+    "What a teacher is loaded in, before it is."
+    return pick_teacher_dtype(config.teacher_dtype, place, teacher_width(config, place))
 
 # %% ../nbs/15_models.ipynb #15a0b002
 def loading(

@@ -9,10 +9,9 @@ __all__ = ['SIDE_NAMES', 'ask', 'side_by_side', 'of_side', 'tasks_of', 'as_read'
 import torch
 
 from .config import DistillConfig
-from .devices import pick_teacher_dtype
 from .evaluation import about_answers, eval_batches, half_on_gpu, measure, retention, samples, teacher_as_read
 from .framework import StudentAwareDistillationFramework
-from .models import is_quantized, load_causal_lm, load_options, load_tokenizer, teacher_width
+from .models import is_quantized, load_causal_lm, load_options, load_tokenizer, teacher_dtype_of
 from .prepare import RunError, prepare_text
 from .progress import say, watched
 from .setup import make_framework, quiet_libraries
@@ -122,7 +121,7 @@ def evaluate_tasks(
     if not tasks: raise RunError("neither a dataset nor eval_tasks is given: name what to measure by.")
     device, scores = torch.device('cuda' if torch.cuda.is_available() else 'cpu'), {}
     for side in sides:
-        if side == 'teacher': dtype = pick_teacher_dtype(config.teacher_dtype, device, teacher_width(config, device))[0]
+        if side == 'teacher': dtype = teacher_dtype_of(config, device)[0]
         else: dtype = getattr(torch, config.student_dtype.replace('auto', 'float32'))
         name, options, bits = getattr(config, f'{side}_model'), load_options(config, side), getattr(config, f'{side}_quantization')
         model = load_causal_lm(name, dtype, f'{side}_model', bits, config.attn_implementation, device, **options)

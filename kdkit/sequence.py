@@ -18,9 +18,8 @@ from transformers import GenerationConfig
 from .align import encode_bytes, token_bytes
 from .adapters import check_sides
 from .config import DistillConfig
-from .devices import pick_teacher_dtype
 from .files import DataError
-from .models import is_quantized, load_causal_lm, load_config, load_options, load_tokenizer, teacher_width
+from .models import is_quantized, load_causal_lm, load_config, load_options, load_tokenizer, teacher_dtype_of
 from .data import read_corpus
 from .prepare import read_texts
 from .progress import Progress, say
@@ -69,7 +68,7 @@ def load_writer(
     name, hub = config.teacher_model, load_options(config, 'teacher')
     if config.teacher_quantization or config.attn_implementation:
         check_sides(config, dict(teacher=load_config(name, 'teacher_model', **hub)), device)
-    dtype, _ = pick_teacher_dtype(config.teacher_dtype, device, teacher_width(config, device))
+    dtype, _ = teacher_dtype_of(config, device)
     model = load_causal_lm(name, dtype, 'teacher_model', config.teacher_quantization,
                            config.attn_implementation, device, **hub)
     return (model if is_quantized(model.config) else model.to(device)).eval()

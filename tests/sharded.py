@@ -14,7 +14,7 @@ from kdkit.metrics import read_metrics
 from kdkit.prepare import prepare_text
 from kdkit.processes import in_turn, take_leave, together
 from kdkit.run import make_framework, make_trainer
-from kdkit.shards import local
+from kdkit.shards import Sharded, local
 
 VALUES, FOLDER = json.loads(sys.argv[1]), Path(sys.argv[2])
 # five held-out windows: three of one process, two of the other, which is a batch less
@@ -57,6 +57,13 @@ found = {}
 whole, _, weights = trained('whole')
 pieces, found['held'], others = trained('pieces', fsdp='full_shard', gradient_checkpointing=True)
 found['weights'] = close(weights, others)
+# all processes begin as the first does
+framework = make_framework(CONFIG, TEXT)
+first = next(framework.student_model.parameters())
+wanted = first.detach().clone()
+if distributed.get_rank(): first.data.add_(1)
+Sharded(framework).back()
+found['begins'] = (next(framework.student_model.parameters()) - wanted).abs().max().item()
 together()
 found['metrics'] = [read_metrics(FOLDER / name) for name in ('whole', 'pieces')]
 found['best'] = (FOLDER / 'pieces' / 'best' / 'model.safetensors').exists()
@@ -78,5 +85,7 @@ scaler.step(optimizer)
 scaler.update()
 found['scaler'] = [scaler.get_scale(), bool((local(weight) == 1).all())]
 if distributed.get_rank() == 0: (FOLDER / 'found.json').write_text(json.dumps(found))
-else: (FOLDER / 'other.json').write_text(json.dumps({name: found[name] for name in ('held', 'weights', 'broken', 'half', 'scaler')}))
+else:
+    kept = 'begins', 'held', 'weights', 'broken', 'half', 'scaler'
+    (FOLDER / 'other.json').write_text(json.dumps({name: found[name] for name in kept}))
 take_leave()

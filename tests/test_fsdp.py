@@ -63,6 +63,7 @@ def test_two_processes_hold_a_half_each(leading, tmp_path):
     one, two = map(kept, found['metrics'])
     assert two == pytest.approx(one, rel=1e-5, abs=1e-6) and len(one) > 30
     for said in (found, other):
+        assert said['begins'] == 0
         assert said['broken']['skipped'] == 1 and said['broken']['finite'] and said['half']['skipped'] == 0 and said['half']['moved'] < .01
         assert said['scaler'] == [32768., True]  # halved, and nothing stepped, in both
 

@@ -163,6 +163,12 @@ def test_a_number_stays_as_it_is(leading, tmp_path, options):
     assert config.follows_lead == (options == dict(alpha_lm=.3))
 
 
+def test_a_run_on_text_alone_is_told_nothing_of_its_teacher(leading, tmp_path, capsys):
+    distill(config_of(leading, tmp_path, alpha_lm=1., alpha_kd=0., alpha_unaligned=0., max_steps=2))
+    said = ''.join(capsys.readouterr())
+    assert 'training on' in said and 'worth distilling' not in said and 'targets for the student' not in said
+
+
 def test_a_teacher_that_is_worse_from_the_start_costs_nothing(leading, tmp_path, capsys):
     swapped = dict(leading, teacher_model=leading['student_model'], student_model=leading['teacher_model'])
     report = distill(config_of(swapped, tmp_path, control=True))

@@ -11,6 +11,7 @@ from kdkit.framework import StudentAwareDistillationFramework
 from kdkit.models import load_config, teacher_width
 from kdkit.prepare import prepare_text
 from kdkit.run import about_choices, make_framework
+from kdkit.sequence import load_writer
 from pairs import model_of, save_pair, save_text
 from tiny_tokenizers import byte_level
 
@@ -39,6 +40,7 @@ def test_run_doctor_and_plan_say_the_same(wide, on_a_cpu, flags, dtype):
     config = DistillConfig(**wide)
     framework = StudentAwareDistillationFramework(config)
     assert framework.teacher_model.dtype == getattr(torch, dtype) and framework.student_model.dtype == torch.float32
+    assert load_writer(config).dtype == framework.teacher_model.dtype
     reason = f'{dtype} ({framework.teacher_dtype_reason})'
     assert f'teacher in {reason}, student in fp32' in about_choices(config, look(), 'auto')
     findings = {one.topic: one.says for one in doctor.about_device(Machine(cores=2), config, try_it=False)}
