@@ -6,6 +6,7 @@
 __all__ = ['how_many', 'is_first', 'together', 'take_leave', 'as_the_first', 'summed', 'in_turn']
 
 # %% ../nbs/28_processes.ipynb #28a00003
+import gc
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,9 @@ def together():
 # %% ../nbs/28_processes.ipynb #f6a57fc8
 def take_leave():
     "The last that a process does with the others of its launcher; nothing can be summed afterwards."
-    if how_many() > 1 and PartialState._shared_state: PartialState().destroy_process_group()
+    if not (how_many() > 1 and PartialState._shared_state): return
+    gc.collect()  # what still holds a group, such as a student that was in pieces, would keep its threads alive
+    PartialState().destroy_process_group()
 
 # %% ../nbs/28_processes.ipynb #28a00007
 def as_the_first(

@@ -53,37 +53,45 @@ def close(one, two): return one.keys() == two.keys() and max((one[name] - two[na
 
 
 with in_turn('prepare'): TEXT = prepare_text(CONFIG)
-found = {}
-whole, _, weights = trained('whole')
-pieces, found['held'], others = trained('pieces', fsdp='full_shard', gradient_checkpointing=True)
-found['weights'] = close(weights, others)
-# all processes begin as the first does
-framework = make_framework(CONFIG, TEXT)
-first = next(framework.student_model.parameters())
-wanted = first.detach().clone()
-if distributed.get_rank(): first.data.add_(1)
-Sharded(framework).back()
-found['begins'] = (next(framework.student_model.parameters()) - wanted).abs().max().item()
-together()
-found['metrics'] = [read_metrics(FOLDER / name) for name in ('whole', 'pieces')]
-found['best'] = (FOLDER / 'pieces' / 'best' / 'model.safetensors').exists()
-# a checkpoint of either kind goes on as the other
-found['whole_to_pieces'] = close(weights, trained('a', 'whole/checkpoint-2', fsdp=True)[2])
-found['pieces_to_whole'] = close(weights, trained('b', 'pieces/checkpoint-2')[2])
-# a gradient that breaks in one process is skipped in both
-for name, more in dict(broken=dict(fsdp='full_shard'), half=dict(fsdp='full_shard', bf16=True)).items():
-    trainer, _, others = trained(name, breaks=2 if name == 'broken' else 0, **more)
-    found[name] = dict(skipped=trainer.finite_steps.skipped, finite=all(bool(p.isfinite().all()) for p in others.values()),
-                       moved=close(weights, others))
-# so does the scaler of half precision
-ones, scaler = torch.ones(2, 2), torch.amp.GradScaler('cpu')
-as_piece = lambda tensor: DTensor.from_local(tensor, init_device_mesh('cpu', (2,)), [Shard(0)])
-weight = torch.nn.Parameter(as_piece(ones))
-optimizer = torch.optim.SGD([weight], lr=1.)
-weight.grad = as_piece(scaler.scale(ones.clone()) * (torch.inf if distributed.get_rank() else 1))
-scaler.step(optimizer)
-scaler.update()
-found['scaler'] = [scaler.get_scale(), bool((local(weight) == 1).all())]
+
+
+def find_out():
+    "All that is to be found; what holds processes together is gone when it returns."
+    found = {}
+    whole, _, weights = trained('whole')
+    pieces, found['held'], others = trained('pieces', fsdp='full_shard', gradient_checkpointing=True)
+    found['weights'] = close(weights, others)
+    # all processes begin as the first does
+    framework = make_framework(CONFIG, TEXT)
+    first = next(framework.student_model.parameters())
+    wanted = first.detach().clone()
+    if distributed.get_rank(): first.data.add_(1)
+    Sharded(framework).back()
+    found['begins'] = (next(framework.student_model.parameters()) - wanted).abs().max().item()
+    together()
+    found['metrics'] = [read_metrics(FOLDER / name) for name in ('whole', 'pieces')]
+    found['best'] = (FOLDER / 'pieces' / 'best' / 'model.safetensors').exists()
+    # a checkpoint of either kind goes on as the other
+    found['whole_to_pieces'] = close(weights, trained('a', 'whole/checkpoint-2', fsdp=True)[2])
+    found['pieces_to_whole'] = close(weights, trained('b', 'pieces/checkpoint-2')[2])
+    # a gradient that breaks in one process is skipped in both
+    for name, more in dict(broken=dict(fsdp='full_shard'), half=dict(fsdp='full_shard', bf16=True)).items():
+        trainer, _, others = trained(name, breaks=2 if name == 'broken' else 0, **more)
+        found[name] = dict(skipped=trainer.finite_steps.skipped, finite=all(bool(p.isfinite().all()) for p in others.values()),
+                           moved=close(weights, others))
+    # so does the scaler of half precision
+    ones, scaler = torch.ones(2, 2), torch.amp.GradScaler('cpu')
+    as_piece = lambda tensor: DTensor.from_local(tensor, init_device_mesh('cpu', (2,)), [Shard(0)])
+    weight = torch.nn.Parameter(as_piece(ones))
+    optimizer = torch.optim.SGD([weight], lr=1.)
+    weight.grad = as_piece(scaler.scale(ones.clone()) * (torch.inf if distributed.get_rank() else 1))
+    scaler.step(optimizer)
+    scaler.update()
+    found['scaler'] = [scaler.get_scale(), bool((local(weight) == 1).all())]
+    return found
+
+
+found = find_out()
 if distributed.get_rank() == 0: (FOLDER / 'found.json').write_text(json.dumps(found))
 else:
     kept = 'begins', 'held', 'weights', 'broken', 'half', 'scaler'
