@@ -23,9 +23,8 @@ import torch
 from transformers.utils.versions import require_version
 
 from .config import DistillConfig
-from .devices import (Machine, asks_for_grouped_mm, attention_kernels, cannot_train, has_bf16, idle_gpus, in_short, look,
-                           pick_autocast, pick_experts,
-                           pick_teacher_device, pick_teacher_dtype, several_processes)
+from .devices import (Machine, asks_for_grouped_mm, attention_kernels, cannot_train, has_bf16, idle_gpus, look, pick_autocast,
+                           pick_experts, pick_teacher_device, pick_teacher_dtype, several_processes)
 from .progress import running_kernel
 
 # %% ../nbs/30_doctor.ipynb #13b9fc8b

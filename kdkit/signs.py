@@ -19,7 +19,7 @@ import numpy as np
 
 from .checkpoints import write_whole
 from .curriculum import label_of
-from .metrics import NUMBER, NUMBERS, TEXT, names_in, series, sift
+from .metrics import NUMBER, NUMBERS, TEXT, series, sift
 from .pictures import COLOURS, largest, swallowing
 
 # %% ../nbs/43_signs.ipynb #51f70005

@@ -397,7 +397,7 @@ class ChatSide:
         for part in own: base.append(base[-1] + len(part.text.encode()) + 2)
         seen = parts_of(self.seen(talk['messages'])[0])
         for k, part in enumerate(own): k_of[part.message + more, part.field] = k
-        at, found, places, message_of = np.full(len(ids), -1, np.int64), 0, {}, {}
+        at, found, places = np.full(len(ids), -1, np.int64), 0, {}
         before, byte = 0, 0
         for start, stop, number, offset in spans:
             byte += to_bytes(rendered[before:start])

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from .dashboard import dashboard_png, draw_scores, draw_weights, one_picture, shows_widgets, side_by_side, weights_move
 from .metrics import read_metrics, series, thin
 from .pictures import COLOURS, finish, name_curves, plot_losses, plot_shares
-from .signs import health, read_plan, scores_of, signs_html, status_html, write_plan
+from .signs import health, read_plan, scores_of, signs_html, status_html
 
 # %% ../nbs/60_widgets.ipynb #6f58e970
 class Replay:
