@@ -22,7 +22,7 @@ from .losses import forward_kl, widen
 from .models import count_parameters
 from .models import body, output_head
 from .sequence import write_answers
-from .terms import against_teacher, aligned_mask, read_heads
+from .knowledge import against_teacher, aligned_mask, read_heads
 
 # %% ../nbs/40_evaluation.ipynb #b46fef90
 def scored_labels(

@@ -2,7 +2,7 @@
 
 python tests/mutants.py             # the table: changes that once lived
 python tests/mutants.py 0 0 cache   # of the table, only what is in one module
-python tests/mutants.py 40 7        # and 40 more by chance, with seed 7, in losses, terms, framework, cache, evaluation
+python tests/mutants.py 40 7        # and 40 more by chance, with seed 7, in losses, knowledge, terms, framework, cache, evaluation
 """
 import os
 import random
@@ -33,7 +33,8 @@ TABLE = (  # module, line as it is, line as it is made, tests that may notice
     ('trainer', 'if resume_from_checkpoint and self.is_end(resume_from_checkpoint)', 'if False', 'faults/test_faults.py -k missing'),
     ('trainer', "self.meter.restore(more['meter'], self.model.device)", 'pass', 'faults/test_faults.py -k signal'),
 )
-TESTS = dict(losses='test_edges.py test_contract.py -k not(24914)', terms='test_contract.py test_cache.py test_aware.py',
+TESTS = dict(losses='test_edges.py test_contract.py -k not(24914)', knowledge='test_contract.py test_cache.py test_crossings.py',
+             terms='test_contract.py test_cache.py test_aware.py',
              framework='test_contract.py test_guards.py test_aware.py', cache='test_cache.py test_guards.py',
              evaluation='test_guards.py test_contract.py')
 SWAPS = ((r' \+ ', ' - '), (r' - ', ' + '), (r' \* ', ' / '), (r' / ', ' * '), (r' < ', ' <= '), (r' > ', ' >= '), (r' >= ', ' > '),

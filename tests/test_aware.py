@@ -8,7 +8,8 @@ from test_contract import batch_of, framework_of
 from kdkit.config import ConfigError, DistillConfig
 from kdkit.framework import StudentAwareDistillationFramework
 from kdkit.prepare import about_text
-from kdkit.terms import at_positions, highest_of_rows
+from kdkit.knowledge import at_positions
+from kdkit.terms import highest_of_rows
 from kdkit.vocab import TokenPair, teacher_spellings
 
 ONLY = dict(alpha_feature=0., alpha_attention=0., alpha_layerwise=0., alpha_contrastive=0., inside_tokens=False)

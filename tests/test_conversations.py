@@ -18,7 +18,7 @@ from kdkit.evaluation import compute_perplexity, write_answers
 from kdkit.files import DataError
 from kdkit.framework import StudentAwareDistillationFramework
 from kdkit.prepare import PAIR, ends_of, prepare_text
-from kdkit.terms import build_map
+from kdkit.knowledge import build_map
 from kdkit.templates import ChatSide
 from kdkit.windows import ConversationMaker, PairCollator
 

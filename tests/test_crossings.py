@@ -12,7 +12,7 @@ from tiny_tokenizers import corpus, get, real, table_of
 from kdkit.align import encode_bytes, shared_boundaries, token_bytes
 from kdkit.crossings import Crossed, crossing_tokens, split_kl
 from kdkit.losses import forward_kl
-from kdkit.terms import against_teacher, build_map, comparison
+from kdkit.knowledge import against_teacher, build_map, comparison
 from kdkit.vocab import ids_by_bytes
 
 

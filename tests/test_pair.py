@@ -17,7 +17,7 @@ from kdkit.framework import StudentAwareDistillationFramework
 from kdkit.pair import keep_pair, open_pair, packed, pair_folder, unpacked
 from kdkit.prepare import prepare_text
 from kdkit.run import distill, evaluate_run
-from kdkit.terms import map_of, shared_tokens
+from kdkit.knowledge import map_of, shared_tokens
 from kdkit.vocab import Continuations, TokenPair, spelling_matrix, teacher_spellings
 from pairs import model_of, save_pair, save_text
 from tiny_tokenizers import get

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kdkit.align import encode_bytes, shared_boundaries, token_bytes
 from kdkit.losses import forward_kl, projected_kl
-from kdkit.terms import build_map, cached_comparison, comparison
+from kdkit.knowledge import build_map, cached_comparison, comparison
 from kdkit.vocab import (TokenPair, VocabMap, combined_map, common_prefix_map, continuations, first_token_map, gold_consistency,
                          ids_by_bytes, identity_map,
                          same_tokenizer, spelling_matrix, teacher_spellings)
