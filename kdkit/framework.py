@@ -109,7 +109,7 @@ class StudentAwareDistillationFramework(nn.Module):
         (teacher_model, teacher_tokenizer, vocab_map, pair), *others = zip(*each)
         labels, whole, config = config.labels_of(n) if n > 1 else [label], config, config.of_teacher(0)
         self.teacher_weights = whole.weights_of(n)  # they sum to 1
-        self._hold(further=[], whole=nullcontext)  # frameworks of the other teachers; what puts a student in pieces together
+        self._hold(further=[], whole=nullcontext)  # frameworks of the other teachers; what puts a sharded student together
         beside = bool(device) and config.teacher_device == 'auto'
         device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         place = device if beside or config.teacher_cache else torch.device(pick_teacher_device(config.teacher_device, look())[0])

@@ -37,7 +37,7 @@ def together():
 def take_leave():
     "The last that a process does with the others of its launcher; nothing can be summed afterwards."
     if not (how_many() > 1 and PartialState._shared_state): return
-    gc.collect()  # what still holds a group, such as a student that was in pieces, would keep its threads alive
+    gc.collect()  # what still holds a group, such as a student that was sharded, would keep its threads alive
     PartialState().destroy_process_group()
 
 # %% ../nbs/29_processes.ipynb #28a00007

@@ -150,14 +150,14 @@ _one_process = "fsdp divides the student among processes, and there is one: star
 def is_sharded(
     arguments: dict,  # of TrainingArguments, given explicitly
 ) -> bool:
-    "Whether the student is to be trained in pieces, one in each process."
+    "Whether the student is to be sharded over the processes."
     return bool(arguments.get('fsdp')) and str(arguments['fsdp']).lower() not in ('false', 'none')
 
 def check_fsdp(
     config: DistillConfig,
     arguments: dict,  # of TrainingArguments, given explicitly, fsdp among them
 ) -> None:
-    "ConfigError for what a student in pieces cannot have."
+    "ConfigError for what a sharded student cannot have."
     asked, optim = arguments['fsdp'], arguments.get('optim') or 'adamw_torch'
     asked = asked if isinstance(asked, (list, tuple)) else str(asked).split()
     words = sorted(str(getattr(word, 'value', word)).lower() for word in asked)
@@ -450,7 +450,7 @@ class FiniteSteps(TrainerCallback):
         if self.trainer.accelerator.scaler is not None: return  # it looks by itself
         grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
         wrong = ~torch.stack(torch._foreach_norm(grads)).sum().isfinite() if grads else None
-        if grads and (summed(wrong.float()) if self.trainer.sharded else wrong):  # of pieces each process has others
+        if grads and (summed(wrong.float()) if self.trainer.sharded else wrong):  # of shards each process has others
             self._skip = True
             for p in model.parameters(): p.grad = None  # an optimizer leaves alone what has no gradient
 
@@ -572,7 +572,7 @@ class DistillationTrainer(Trainer):
         run: str|None = None,                  # whose checkpoints these are; None: anybody's
         interrupts: Interrupts|None = None,    # signals that end the training between two steps
         clock: Clock|None = None,              # the time that is left
-        fsdp: bool = False,                    # train the student in pieces, one in each process
+        fsdp: bool = False,                    # shard the student over the processes
         **kwargs,                              # of transformers.Trainer
     ):
         config, learns = framework.config, {name: p.dtype for name, p in framework.named_parameters() if p.requires_grad}
@@ -587,7 +587,7 @@ class DistillationTrainer(Trainer):
             raise ConfigError("fsdp of TrainingArguments shards in the library's way: leave it out there, and give the trainer fsdp=True.")
         if fsdp and args.world_size == 1: raise ConfigError(_one_process)
         if fsdp: check_shards(framework)
-        self.fsdp, self.sharded = fsdp, None  # while it trains, the framework in pieces
+        self.fsdp, self.sharded = fsdp, None  # while it trains, the sharded framework
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would copy the teacher every step; use torchrun for two GPUs
         if args.world_size > 1 and not fsdp and args.ddp_find_unused_parameters is None and every_weight_learns(framework):
             args.ddp_find_unused_parameters = False
@@ -740,13 +740,13 @@ class DistillationTrainer(Trainer):
             if self.dashboard: self.dashboard.close()  # an error or an interrupt calls no callback
             for tracker in open_runs() - open_before: sys.modules[tracker].finish()
 
-    # -- in pieces -----------------------------------------------------------------------------------------------
+    # -- sharded -----------------------------------------------------------------------------------------------
 
     def _wrap_model(self, model, *args, **kwargs):
         return model if isinstance(model, Sharded) else super()._wrap_model(model, *args, **kwargs)
 
     def end_shards(self):
-        "Training is over: the student is whole again in every process, and the optimizer, which has pieces of it, goes."
+        "Training is over: the student is whole again in every process, and the optimizer, which has shards of it, goes."
         if not self.sharded: return
         self.optimizer = self.lr_scheduler = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.accelerator.free_memory()
@@ -828,7 +828,7 @@ class DistillationTrainer(Trainer):
         return DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
 
     def eval_batches(self, rows):
-        "The same; of a student in pieces equally many in each process, as many as the first one has: what is too much is not scored."
+        "The same; of a sharded student equally many in each process, as many as the first one has: what is too much is not scored."
         loader = self.eval_loader(rows)
         yield from loader
         most = math.ceil(math.ceil(len(rows) / self.args.world_size) / self.args.per_device_eval_batch_size)

@@ -1,4 +1,4 @@
-"What two processes find out about a student in pieces; test_fsdp.py starts it with torchrun."
+"What two processes find out about a sharded student; test_fsdp.py starts it with torchrun."
 import json
 import sys
 from pathlib import Path
@@ -59,7 +59,7 @@ def find_out():
     "All that is to be found; what holds processes together is gone when it returns."
     found = {}
     whole, _, weights = trained('whole')
-    pieces, found['held'], others = trained('pieces', fsdp='full_shard', gradient_checkpointing=True)
+    shards, found['held'], others = trained('shards', fsdp='full_shard', gradient_checkpointing=True)
     found['weights'] = close(weights, others)
     # all processes begin as the first does
     framework = make_framework(CONFIG, TEXT)
@@ -69,11 +69,11 @@ def find_out():
     Sharded(framework).back()
     found['begins'] = (next(framework.student_model.parameters()) - wanted).abs().max().item()
     together()
-    found['metrics'] = [read_metrics(FOLDER / name) for name in ('whole', 'pieces')]
-    found['best'] = (FOLDER / 'pieces' / 'best' / 'model.safetensors').exists()
+    found['metrics'] = [read_metrics(FOLDER / name) for name in ('whole', 'shards')]
+    found['best'] = (FOLDER / 'shards' / 'best' / 'model.safetensors').exists()
     # a checkpoint of either kind goes on as the other
-    found['whole_to_pieces'] = close(weights, trained('a', 'whole/checkpoint-2', fsdp=True)[2])
-    found['pieces_to_whole'] = close(weights, trained('b', 'pieces/checkpoint-2')[2])
+    found['whole_to_shards'] = close(weights, trained('a', 'whole/checkpoint-2', fsdp=True)[2])
+    found['shards_to_whole'] = close(weights, trained('b', 'shards/checkpoint-2')[2])
     # a gradient that breaks in one process is skipped in both
     for name, more in dict(broken=dict(fsdp='full_shard'), half=dict(fsdp='full_shard', bf16=True)).items():
         trainer, _, others = trained(name, breaks=2 if name == 'broken' else 0, **more)

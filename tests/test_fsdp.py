@@ -1,4 +1,4 @@
-"A student in pieces, one in each of two processes: the same weights, numbers, checkpoints and report, from half of what training takes."
+"A sharded student, a shard in each of two processes: the same weights, numbers, checkpoints and report, from half of what training takes."
 import json
 import os
 import shutil
@@ -21,7 +21,7 @@ from test_processes import BIN, launch, numbers, same
 TESTS = Path(__file__).parent
 
 
-def test_a_run_in_pieces_is_the_run(leading, tmp_path):
+def test_a_run_sharded_is_the_run(leading, tmp_path):
     "With a control, micro-batches and projectors, as a user starts it; then cut off after step 3, and gone on with."
     options = dict(control='true', recipe='seed')
     code, said = launch('one', leading, tmp_path / 'one', batch_size=4, **options)
@@ -35,10 +35,10 @@ def test_a_run_in_pieces_is_the_run(leading, tmp_path):
     files = lambda place: {path.name for path in (place / 'checkpoint-3').iterdir() if not path.name.startswith('rng_state')}
     assert files(folder) == files(tmp_path / 'one')
     AutoModelForCausalLM.from_pretrained(saved)  # a plain folder, whole
-    whole, pieces = (torch.load(place / 'checkpoint-3' / 'optimizer.pt', weights_only=True)['state']
+    whole, shards = (torch.load(place / 'checkpoint-3' / 'optimizer.pt', weights_only=True)['state']
                      for place in (tmp_path / 'one', folder))
-    assert whole.keys() == pieces.keys()
-    for i in whole: torch.testing.assert_close(pieces[i]['exp_avg'], whole[i]['exp_avg'], atol=1e-5, rtol=1e-4)
+    assert whole.keys() == shards.keys()
+    for i in whole: torch.testing.assert_close(shards[i]['exp_avg'], whole[i]['exp_avg'], atol=1e-5, rtol=1e-4)
     for name in ('checkpoint-6', 'student'): shutil.rmtree(folder / name)
     stages = json.loads((folder / 'stages.json').read_text())
     for name in ('trained', 'reported'): stages.pop(name)
@@ -57,7 +57,7 @@ def test_two_processes_hold_a_half_each(leading, tmp_path):
     for held in (found['held'], other['held']):
         for name in ('weights', 'gradients', 'averages'): assert held[name][0] <= .51 * held[name][1], held
         assert held['weights'][1] == held['gradients'][1] == held['trained'] == held['averages'][1] / 2 and held['teacher'] > 100_000
-    for name in ('weights', 'whole_to_pieces', 'pieces_to_whole'): assert found[name] < 1e-6, found[name]
+    for name in ('weights', 'whole_to_shards', 'shards_to_whole'): assert found[name] < 1e-6, found[name]
     assert found['best'] and other['weights'] < 1e-6
     kept = lambda lines: {name: value for name, value in numbers(lines) if not any(word in name for word in ('second', 'memory'))}
     one, two = map(kept, found['metrics'])
@@ -72,7 +72,7 @@ def test_two_processes_hold_a_half_each(leading, tmp_path):
     ({}, dict(fsdp='hybrid_shard'), 'give full_shard'), ({}, dict(fsdp='full_shard offload'), 'give full_shard'),
     (dict(lora_r=4), dict(fsdp=True), 'leave one of the two out'), ({}, dict(fsdp='true', optim='adafactor'), 'adamw_torch_fused'),
     ({}, dict(fsdp='full_shard', fsdp_config=dict(version=1)), 'fsdp_config'), ({}, dict(deepspeed='zero.json'), 'give fsdp full_shard')])
-def test_what_pieces_cannot_have(monkeypatch, config, arguments, says):
+def test_what_shards_cannot_have(monkeypatch, config, arguments, says):
     monkeypatch.setattr(kdkit.trainer, 'how_many', lambda: 2)
     with pytest.raises(ConfigError, match=says) as raised: check_arguments(DistillConfig(**config), arguments)
     assert '\n' not in str(raised.value)
@@ -88,7 +88,7 @@ def test_a_run_may_go_on_without_it():
     assert not training_arguments(DistillConfig(), 10, fsdp='full_shard', use_cpu=True).fsdp  # the library would shard in its own way
 
 
-def test_a_student_with_adapters_needs_no_pieces(pair):
+def test_a_student_with_adapters_needs_no_shards(pair):
     pytest.importorskip('peft')
     framework = StudentAwareDistillationFramework(dict(pair, lora_r=2))
     with pytest.raises(ModelError, match='has adapters'): check_shards(framework)
