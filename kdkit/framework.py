@@ -113,60 +113,90 @@ class StudentAwareDistillationFramework(nn.Module):
         beside = bool(device) and config.teacher_device == 'auto'
         device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         place = device if beside or config.teacher_cache else torch.device(pick_teacher_device(config.teacher_device, look())[0])
-        hub = {side: load_options(config, side) for side in ('teacher', 'student')}
-        dtype, self.teacher_dtype_reason = (teacher_dtype_of(config, place) if teacher_model is None
-                                            else pick_teacher_dtype(config.teacher_dtype, place))
-        dtypes, places = (dict(teacher=dtype, student=getattr(torch, config.student_dtype.replace('auto', 'float32'))),
-                          dict(teacher=place, student=device))
+        teacher, student = self._load(config, teacher_model, student_model, dict(teacher=place, student=device), of)
+        self.student_model = student if of else ready(student, config)
+        pair = self._read_tokenizers(config, pair, teacher_tokenizer, student_tokenizer, (student, teacher), of)
+        opens = opening_tokens(pair.teacher, pair.teacher_rows) if config.span_likely else None
+        self.terms = nn.ModuleDict(build_terms(config, student, teacher, opens))
+        self.curriculum = Curriculum({name: getattr(config, f'alpha_{name}') for name in self.terms}, default_schedules(),
+                                     config.total_steps, config.use_curriculum, labels[0])
+        self.step = 0  # optimizer steps taken; the trainer counts
+        self.listens = True  # also to a teacher without a share: its lead may come back; the trainer says when
+        self.magnitudes = {}  # name -> 0-dim, moving average of a loss; the trainer observes
+        self._hold(teacher_model=teacher.eval().requires_grad_(False), chat=None)
+        self._open_vocabularies(config, pair, vocab_map, student, teacher)
+        split = is_split(teacher)
+        # what was read before its time, and for which terms
+        self._hold(apart=split or not same_place(place, device), heads={}, ahead=None, asked=[])
+        if self.apart and not split and not is_quantized(teacher.config): teacher.to(place)  # one in few bits was loaded there
+        self.to(device)
+        self.pull, self.arrays = pull_for(config.kd_method, self.vocab_map, self.columns, config.divergence, config.beta, config.skew,
+                                          config.temperature), of.arrays if of else Buffers()
+        self._hold(further=[StudentAwareDistillationFramework(whole.of_teacher(i), model, None, tokenizer, None, vocab_map, device, pair,
+                                                              self, labels[i])
+                            for i, (model, tokenizer, vocab_map, pair) in enumerate(others, 1)])
+        self.document_masking = False
+        if of is None: self.mask_documents(whole)
+
+    def _load(self,
+        config: DistillConfig,
+        teacher: PreTrainedModel|None,  # None: the config names it
+        student: PreTrainedModel|None,
+        places: dict,                   # side -> device
+        of,                             # as of __init__
+    ) -> tuple:                         # (teacher, student)
+        "Both models, with dtypes that suit their places."
+        dtype, self.teacher_dtype_reason = (teacher_dtype_of(config, places['teacher']) if teacher is None
+                                            else pick_teacher_dtype(config.teacher_dtype, places['teacher']))
+        dtypes = dict(teacher=dtype, student=getattr(torch, config.student_dtype.replace('auto', 'float32')))
         def model_of(side, given):
             if given is not None: return at_door(given, f'{side}_model')
             bits = getattr(config, f'{side}_quantization')
             # accelerate's: leaves cuda:0 to the student
             spread = 'balanced_low_0' if side == 'teacher' and config.teacher_device == 'split' else None
             return load_causal_lm(getattr(config, f'{side}_model'), dtypes[side], f'{side}_model', bits, config.attn_implementation,
-                                  places[side], spread, **hub[side])
-        teacher, student = model_of('teacher', teacher_model), of.student_model if of else model_of('student', student_model)
+                                  places[side], spread, **load_options(config, side))
+        teacher, student = model_of('teacher', teacher), of.student_model if of else model_of('student', student)
         mend_generation(student)  # one that was handed over may need it too: the first save would fail
-        self.teacher_tokenizer = (pair.teacher if pair else teacher_tokenizer
-                                  or load_tokenizer(config.teacher_model, 'teacher_model', **hub['teacher']))
-        self.student_tokenizer = (pair.student if pair else of.student_tokenizer if of else student_tokenizer
-                                  or load_tokenizer(config.student_model, 'student_model', **hub['student']))
         n_student, n_teacher = count_parameters(student), count_parameters(teacher)
         if n_student > n_teacher and not isinstance(teacher, AbsentModel):
             warnings.warn(f"the student ({n_student:,} parameters) is larger than the teacher ({n_teacher:,}): are the two swapped?")
-        self.student_model = student if of else ready(student, config)
-        pair = pair or TokenPair(self.student_tokenizer, self.teacher_tokenizer,
-                                 *(model.config.get_text_config().vocab_size for model in (student, teacher)))
-        opens = opening_tokens(pair.teacher, pair.teacher_rows) if config.span_likely else None
-        self.terms = nn.ModuleDict(build_terms(config, student, teacher, opens))
-        vocab_map = vocab_map or map_of(pair, config.kd_method, config.inside_tokens)
-        self.curriculum = Curriculum({name: getattr(config, f'alpha_{name}') for name in self.terms}, default_schedules(),
-                                     config.total_steps, config.use_curriculum, labels[0])
-        self.step = 0  # optimizer steps taken; the trainer counts
-        self.listens = True  # also to a teacher without a share: its lead may come back; the trainer says when
-        self.magnitudes = {}  # name -> 0-dim, moving average of a loss; the trainer observes
-        self._hold(teacher_model=teacher.eval().requires_grad_(False), vocab_map=vocab_map, chat=None)
-        shared = shared_tokens(pair)
+        return teacher, student
+
+    def _read_tokenizers(self,
+        config: DistillConfig,
+        pair: TokenPair|None,                    # both; None: those that follow, or those that the config names
+        teacher: PreTrainedTokenizerBase|None,
+        student: PreTrainedTokenizerBase|None,
+        models: tuple,                           # (student, teacher)
+        of,                                      # as of __init__
+    ) -> TokenPair:
+        "Both tokenizers, and what is known of the two together."
+        self.teacher_tokenizer = (pair.teacher if pair else teacher
+                                  or load_tokenizer(config.teacher_model, 'teacher_model', **load_options(config, 'teacher')))
+        self.student_tokenizer = (pair.student if pair else of.student_tokenizer if of else student
+                                  or load_tokenizer(config.student_model, 'student_model', **load_options(config, 'student')))
+        return pair or TokenPair(self.student_tokenizer, self.teacher_tokenizer,
+                                 *(model.config.get_text_config().vocab_size for model in models))
+
+    def _open_vocabularies(self,
+        config: DistillConfig,
+        pair: TokenPair,
+        vocab_map: VocabMap|None,  # None: built by config.kd_method
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+    ):
+        "What leads from one vocabulary to the other: the map, the projector, ends of documents, and how both are compared."
+        vocab_map, shared = vocab_map or map_of(pair, config.kd_method, config.inside_tokens), shared_tokens(pair)
         heads = student.get_output_embeddings().weight, teacher.get_output_embeddings().weight
-        self._hold(logit_projector=None if isinstance(teacher, AbsentModel) else TeacherToStudentLogitProjector(*heads, *shared))
+        self._hold(vocab_map=vocab_map,
+                   logit_projector=None if isinstance(teacher, AbsentModel) else TeacherToStudentLogitProjector(*heads, *shared))
         self.student_end_id = control_ids(self.student_tokenizer, student.config)[1]  # the end of a document is not scored as text
         self.teacher_end_id = control_ids(self.teacher_tokenizer, teacher.config)[1]
         matched = spelling_matrix(pair, self.teacher_end_id or 0) if config.kd_method == 'p_kl' else shared
         self.compare = lambda vocab_map: comparison(config.kd_method, vocab_map, matched, config.divergence, config.beta, config.skew,
                                                     config.temperature, config.asks_ends)
         self.compare_cached = cached_comparison(vocab_map, config.asks_ends)
-        # what was read before its time, and for which terms
-        split = is_split(teacher)
-        self._hold(apart=split or not same_place(place, device), heads={}, ahead=None, asked=[])
-        if self.apart and not split and not is_quantized(teacher.config): teacher.to(place)  # one in few bits was loaded there
-        self.to(device)
-        self.pull, self.arrays = pull_for(config.kd_method, vocab_map, self.columns, config.divergence, config.beta, config.skew,
-                                           config.temperature), of.arrays if of else Buffers()
-        self._hold(further=[StudentAwareDistillationFramework(whole.of_teacher(i), model, None, tokenizer, None, vocab_map, device, pair,
-                                                              self, labels[i])
-                            for i, (model, tokenizer, vocab_map, pair) in enumerate(others, 1)])
-        self.document_masking = False
-        if of is None: self.mask_documents(whole)
 
     def mask_documents(self,
         config: DistillConfig,  # of all teachers
