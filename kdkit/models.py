@@ -791,8 +791,9 @@ def output_head(
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     named = lambda *names: next((value for name in names if (value := getattr(config, name, None))), None)
     cap = named('final_logit_softcapping', 'logits_soft_cap', 'output_logit_soft_cap')
-    scale = (named('logit_scale') or 1.) / (named('logits_scaling', 'logits_mup_width_multiplier') or 1.)
-    return Head(linear, scale, cap)
+    times, over = named('logit_scale', 'lm_head_multiplier') or 1., named('logits_scaling', 'logits_mup_width_multiplier') or 1.
+    if config.model_type == 'hyperclovax': times, over = times * over, 1.  # by that name Granite divides and this one multiplies
+    return Head(linear, times / over, cap)
 
 # %% ../nbs/15_models.ipynb #4a2057a1
 @torch.no_grad()

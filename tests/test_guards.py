@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from kdkit.cache import CacheError, files_digest
 from kdkit.config import DistillConfig
 from kdkit.evaluation import compute_perplexity
-from kdkit.models import output_head
+from kdkit.models import body, output_head
 from kdkit.prepare import prepare_text
 from kdkit.run import cache_teacher, make_framework, open_cache
 from kdkit.signs import machine_signs
+from families import small_config
 from pairs import model_of
 
 PROGRAM = 'import sys; from kdkit.cli import main; sys.exit(main(["train", *sys.argv[1:]]))'
@@ -134,6 +136,22 @@ def test_the_head_caps_its_logits_as_the_model_does(cap):
     with torch.no_grad(): logits, linear = output_head(model)(states), model.lm_head(states)
     torch.testing.assert_close(logits, model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
     assert (cap is None) == torch.allclose(logits, linear, atol=1e-4) and (cap is None or logits.abs().max() <= cap)
+
+
+@pytest.mark.parametrize('family, name', [('granite', 'logits_scaling'), ('hyperclovax', 'logits_scaling'), ('cohere', 'logit_scale'),
+                                          ('falcon_h1', 'lm_head_multiplier')])
+def test_the_head_scales_its_logits_as_the_model_does(family, name):
+    "One divides by what another multiplies by."
+    torch.manual_seed(0)
+    config = small_config(family, vocab_size=300)
+    setattr(config, name, .37)
+    model, ids = AutoModelForCausalLM.from_config(config).eval(), torch.arange(12)[None]
+    torch.nn.init.normal_(model.get_output_embeddings().weight)
+    with torch.no_grad():
+        logits, states = model(input_ids=ids).logits, body(model)(input_ids=ids)[0]
+        torch.testing.assert_close(output_head(model)(states), logits, atol=1e-4, rtol=1e-4)
+        linear = model.get_output_embeddings()(states)
+    assert not torch.allclose(linear, logits, atol=1e-4)
 
 
 def test_the_end_of_a_document_is_not_scored_as_text():
