@@ -35,7 +35,7 @@ def gold(framework, side):
         ends = [list(accumulate(len(table[i] or b'') for i in row)) for row in ids.tolist()]
         return torch.tensor([list(zip([0, *row], row)) for row in ends], device=ids.device)
     def loss_of(**options):
-        loss = ULDLoss(GOLDConfig('gold', use_uld_loss=True, **options), *tokenizers, device=framework.device)
+        loss = ULDLoss(GOLDConfig('gold', bf16=False, use_uld_loss=True, **options), *tokenizers, device=framework.device)
         def of(batch):
             with torch.no_grad(): said = teacher(**side(batch, 'teacher_')).logits
             ids, theirs = batch['input_ids'], batch['teacher_input_ids']
