@@ -177,6 +177,7 @@ def write_dataset(
                  system_prompt=config.teacher_system_prompt, seed=config.seed, new_tokens=new_tokens,
                  temperature=temperature, answers=answers, batch_size=batch_size, max_documents=config.max_documents)
     beside = path.with_name(path.name + '.about.json')
+    found = {}
     if path.exists() and path.stat().st_size:
         found = json.loads(beside.read_text()) if beside.exists() else None
         if found is None: raise DataError(f"{path} is there already and was not written by kdkit write: choose another file.")
@@ -188,6 +189,9 @@ def write_dataset(
     say(f'to answer: {corpus}')
     prompts = ([json.loads(text) for text in corpus.text['text']]
                if corpus.chat else [dict(messages=[dict(role='user', content=text)]) for text in corpus.text['text']])
+    if found.get('size') == [len(prompts), found and path.stat().st_size]:
+        say(f'{path} is finished: the teacher is not asked again')
+        return dict(found['finished'], path=str(path))
     tokenizer = load_tokenizer(config.teacher_model, 'teacher_model', **load_options(config, 'teacher'))
     side, refused, kept = ChatSide(tokenizer, template_of(tokenizer)[0], config.teacher_system_prompt or ''), 0, []
     teacher = load_writer(config)
@@ -214,4 +218,6 @@ def write_dataset(
     if not written:
         raise DataError(f"the teacher ended none of its {len(kept) * answers:,} answers within {new_tokens} tokens: raise new_tokens, or "
                         f"use a teacher that was taught to answer.")
-    return dict(prompts=len(kept), answers=written, unfinished=len(kept) * answers - written, refused=refused, path=str(path))
+    finished = dict(prompts=len(kept), answers=written, unfinished=len(kept) * answers - written, refused=refused)
+    beside.write_text(json.dumps(dict(about, finished=finished, size=[len(prompts), path.stat().st_size]), indent=1))
+    return dict(finished, path=str(path))

@@ -1,5 +1,6 @@
 "A teacher answers the prompts of a dataset, into a file that is a dataset of conversations again."
 import json
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from kdkit.cli import main
 from kdkit.data import read_corpus
 from kdkit.files import DataError
+from kdkit import sequence
 from kdkit.sequence import write_dataset
 
 PROMPTS = [f'What is {i} and {i + 1}?' for i in range(11)]
@@ -61,6 +63,8 @@ def test_a_file_that_was_cut_off_goes_on(teacher, tmp_path, cut):
                          **how)['answers'] == whole['answers'] and (tmp_path / 'cut.jsonl').read_bytes() == text
     with pytest.raises(DataError, match=r'other options \(temperature differs\)'):
         write_dataset(config, tmp_path / 'cut.jsonl', temperature=.5, **how)
+    with patch.object(sequence, 'load_writer', side_effect=AssertionError('a finished file asks nobody')):
+        assert write_dataset(config, tmp_path / 'whole.jsonl', **how) == whole
 
 def test_batches_of_likeliest_tokens_are_those_of_one_at_a_time(teacher, tmp_path):
     config = dict(teacher_model=teacher, dataset=prompt_file(tmp_path,
