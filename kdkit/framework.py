@@ -26,7 +26,7 @@ from .crossings import Crossed
 from .curriculum import Curriculum, constant, default_schedules, joint_plan
 from .devices import look, pick_teacher_device, pick_teacher_dtype, same_place
 from .fused import Buffers, Head
-from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for
+from .heads import Columns, Comparing, Listening, Lists, Reading, Teaching, fused_heads, pull_for, slice_positions
 from .knowledge import (Listener, against_teacher, aligned_mask, cached_answers, cached_comparison, comparison, map_of, read_heads,
                              same_text, shared_tokens)
 from .models import (AbsentModel, ModelError, body, cannot_mask_documents, count_parameters, has_adapter, is_quantized, is_split,
@@ -473,8 +473,9 @@ class StudentAwareDistillationFramework(nn.Module):
 
     @property
     def chunk(self):
-        "Positions whose logits of both models make about 2**25 numbers, 128 MB in fp32; half of them on a CPU, where more is slower."
-        return max(1, 2**(24 if self.device.type == 'cpu' else 25) // sum(m.get_output_embeddings().weight.shape[0] for m in (self.student_model, self.teacher_model)))
+        "Positions whose logits exist at a time; where the heads are fused, twice as many."
+        rows = [model.get_output_embeddings().weight.shape[0] for model in (self.student_model, self.teacher_model)]
+        return slice_positions(sum(rows), self.device.type)
 
     def common_nats(self,
         signals: Signals,

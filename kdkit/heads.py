@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'LIST', 'CROSSING', 'Columns', 'Lists', 'Teaching', 'Comparing', 'between', 'Listening', 'split_known_kl',
-           'Listed', 'Reading', 'fused_heads', 'pull_for']
+           'Listed', 'Reading', 'slice_positions', 'fused_heads', 'pull_for']
 
 # %% ../nbs/19_heads.ipynb #3c9ade08
 from collections.abc import Callable
@@ -265,6 +265,14 @@ class Reading(Teaching):
             here = between(entry, i, k)
             yield i, k, entries_pull(log_probs, entry[here] - i, event[here], probs[here].to(log_probs.dtype), classes)
         return answer
+
+# %% ../nbs/19_heads.ipynb #19sl0002
+def slice_positions(
+    rows: int,  # of both heads together
+    on: str,    # type of the device
+) -> int:
+    "Positions whose logits of both models make about 2**25 numbers, 128 MB in fp32; on a CPU half of them."
+    return max(1, 2**(24 if on == 'cpu' else 25) // rows)
 
 # %% ../nbs/19_heads.ipynb #e28cbd61
 def fused_heads(

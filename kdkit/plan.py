@@ -31,6 +31,7 @@ from transformers.pytorch_utils import Conv1D
 from .align import encode_bytes, token_bytes
 from .config import ConfigError, DistillConfig
 from .devices import look, pick_teacher_device, pick_teacher_dtype
+from .heads import slice_positions
 from .make_student import for_layers, kept_layers
 from .models import ModelError, body, count_parameters, has_experts, load_config, load_options, load_tokenizer, quietly
 from .options import settings
@@ -216,7 +217,7 @@ def heads_bytes(
 ) -> tuple:              # (while the heads are read, of it kept after: on a CPU the arrays are used again)
     "What it takes to read both heads and to go back through the student's, without the gradient of the head itself."
     theirs = teacher.rows if teacher else 0
-    slice_ = min(n, 2 * max(1, 2**25 // (student.rows + theirs)))      # as the framework cuts them
+    slice_ = min(n, 2 * slice_positions(student.rows + theirs, 'cuda' if gpu else 'cpu'))  # as the framework cuts them
     narrow, mine, said = 2 if half else 4, 4 * slice_ * student.rows, 4 * slice_ * theirs
     at_once = slice_ if gpu else min(slice_, max(1, 2**22 // (4 * student.rows)))
     # the teacher's answers, and the pull, class by class
