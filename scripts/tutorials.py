@@ -32,7 +32,8 @@ def main(*names):
     for path in [FOLDER / f'{name}.ipynb' for name in names] or sorted(FOLDER.glob('*.ipynb')):
         notebook, started = nbformat.read(path, 4), time.time()
         with tempfile.TemporaryDirectory() as folder:
-            NotebookClient(notebook, timeout=None, kernel_name='python3', resources=dict(metadata=dict(path=folder))).execute()
+            NotebookClient(notebook, timeout=None, kernel_name='python3', store_widget_state=False,
+                           resources=dict(metadata=dict(path=folder))).execute()
         notebook.metadata.pop('language_info', None)
         for cell in notebook.cells:
             if cell.cell_type == 'code': cell.outputs = tidy(cell.outputs)
