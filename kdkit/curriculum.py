@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSS_STYLES', 'SHOWN_AS', 'constant', 'linear', 'cosine', 'step', 'default_schedules', 'Curriculum', 'joint_plan',
-           'label_of', 'plot_curriculum']
+           'label_of', 'style_of', 'plot_curriculum']
 
 # %% ../nbs/04_curriculum.ipynb #2287e47b
 import math
@@ -145,6 +145,13 @@ def label_of(
     kind, underline, teacher = name.partition('_')
     return f"{SHOWN_AS[kind]}{' of ' * len(underline)}{teacher}" if kind in SHOWN_AS else name
 
+# %% ../nbs/04_curriculum.ipynb #04style1
+def style_of(
+    name: str,  # of a loss
+) -> dict:      # for ax.plot
+    "Colour and dash of a loss; one that the project does not know gets a colour that follows from its name."
+    return LOSS_STYLES.get(name) or dict(color=f'C{sum(name.encode()) % 10}', linestyle='-.')
+
 # %% ../nbs/04_curriculum.ipynb #c5d09f31
 def plot_curriculum(
     curriculum: Curriculum|dict, # or its plan
@@ -159,9 +166,9 @@ def plot_curriculum(
         ax = Figure(figsize=(6, 3), layout='constrained').subplots()
     plan = curriculum if isinstance(curriculum, dict) else curriculum.plan()
     for name, planned in plan['weights'].items():
-        [line] = ax.plot(np.linspace(0, plan['total_steps'] or 1, len(planned)), planned, label=label_of(name), **LOSS_STYLES.get(name, {}))
+        [line] = ax.plot(np.linspace(0, plan['total_steps'] or 1, len(planned)), planned, label=label_of(name), **style_of(name))
         if step is not None and name in (weights or {}): ax.plot(step, weights[name], 'o', color=line.get_color(), clip_on=False)
-    for name, (steps, values) in (so_far or {}).items(): ax.plot(steps, values, label=label_of(name), **LOSS_STYLES.get(name, {}))
+    for name, (steps, values) in (so_far or {}).items(): ax.plot(steps, values, label=label_of(name), **style_of(name))
     if step is not None: ax.axvline(step, color='0.5', linewidth=1)
     ax.set(title='Planned weight of each loss', xlabel='optimizer steps' if plan['total_steps'] else 'progress', ylabel='weight',
            ylim=(0, None))
