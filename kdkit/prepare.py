@@ -313,8 +313,8 @@ def few_measured(
     more = ('let eval_dataset hold more' if config.eval_dataset else 'name a larger eval_split' if config.eval_split
             else f'raise eval_fraction ({config.eval_fraction:g}) or name an eval_dataset')
     more = more if config.max_eval_rows > windows else f'raise max_eval_rows ({config.max_eval_rows})'
-    return (f"only {windows} window{'s' * (windows != 1)} of text to measure on: small differences between models will be chance. For figures "
-            f"that say something, {more}.")
+    return (f"only {windows} window{'s' * (windows != 1)} of text to measure on: small differences between models will be chance. For "
+            f"figures that say something, {more}.")
 
 # %% ../nbs/25_prepare.ipynb #9a3ac838
 def prepare_text(
