@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from .align import encode_bytes, token_bytes
 from .adapters import check_sides
+from .checkpoints import write_whole
 from .config import DistillConfig
 from .files import DataError
 from .models import is_quantized, load_causal_lm, load_config, load_options, load_tokenizer, teacher_dtype_of
@@ -205,7 +206,7 @@ def write_dataset(
         raise DataError(f"none of the {len(prompts):,} prompts can be answered: the teacher's template refuses them, or they and "
                         f"new_tokens={new_tokens} are longer than the {most:,} tokens that it reads.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(about, indent=1))
+    write_whole(beside, json.dumps(about, indent=1))
     def write(batch, some):
         asked = [prompt for prompt in some for _ in range(answers)]
         said = write_answers(teacher, side, asked, new_tokens, temperature, config.seed * 1_000_003 + batch, batch_size)
@@ -219,5 +220,5 @@ def write_dataset(
         raise DataError(f"the teacher ended none of its {len(kept) * answers:,} answers within {new_tokens} tokens: raise new_tokens, or "
                         f"use a teacher that was taught to answer.")
     finished = dict(prompts=len(kept), answers=written, unfinished=len(kept) * answers - written, refused=refused)
-    beside.write_text(json.dumps(dict(about, finished=finished, size=[len(prompts), path.stat().st_size]), indent=1))
+    write_whole(beside, json.dumps(dict(about, finished=finished, size=[len(prompts), path.stat().st_size]), indent=1))
     return dict(finished, path=str(path))

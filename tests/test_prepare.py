@@ -76,6 +76,14 @@ def test_a_dataset_for_evaluation_beats_a_split(pair, tmp_path):
     assert texts_of(config_of(pair, tmp_path / 'data', eval_dataset=f'{other}[:3]'))[1] == TEXTS[60:63]
 
 
+@pytest.mark.parametrize('rows, advice', [(6, 'raise max_eval_rows (6)'), (300, 'let eval_dataset hold more'), (8, '')])
+def test_hardly_any_text_to_measure_on_is_said(pair, tmp_path, capsys, rows, advice):
+    held_out = save(tmp_path / 'held_out.jsonl', [f'{text} Held out.' for text in TEXTS[:1 if rows == 300 else 60]])
+    prepare_text(config_of(pair, save(tmp_path / 'train.jsonl', TEXTS), eval_dataset=held_out, max_eval_rows=rows))
+    said = ''.join(capsys.readouterr())
+    assert ('small differences between models will be chance' in said) == bool(advice) and advice in said
+
+
 def test_no_more_is_paired_than_a_run_reads(pair, tmp_path, monkeypatch):
     config = config_of(pair, save(tmp_path / 'a.jsonl', TEXTS * 9),
                        eval_dataset=save(tmp_path / 'b.jsonl', ['Something else to measure on, held apart.']))
