@@ -51,7 +51,7 @@ def left_out_at_times(
 def check_shards(
     framework: StudentAwareDistillationFramework,
 ) -> None:
-    "ModelError where the student cannot be trained sharded."
+    "ModelError where the student cannot be sharded."
     student = framework.student_model
     who = f"fsdp is given, but the student ({type(student).__name__})"
     if has_adapter(student): raise ModelError(f"{who} has adapters, whose training takes little memory as it is: leave fsdp out.")
@@ -68,7 +68,7 @@ def check_shards(
 
 # %% ../nbs/37_shards.ipynb #36a00008
 class Sharded(nn.Module):
-    "A framework whose trained weights are sharded, one in each process; call it as the framework."
+    "A framework whose trained weights are sharded, a shard in each process; call it as the framework."
     def __init__(self,
         framework: StudentAwareDistillationFramework,  # its student and projectors are exchanged for sharded twins, until `back`
     ):
