@@ -24,7 +24,7 @@ from .models import body, output_head, read_json
 from .progress import say, watched
 from .knowledge import against_teacher
 from .vocab import Continuations, VocabMap
-from .windows import PairCollator, model_inputs
+from .windows import PairCollator, model_inputs, of_window
 
 # %% ../nbs/26_cache.ipynb #610e3c4a
 class CacheError(ValueError):
@@ -37,9 +37,9 @@ def rows_digest(
     rows: Dataset,  # of pair_dataset
     names: tuple,   # columns
 ) -> str:
-    "A fingerprint of all tokens and positions in these columns."
+    "A fingerprint of all tokens and positions in these columns, and of what the teacher reads before them."
     digest = hashlib.sha256()
-    for name in names:
+    for name in (*names, *{'teacher_context_ids'} & set(rows.column_names)):
         digest.update(f'{name} {len(rows)}'.encode())
         for start in range(0, len(rows), 1024):
             part = rows[start:start + 1024][name]
@@ -134,7 +134,7 @@ def ask_teacher(
     chance, said, within = torch.Generator(device).manual_seed(seed), [], []
     opens = torch.ones(teacher.get_output_embeddings().weight.shape[0], dtype=torch.bool) if opens is None else opens
     with torch.autocast(device.type, torch.float16, enabled=device.type == 'cuda'):
-        states = body(teacher)(**model_inputs(batch, 'teacher_'), use_cache=False)[0]
+        states = of_window(batch, body(teacher)(**model_inputs(batch, 'teacher_'), use_cache=False)[0])
         def log_probs(row, at): return output_head(teacher)(states[row, at]).float().log_softmax(-1)
         for row, at in zip(*(part.split(chunk) for part in mask.nonzero(as_tuple=True))):
             expected = log_probs(row, at)
@@ -272,7 +272,7 @@ class TeacherCache:
             raise CacheError(f"{self.folder} was written by the teacher {self.about['name']!r}, but teacher_model is {teacher!r}.")
         if rows_digest(rows, SIDES[side]) != self.about['rows'][side]:
             raise CacheError(f"{self.folder} was written for other windows ({self.about['n_rows']:,} rows, here {len(rows):,}): text, "
-                             f"tokenizers, max_length, eval_fraction, pack and seed must be "
+                             f"tokenizers, max_length, teacher_context, eval_fraction, pack and seed must be "
                              "those of kdkit cache-teacher. Write a new one for this run.")
         if document_masking not in (None, self.document_masking):
             raise CacheError(f"document_masking is {document_masking}, but {self.folder} was written with {self.document_masking}: give "

@@ -109,6 +109,7 @@ class DistillConfig:
     num_proc: int|None = option(None, 'processes that tokenize the text (unset: one a core where the text is large)')
     max_length: int = option(512, 'student tokens in a window, which is one training sequence', group='windows and batches')
     teacher_max_length: int|None = option(None, 'teacher tokens in a window (unset: twice max_length)')
+    teacher_context: int = option(0, 'teacher tokens before a training window, of the same document, that the teacher alone reads')
     pack: bool = option(True, 'several documents in one training window')
     document_masking: bool = option(False, 'documents of one window do not attend to each other, in both models')
     batch_size: int = option(8, 'windows in a micro-batch')
@@ -337,6 +338,10 @@ class DistillConfig:
     def check_text(self):
         "Windows, documents and conversations."
         self.demand_least(2, 'max_length', 'teacher_max_length')
+        self.demand_least(0, 'teacher_context')
+        if self.teacher_context and self.uses('attention'):
+            raise ConfigError("teacher_context lets the teacher attend to text that the student does not see, and alpha_attention compares "
+                              "what they attend to: leave one of the two out.")
         self.demand('eval_fraction', lambda x: 0 < x < 1, 'between 0 and 1')
         self.demand_one_of(DOCUMENT_FORMS, 'documents_by')
         self.demand_one_of(('auto', 'text', *CHAT_FORMS), 'format')

@@ -35,7 +35,7 @@ from .projectors import TeacherToStudentLogitProjector, layer_pairs
 from .terms import (AttentionTerm, ContrastiveTerm, FeatureTerm, KnowledgeTerm, LanguageModelTerm, LayerwiseTerm, Signals, SpanTerm,
                          Term, UnalignedTerm, opening_tokens, span_answers)
 from .vocab import TokenPair, VocabMap, gold_consistency, spelling_matrix
-from .windows import STUDENTS, JointCollator, PairCollator, control_ids, model_inputs, numbered
+from .windows import STUDENTS, JointCollator, PairCollator, control_ids, model_inputs, numbered, of_window
 
 # %% ../nbs/30_framework.ipynb #86cf6c52
 def build_terms(
@@ -411,7 +411,7 @@ class StudentAwareDistillationFramework(nn.Module):
         "The teacher reads its own tokens."
         place = self.teacher_model.get_input_embeddings().weight.device
         side = {name: values.to(place, non_blocking=True) for name, values in model_inputs(batch, 'teacher_').items()}
-        return body(self.teacher_model)(**side, use_cache=False)[0]
+        return of_window(batch, body(self.teacher_model)(**side, use_cache=False)[0])
 
     @torch.no_grad()
     def read_teacher(self,
@@ -423,7 +423,7 @@ class StudentAwareDistillationFramework(nn.Module):
         with (capture_states(self.teacher_model, wanted('teacher_layers')) as layers,
               capture_attention(self.teacher_model, wanted('teacher_attention')) as attention):
             states = self.teacher_states(batch)
-        return states, layers, attention
+        return states, {layer: of_window(batch, values) for layer, values in layers.items()}, attention
 
     def who_asks(self, terms, batch) -> list:  # of terms
         "Those that want a teacher to read this batch: one that was written down is not asked again."

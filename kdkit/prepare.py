@@ -65,7 +65,7 @@ def read_sides(
 def window_limits(
     config: DistillConfig,
     configs: dict,  # of read_sides
-) -> dict:          # side -> tokens that a window may hold
+) -> dict:          # side -> tokens that a window may hold; context: those before it that the teacher reads besides
     "How long windows may be; RunError where a model cannot read as much as is asked for."
     limits = dict(student=config.max_length, teacher=config.teacher_max_length or 2 * config.max_length)
     for side, limit in limits.items():
@@ -75,7 +75,9 @@ def window_limits(
         else:
             name = getattr(config, f'{side}_model')
             raise RunError(f"{side} windows of {limit} tokens are longer than the {most} that {name!r} can read: lower max_length.")
-    return limits
+    most = getattr(configs['teacher'], 'max_position_embeddings', None)
+    room = most - limits['teacher'] if most and most > 0 else config.teacher_context
+    return dict(limits, context=min(config.teacher_context, room))
 
 # %% ../nbs/25_prepare.ipynb #24a00006
 def read_texts(
@@ -332,19 +334,21 @@ def prepare_text(
     long = dict(max_length=limits[0]['student'], teacher_max_length=[limit['teacher'] for limit in limits])
     ends = dict(student_control=control_ids(pairs[0].student, models[0]['student']),
                 teacher_control=[control_ids(pair.teacher, configs['teacher']) for pair, configs in zip(pairs, models)])
-    maker = lambda pack: WindowMaker(pairs[0].student, [pair.teacher for pair in pairs], pack=pack, **long, **ends)
+    maker = lambda pack, context=0: WindowMaker(pairs[0].student, [pair.teacher for pair in pairs], pack=pack, teacher_context=context,
+                                                **long, **ends)
     corpus, held_out, left_out = read_texts(config) if train else (None, text_to_measure(config), '')
     for sentence in filter(None, (corpus and f'to train on: {corpus}', f'to measure on: {held_out}', left_out)): say(sentence)
     sides, names = [None] * len(each), side_names(1 + len(each))
     if held_out.chat:
         sides, sentences = zip(*(chat_sides(*one) for one in zip(each, models, tokenizers)))
         for sentence in (*dict.fromkeys(sentences), example(sides[0]['student'], corpus or held_out)): say(sentence)
-        maker = lambda pack: ConversationMaker(sides[0]['student'], [side['teacher'] for side in sides], **long, pack=pack,
+        maker = lambda pack, context=0: ConversationMaker(sides[0]['student'], [side['teacher'] for side in sides], **long, pack=pack,
                                                train_on=config.train_on, long_conversations=config.long_conversations)
     else:
         everyone = dict(zip(names, (pairs[0].student, *(pair.teacher for pair in pairs))))
         for sentence in typed_controls([text for text in held_out.text[:1000]['text']], everyone): say(sentence)
-    makers = dict(measure=maker(False), train=maker(config.pack))
+    # a teacher is measured on what the student reads, and no more
+    makers = dict(measure=maker(False), train=maker(config.pack, [limit['context'] for limit in limits]))
     on = config.num_proc, config.cache_dir
     with quiet():
         mixed = held_out.text.shuffle(seed=0)  # runs of every seed are measured on the same text
