@@ -74,7 +74,7 @@ def unpacked(
     return values[''] if '' in values else tuple(values[str(i)] for i in range(len(values)))
 
 # %% ../nbs/24_pair.ipynb #23a0000a
-FORM = 2  # of the files; raise it when the same pair begins to give other tables
+FORM = 1  # of the files; raise it when the same pair begins to give other tables
 
 def pair_key(
     pair: TokenPair,

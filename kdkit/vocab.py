@@ -344,7 +344,7 @@ class TokenPair:
 
     @property
     def respelt(self):
-        "[student rows], the teacher token that begins each of the student's, as the teacher writes it; -1: none."
+        "[student rows], the teacher token that begins each of the student's that begins none of the teacher's; elsewhere -1."
         return self.part('respelt', lambda: teacher_first(self))
 
 # %% ../nbs/11_vocab.ipynb #e9367bf1
@@ -402,24 +402,23 @@ def combined_map(
 # %% ../nbs/11_vocab.ipynb #7e0a11c2
 def teacher_first(
     pair: TokenPair,
-) -> Tensor:  # [student rows], -1 for control tokens, vacant rows and what the teacher writes nothing for
-    "The teacher token that begins each of the student's, as the teacher writes it."
-    written, found = [s for s, piece in enumerate(pair.student_bytes) if piece], torch.full((pair.student_rows,), -1)
-    for s, ids in zip(written, spellings(pair.teacher, pair.teacher_bytes, [pair.student_bytes[s] for s in written])):
+) -> Tensor:  # [student rows], -1 where it begins one of the teacher's tokens, or nothing begins it
+    "The teacher token that begins each student token that no token of the teacher's begins with."
+    student, begun = pair.student_bytes, set(pair.first.tolist())
+    hidden, found = [s for s, piece in enumerate(student) if piece and s not in begun], torch.full((pair.student_rows,), -1)
+    for s, ids in zip(hidden, spellings(pair.teacher, pair.teacher_bytes, [student[s] for s in hidden])):
         if ids: found[s] = ids[0]
     return found
 
 def token_level_map(
     pair: TokenPair,
 ) -> VocabMap:
-    "The first-token map; a student token that the teacher writes as several is in the class of what the first of them begins with."
+    "The first-token map; a student token that begins no token of the teacher's is in the class of what the teacher writes first."
     first, respelt, n = first_token_map(pair).teacher_index, pair.respelt, pair.student_rows
-    begins = first[respelt.clamp_min(0)].where(respelt >= 0, n)  # what the student would write of it
-    lengths = torch.tensor([len(piece or b'') for piece in pair.student_bytes])
-    hides = (begins < n) & (lengths[begins.clamp(max=n - 1)] < lengths)
-    hides[[mine for mine, theirs in pair.ends if first[theirs] == mine]] = False  # an end that is written as text
-    within = begins.where(hides, torch.arange(n))
-    while not torch.equal(within, further := within[within]): within = further  # what it begins with may hide as well
+    own = torch.arange(n)
+    hides = (respelt >= 0) & (first[respelt.clamp_min(0)] < n)
+    hides[first[first < n]] = False  # an end that is written as text
+    within = first[respelt.clamp_min(0)].where(hides, own)
     classes, index = within.unique(return_inverse=True)
     return VocabMap('token_level', len(classes), index, F.pad(index, (0, 1), value=len(classes))[first], first=first)
 
