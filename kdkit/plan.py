@@ -310,7 +310,8 @@ def plan_memory(
     texts, tokens = text if isinstance(text, list) else [text] * len(teachers), config.max_length
     long = [round(min(config.teacher_max_length or 2 * tokens, one.teacher_tokens * tokens)) for one in texts]
     learnt = reading(student.config, b, tokens, torch.float32, half, True, on('gradient_checkpointing'))
-    reads = [reading(one.config, b, n, dtype, half, False) if there else Reading(0, 0, 0, 0) for one, n in zip(teachers, long)]
+    reads = [reading(one.config, b, n + config.teacher_context, dtype, half, False) if there else Reading(0, 0, 0, 0)
+             for one, n in zip(teachers, long)]
     before = list(accumulate((one.states for one in reads), initial=0))  # what those have left that read before
     read = Reading(before[-1], 0, max(states + one.forward for states, one in zip(before, reads)), 0)
     learning = adapter_parameters(student, config.lora_r, config.lora_target_modules) if config.lora_r else student.parameters

@@ -98,7 +98,7 @@ def too_short(
     return DataError(f"{side} windows of at most {limit} tokens cannot hold {found!r}: the next place where a window can end "
                      f"is {n} tokens away. Raise the limit to {n}, or drop such text.")
 
-# %% ../nbs/21_windows.ipynb #f27f5e7c
+# %% ../nbs/21_windows.ipynb #21ctx002
 def tokens_before(
     ids: np.ndarray,   # a stream
     over: np.ndarray,  # the last token of each document
@@ -109,6 +109,7 @@ def tokens_before(
     begun = np.append(0, over)[np.searchsorted(over, last, 'right')]
     return ids[max(begun, last - most) + 1:last + 1]
 
+# %% ../nbs/21_windows.ipynb #f27f5e7c
 def cut_windows(
     texts: list,      # documents
     encoded: list,    # `encode_bytes` of each side: student[, teacher, …]; emptied, for a long document fills the memory
@@ -561,6 +562,7 @@ def model_inputs(
     name = f'{side}position_ids' if f'{side}position_ids' in batch else f'{side}attention_mask'
     return {'input_ids': batch[f'{side}input_ids'], name.removeprefix(side): batch[name]}
 
+# %% ../nbs/21_windows.ipynb #21ctx005
 def of_window(
     batch: dict,     # of a collator
     states: Tensor,  # [batch, tokens that the teacher read, H]
