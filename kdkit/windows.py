@@ -137,13 +137,13 @@ def cut_windows(
     text_bytes = at - over * (1 + marked) - (at > np.append(0, document_ends)[over])
     if cuts[-1] < stops[-1]: raise too_short(''.join(texts), text_bytes[cuts[-1]], np.diff(read[:, cuts[-1]:])[:, 0], limits)
     del over
-    windows = []
+    windows, teachers = [], [(ids, over) for (ids, _), over in zip(streams[1:], over_at[1:])]
     for i, j in zip(cuts, cuts[1:]):
         ids = [np.append(ids[:1], ids[begin + 1:end + 1]) for (ids, _), begin, end in zip(streams, read[:, i], read[:, j])]
         positions = [(pair[:, some[i]:some[j]] - pair[:, some[i]:some[i] + 1]) for pair, some in zip(pairs, meets)]
         starts = [np.unique([0, *(last[(last > begin) & (last < end)] - begin)])
                   for last, begin, end in zip(over_at, read[:, i], read[:, j])]
-        earlier = [tokens_before(*side, most) for side, most in zip(zip([ids for ids, _ in streams][1:], over_at[1:], read[1:, i]), context)]
+        earlier = [tokens_before(*teacher, last, most) for teacher, last, most in zip(teachers, read[1:, i], context)]
         windows.append((ids, positions, starts, text_bytes[j] - text_bytes[i], earlier))
     return windows
 

@@ -92,7 +92,8 @@ def test_documents_apart_stay_apart():
     "What stands before belongs to the first document of a window; the others begin anew."
     framework = framework_of(PAIRS[1], masked=True)
     short = [text[:60] for text in TEXTS]
-    rows = [row for row in windows(*PAIRS[1], 50, True, short, 45) if len(row['teacher_document_starts']) > 1 and row['teacher_context_ids']]
+    rows = [row for row in windows(*PAIRS[1], 50, True, short, 45)
+            if len(row['teacher_document_starts']) > 1 and row['teacher_context_ids']]
     assert rows
     batch = framework.complete(framework.collator()(rows))
     states = framework.teacher_states(batch)

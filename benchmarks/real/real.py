@@ -15,6 +15,8 @@ import platform
 import time
 from pathlib import Path
 
+from kdkit.config import DistillConfig
+
 HERE = Path(__file__).parent
 KEPT = HERE / 'results.json'
 TAUGHT = ('accelerate', 'datasets', 'fsspec', 'huggingface_hub', 'ipywidgets', 'jinja2', 'matplotlib', 'networkx', 'pandas', 'pytest',
@@ -95,7 +97,8 @@ def shared(args, paths):
     "Options that all runs and the cache have in common."
     return dict(teacher_model=args.teacher_model, student_model=args.student_model, dataset=paths['train'], eval_dataset=paths['held_out'],
                 teacher_cache=str(Path(args.folder) / 'cache'),
-                max_length=args.max_length, batch_size=args.batch_size, max_eval_rows=args.max_eval_rows, teacher_dtype=args.teacher_dtype)
+                max_length=args.max_length, batch_size=args.batch_size, max_eval_rows=args.max_eval_rows, teacher_dtype=args.teacher_dtype,
+                teacher_context=args.teacher_context)
 
 
 def page(results):
@@ -157,6 +160,7 @@ def main():
     parser.add_argument('--max_steps', type=int, default=160)
     parser.add_argument('--batch_size', type=int, default=4)
     parser.add_argument('--max_length', type=int, default=256)
+    parser.add_argument('--teacher_context', type=int, default=DistillConfig.teacher_context)
     parser.add_argument('--max_eval_rows', type=int, default=32)
     parser.add_argument('--eval_steps', type=int, default=20)
     parser.add_argument('--teacher_dtype', default='auto')
