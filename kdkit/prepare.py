@@ -342,6 +342,7 @@ def prepare_text(
     if held_out.chat:
         sides, sentences = zip(*(chat_sides(*one) for one in zip(each, models, tokenizers)))
         for sentence in (*dict.fromkeys(sentences), example(sides[0]['student'], corpus or held_out)): say(sentence)
+        if config.teacher_context: say('teacher_context changes nothing here: nothing stands before a conversation')
         maker = lambda pack, context=0: ConversationMaker(sides[0]['student'], [side['teacher'] for side in sides], **long, pack=pack,
                                                train_on=config.train_on, long_conversations=config.long_conversations)
     else:

@@ -338,6 +338,11 @@ def test_what_cannot_be_is_said_in_one_sentence(chat_pair, tmp_path, capsys):
     refused(capsys, {**run, 'max_length': 12}, 'none of the conversations', 'too long for a window')
     assert not (tmp_path / 'run').exists()
 
+def test_nothing_stands_before_a_conversation(chat_pair, tmp_path, capsys):
+    text = prepare_text(DistillConfig(**{**chat_pair, **RUN, 'output_dir': str(tmp_path), 'teacher_context': 50}))
+    assert 'teacher_context changes nothing here' in ''.join(capsys.readouterr())
+    assert 'teacher_context_ids' not in text['train'].column_names
+
 def test_texts_with_control_tokens_are_warned_of(chat_pair, tmp_path, capsys):
     rows = [dict(text=f'<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n{a}<|im_end|>') for q, a in zip(ASKED, SAID)]
     prepare_text(DistillConfig(**{**chat_pair, 'dataset': lines(tmp_path / 'text.jsonl', rows)}, max_length=200))
