@@ -59,7 +59,9 @@ def verdict(
     elif control is not None and report['control'].get('steps', report.get('steps')) != report.get('steps'):
         says.append(f"The control took {report['control']['steps']:,} optimizer steps and the student {report['steps']:,}, so "
                     f"the two cannot be compared.")
-    elif control is not None: says.append("The control is as good as the teacher: there is no gap to close.")
+    elif control is not None:
+        how = 'better than' if teacher is not None and control < teacher else 'as good as'
+        says.append(f"The control is {how} the teacher: there is no gap to close.")
     elif before is not None and after < before:
         says.append(f"The student got better by {before - after:.3f} bits per byte. How much of that is the teacher's doing is not known: "
                     "train with control=True (--control) to compare with the same training without a teacher.")

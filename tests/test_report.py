@@ -98,7 +98,8 @@ def test_what_to_do_is_said(numbers, says):
 
 
 def test_no_gap_is_said_plainly():
-    assert 'no gap to close' in summary_table(report(after=1.8, control=1.9, teacher=2.))
+    assert 'better than the teacher: there is no gap' in summary_table(report(after=1.8, control=1.9, teacher=2.))
+    assert 'as good as the teacher: there is no gap' in summary_table(report(after=1.8, control=2., teacher=2.))
 
 
 def test_an_evaluation_without_a_run_has_a_table_too():
