@@ -82,16 +82,18 @@ class Crossings:
         partner, node = tree.find(ids, teacher_ids, student_positions, teacher_positions)
         shared, last = boundaries(ids, student_positions, teacher_positions)[0], (mask.sum(1, keepdim=True) - 1).clamp_min(0)
         shared = shared.scatter(1, last, (teacher_mask.sum(1, keepdim=True) - 1).clamp_min(0))  # both sides of a window end at one byte
-        written, read = self.student_bytes[ids].cumsum(1), self.teacher_bytes[teacher_ids].cumsum(1)
+        sizes = self.student_bytes[ids]
+        written, read = sizes.cumsum(1), self.teacher_bytes[teacher_ids].cumsum(1)
         index = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         before = index.where(shared >= 0, -1).cummax(1).values
         after = F.pad(index.where(shared >= 0, ids.shape[1]).flip(1).cummin(1).values.flip(1)[:, 1:], (0, 1), value=ids.shape[1])
         def taken(x, at): return x.gather(1, at.clamp(0, x.shape[1] - 1))
         def there(at): return taken(read, taken(shared, at))
         inside = (before >= 0) & (after < ids.shape[1]) & (index < last)
-        inside &= there(after) - there(before) == taken(written, after) - taken(written, before)
-        at = there(before) + written - taken(written, before)
-        end = at + F.pad(self.student_bytes[ids][:, 1:], (0, 1), value=1)
+        begin = there(before) - taken(written, before)  # where the student's bytes begin among the teacher's
+        inside &= there(after) - taken(written, after) == begin
+        at = begin + written
+        end = at + F.pad(sizes[:, 1:], (0, 1), value=1)
         opened, reached = (torch.searchsorted(read, edge.contiguous(), right=right) - 1 for edge, right in ((at, True), (end, False)))
         offset = at - taken(read, opened)
         by_bytes = inside & (partner < 0) & (offset > 0)
