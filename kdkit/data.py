@@ -233,7 +233,8 @@ class Corpus:
 
     def __str__(self):
         kind = 'conversations' if self.chat else 'documents'
-        size = f'{len(self.text):,} {kind}' if isinstance(self.text, Dataset) else f'{kind} as they arrive'
+        size = (f'{len(self.text):,} {kind[:-1] if len(self.text) == 1 else kind}' if isinstance(self.text, Dataset)
+                else f'{kind} as they arrive')
         begins = ' '.join((json.loads(self.begins)['messages'][0]['content'] if self.chat else self.begins).split())
         return f"{self.name}: {size} ({'; '.join(self.said)}); it begins {begins[:60]!r}{'…' * (len(begins) > 60)}"
 

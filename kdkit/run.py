@@ -227,8 +227,9 @@ class Run:
             says.append(named + worth_distilling(*bits, self.config.follows_lead, bool(label)))
             if read := about.get('as_read'):
                 lost = read['bits_per_byte'] > read['teacher_bits_per_byte']
+                some = f"{read['windows']:,} window{'s' * (read['windows'] != 1)}"
                 says.append(f"{named}targets for the student, made from the teacher's distributions: {read['bits_per_byte']:.3f} bits per "
-                            f"byte, the teacher itself {read['teacher_bits_per_byte']:.3f} (on {read['windows']:,} windows); "
+                            f"byte, the teacher itself {read['teacher_bits_per_byte']:.3f} (on {some}); "
                             f"{'what lies between' if lost else 'nothing'} is lost between the tokenizers")
         return says
 
