@@ -245,7 +245,7 @@ def read_heads(
     here, there = (mask.nonzero(as_tuple=True) for mask in (covered, predicts & ~covered))
     def read(row, at):
         logits, n = widen(student_head(student_states[row, at])), int(covered[row, at].sum())  # the first n are covered
-        log_probs = logits.log_softmax(-1) if logits.requires_grad else torch.log_softmax(logits, -1, out=logits)
+        log_probs = logits.log_softmax(-1) if logits.requires_grad else torch.log_softmax(logits, -1, out=logits)  # in their place
         nats = F.nll_loss(log_probs, following[row, at], reduction='none')
         parts = nats[:0], nats[:0]
         if n:

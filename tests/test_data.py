@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from kdkit.data import DataError, are_lines, hold_out, load_text
+from kdkit.data import DataError, are_lines, hold_out, load_text, read_corpus
 
 @pytest.fixture(autouse=True)
 def quiet(tmp_path, monkeypatch):
@@ -35,6 +35,11 @@ def test_text_files_are_documents_or_paragraphs(tmp_path):
     (tmp_path / 'few.txt').write_bytes(b'One\r\nstill one\r\n\r\nTwo\n \n\n  Three\n')
     assert load_text(str(tmp_path / 'few.txt'), cache_dir=str(tmp_path / 'c'))['text'] == ['One\r\nstill one', 'Two', '  Three'] or \
         load_text(str(tmp_path / 'few.txt'), cache_dir=str(tmp_path / 'c'))['text'] == ['One\nstill one', 'Two', '  Three']
+
+@pytest.mark.parametrize('n, says', [(1, ': 1 document ('), (2, ': 2 documents (')])
+def test_how_many_is_said_as_one_says_it(tmp_path, n, says):
+    pd.DataFrame(dict(text=rows(n))).to_csv(tmp_path / 'a.csv', index=False)
+    assert says in str(read_corpus(str(tmp_path / 'a.csv')))
 
 def test_a_folder_with_splits(tmp_path):
     for split in ('train', 'validation', 'test'):
